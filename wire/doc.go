@@ -1,0 +1,68 @@
+// Package wire owns the frame, the unit in which transactions travel from a capture to every apply.
+//
+// A frame comes from capture, goes through stream as bytes and reaches apply as the same frame. The
+// package keeps invariant 8 on the decoding side: no length read from outside makes it allocate more
+// than [MaxBody]. It does not know PostgreSQL connections, NATS, or what a value means: tuples stay as
+// pgoutput wrote them, byte for byte, from the WAL to the other server's wire protocol.
+//
+// There are no goroutines and no I/O here. Begin reading with [Frame] and [Records].
+//
+// # Format, version 1
+//
+// Integers named uvarint and varint are those of encoding/binary (protobuf's; varint is zig-zag). A
+// string is a uvarint length and that many bytes of UTF-8. An origin is a string (node) and a uvarint
+// (epoch). A vector is a uvarint count and, for each entry in rising order of (node, epoch): origin,
+// uvarint seq, varint stamp. A stamp counts microseconds since 2000-01-01 UTC.
+//
+//	frame = "PGBF" version:byte flags:byte header body crc:uint32
+//
+// The crc is CRC-32C (Castagnoli), big endian, over all bytes before it. Flag bit 0: the body is one
+// zstd frame. Flag bit 1: this is a fence; it carries no records, only the header, and says that its
+// writer epoch is the one in force from here on. A higher version or another flag is refused.
+//
+//	header = length:uvarint, then in that many bytes:
+//	         cluster:string sender:string origin writer_epoch:uvarint
+//	         first_seq:uvarint last_seq:uvarint last_stamp:varint
+//	         first_commit_time:varint last_commit_time:varint
+//	         up:vector low:vector
+//	         resume_lsn:uvarint back:uvarint
+//	         mark_xid:uvarint mark_seq:uvarint
+//	         system_id:uvarint timeline:uvarint
+//	body   = length:uvarint (before compression), stored_length:uvarint, bytes
+//
+// A reader skips what it does not know at the end of the header. last_seq, last_stamp, up, low and the
+// mark are the origin's state after the whole frame; first_seq is 0 if no transaction ends in it.
+// resume_lsn: every commit whose record starts below it is in this frame or an earlier one. back: the
+// stream sequence of the frame in which the oldest run begins that is still open after this frame, 0 if
+// none; whoever wants to read on behind this frame must begin there to have all the chunks.
+//
+// The body is a list of records, each
+//
+//	record = kind:byte length:uvarint payload
+//
+//	V  dependencies of the transactions that follow in this frame: up:vector low:vector
+//	R  relation, before its first use in the frame (or run), again if it changed:
+//	   id:uvarint schema:string name:string replica_identity:byte columns:uvarint, and for each column
+//	   flags:byte (bit 0: part of the replica identity) name:string type:uvarint typmod:varint
+//	   type_schema:string type_name:string (both empty for a built-in type, whose id says all)
+//	B  begin: seq:uvarint stamp:varint commit_time:varint commit_lsn:uvarint xid:uvarint
+//	I  insert, U update, D delete: relation:uvarint, then the tuples as in pgoutput's message of that
+//	   letter: I 'N' tuple; U [ 'K' | 'O' tuple ] 'N' tuple; D 'K' | 'O' tuple
+//	T  truncate: options:byte (as pgoutput) count:uvarint relation:uvarint...
+//	C  commit of the transaction begun by B: empty
+//	K  chunk of a run: run:uvarint offset:uvarint bytes
+//	L  commit of a run as one transaction: the fields of B, then run:uvarint length:uvarint
+//	   changes:uvarint aborts:uvarint (how many Z records are in the run)
+//	X  the run will never be committed: run:uvarint
+//	S  in a run only: the rows that follow were written by this subtransaction: xid:uvarint
+//	Z  in a run only: subtransaction rolled back, all its rows in the run are void: xid:uvarint
+//
+// A transaction that fits is B, rows, C in one frame. A larger one is a run: the chunks of one run,
+// concatenated in order of their offsets, are a list of the records R S Z I U D T, cut anywhere, also in
+// the middle of a record; L commits them. A run belongs to the writer epoch of its chunks: a frame with
+// a higher writer epoch voids every open run. A run that is aborted whole ends in X.
+//
+// A tuple is pgoutput's TupleData: columns:int16, and for each 'n' (NULL), 'u' (unchanged TOAST value),
+// 't' or 'b' with length:int32 and that many bytes (text or binary), all big endian. Sources:
+// PostgreSQL, "Logical Replication Message Formats"; src/backend/replication/logical/proto.c.
+package wire

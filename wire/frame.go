@@ -1,0 +1,217 @@
+package wire
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/pgbridge/pgbridge/origin"
+)
+
+const (
+	// Version is the frame format that this package writes and the highest that it reads.
+	Version = 1
+	// MaxBody bounds a frame's body before compression, in bytes. Brokers allow at most 64 MiB.
+	MaxBody = 64 << 20
+
+	magic     = "PGBF"
+	flagZstd  = 1 << 0
+	flagFence = 1 << 1
+)
+
+// ErrCorrupt is wrapped by every error of this package that says that bytes are not what their format
+// promises. The data must not be used.
+var ErrCorrupt = errors.New("corrupt frame")
+
+// ErrVersion means that a frame was written by a newer pgbridge; upgrade this one first.
+var ErrVersion = errors.New("frame of a newer format version")
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Mark is a marker of capture: every local transaction id below XID had ended, and had a seq of at most
+// Seq if it was captured, when the marker was met in the WAL (PROOF.md F6, R11).
+type Mark struct {
+	XID uint64 // full transaction id (with its epoch), as pg_snapshot_xmin gives it; 0: none yet
+	Seq uint64
+}
+
+// Header is what a frame says of itself. Fields are explained in the package comment.
+type Header struct {
+	Fence           bool
+	Cluster         string
+	Sender          string
+	Origin          origin.Origin
+	WriterEpoch     uint64
+	FirstSeq        uint64
+	LastSeq         uint64
+	LastStamp       origin.Stamp
+	FirstCommitTime origin.Stamp
+	LastCommitTime  origin.Stamp
+	Up, Low         origin.Vector
+	ResumeLSN       uint64
+	Back            uint64
+	Mark            Mark
+	SystemID        uint64
+	Timeline        uint32
+}
+
+// Frame is a header and a list of records. It is not changed once built; who receives it owns it.
+type Frame struct {
+	Header
+	Body []byte // records, not compressed
+}
+
+// Encoder writes frames. The zero Encoder writes without compression. Not safe for concurrent use.
+type Encoder struct {
+	// Zstd compresses bodies of at least MinCompress bytes, and keeps the result only if it is smaller
+	// by an eighth.
+	Zstd bool
+
+	z   *zstd.Encoder
+	buf []byte
+}
+
+// MinCompress is the smallest body, in bytes, that an Encoder tries to compress.
+const MinCompress = 512
+
+// Append appends the encoded frame to dst and returns the result.
+func (e *Encoder) Append(dst []byte, f *Frame) ([]byte, error) {
+	if len(f.Body) > MaxBody {
+		return dst, fmt.Errorf("frame body of %d bytes, the format allows %d", len(f.Body), MaxBody)
+	}
+	start := len(dst)
+	stored, flags := f.Body, byte(0)
+	if f.Fence {
+		flags |= flagFence
+	}
+	if e.Zstd && len(f.Body) >= MinCompress {
+		if e.z == nil {
+			z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
+			if err != nil {
+				return dst, fmt.Errorf("zstd: %w", err)
+			}
+			e.z = z
+		}
+		e.buf = e.z.EncodeAll(f.Body, e.buf[:0])
+		if len(e.buf) < len(f.Body)-len(f.Body)/8 {
+			stored, flags = e.buf, flags|flagZstd
+		}
+	}
+	dst = append(dst, magic...)
+	dst = append(dst, Version, flags)
+	hdr := f.Header.append(make([]byte, 0, 256))
+	dst = binary.AppendUvarint(dst, uint64(len(hdr)))
+	dst = append(dst, hdr...)
+	dst = binary.AppendUvarint(dst, uint64(len(f.Body)))
+	dst = binary.AppendUvarint(dst, uint64(len(stored)))
+	dst = append(dst, stored...)
+	return binary.BigEndian.AppendUint32(dst, crc32.Checksum(dst[start:], castagnoli)), nil
+}
+
+func (h *Header) append(b []byte) []byte {
+	b = appendString(b, h.Cluster)
+	b = appendString(b, h.Sender)
+	b = appendOrigin(b, h.Origin)
+	b = binary.AppendUvarint(b, h.WriterEpoch)
+	b = binary.AppendUvarint(b, h.FirstSeq)
+	b = binary.AppendUvarint(b, h.LastSeq)
+	b = binary.AppendVarint(b, int64(h.LastStamp))
+	b = binary.AppendVarint(b, int64(h.FirstCommitTime))
+	b = binary.AppendVarint(b, int64(h.LastCommitTime))
+	b = appendVector(b, h.Up)
+	b = appendVector(b, h.Low)
+	b = binary.AppendUvarint(b, h.ResumeLSN)
+	b = binary.AppendUvarint(b, h.Back)
+	b = binary.AppendUvarint(b, h.Mark.XID)
+	b = binary.AppendUvarint(b, h.Mark.Seq)
+	b = binary.AppendUvarint(b, h.SystemID)
+	return binary.AppendUvarint(b, uint64(h.Timeline))
+}
+
+// Decoder reads frames. The zero Decoder is ready to use. Not safe for concurrent use.
+type Decoder struct {
+	z *zstd.Decoder
+}
+
+// Decode checks and decodes one frame. The body of an uncompressed frame shares memory with data. The
+// errors wrap ErrCorrupt or ErrVersion.
+func (d *Decoder) Decode(data []byte) (*Frame, error) {
+	if len(data) < len(magic)+2+4 || string(data[:4]) != magic {
+		return nil, fmt.Errorf("%w: no frame begins here", ErrCorrupt)
+	}
+	if data[4] == 0 || data[4] > Version || data[5]&^(flagZstd|flagFence) != 0 {
+		return nil, fmt.Errorf("%w: version %d, flags %#x; this pgbridge reads up to version %d",
+			ErrVersion, data[4], data[5], Version)
+	}
+	end := len(data) - 4
+	if got, want := crc32.Checksum(data[:end], castagnoli), binary.BigEndian.Uint32(data[end:]); got != want {
+		return nil, fmt.Errorf("%w: checksum %08x, its bytes give %08x", ErrCorrupt, want, got)
+	}
+	p := parser{b: data[6:end]}
+	f := &Frame{}
+	f.header(parser{b: p.bytes(p.length())}, &p)
+	size := p.uvarint()
+	stored := p.bytes(p.length())
+	if p.err == nil && len(p.b) != 0 {
+		p.fail("bytes behind the body")
+	}
+	if p.err != nil {
+		return nil, p.err
+	}
+	f.Fence = data[5]&flagFence != 0
+	if data[5]&flagZstd == 0 {
+		if uint64(len(stored)) != size {
+			return nil, fmt.Errorf("%w: body of %d bytes, %d stored", ErrCorrupt, size, len(stored))
+		}
+		f.Body = stored
+		return f, nil
+	}
+	body, err := d.inflate(stored, size)
+	f.Body = body
+	return f, err
+}
+
+func (d *Decoder) inflate(stored []byte, size uint64) ([]byte, error) {
+	if size > MaxBody {
+		return nil, fmt.Errorf("%w: body of %d bytes, the format allows %d", ErrCorrupt, size, MaxBody)
+	}
+	if d.z == nil {
+		z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(MaxBody))
+		if err != nil {
+			return nil, fmt.Errorf("zstd: %w", err)
+		}
+		d.z = z
+	}
+	// A lying size costs at most what the stored bytes could honestly hold; append grows it as needed.
+	body, err := d.z.DecodeAll(stored, make([]byte, 0, min(size, uint64(len(stored))*16)))
+	if err != nil || uint64(len(body)) != size {
+		return nil, fmt.Errorf("%w: body inflates to %d bytes instead of %d: %v", ErrCorrupt, len(body), size, err)
+	}
+	return body, nil
+}
+
+func (f *Frame) header(h parser, outer *parser) {
+	f.Cluster = h.string()
+	f.Sender = h.string()
+	f.Origin = h.origin()
+	f.WriterEpoch = h.uvarint()
+	f.FirstSeq = h.uvarint()
+	f.LastSeq = h.uvarint()
+	f.LastStamp = origin.Stamp(h.varint())
+	f.FirstCommitTime = origin.Stamp(h.varint())
+	f.LastCommitTime = origin.Stamp(h.varint())
+	f.Up = h.vector()
+	f.Low = h.vector()
+	f.ResumeLSN = h.uvarint()
+	f.Back = h.uvarint()
+	f.Mark.XID = h.uvarint()
+	f.Mark.Seq = h.uvarint()
+	f.SystemID = h.uvarint()
+	f.Timeline = h.uint32()
+	if outer.err == nil {
+		outer.err = h.err
+	}
+}
