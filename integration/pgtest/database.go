@@ -1,0 +1,185 @@
+package pgtest
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// queryTimeout bounds each statement of a test, so that one that waits for ever
+// fails with its name instead of with the whole test binary.
+const queryTimeout = time.Minute
+
+// Database is a database of one test.
+type Database struct {
+	// Name is unique on the server and fits pgbridge's rule for cluster and node
+	// names ([a-z0-9_]{1,16}). Slots and origins that begin with pgb_<Name>_ are
+	// dropped at the end, as are all slots of the database.
+	Name string
+	// Major is the major version of its server.
+	Major int
+	// DSN connects as superuser over the Unix socket, as a bridge beside its
+	// primary does.
+	DSN string
+	// TCP is the same over 127.0.0.1.
+	TCP string
+}
+
+// New makes an empty database on the newest of Versions.
+func New(t testing.TB) *Database {
+	t.Helper()
+	return SharedServer(t, Newest(t)).NewDatabase(t)
+}
+
+// NewDatabase makes an empty database, which is dropped at the end of the test
+// with its slots and origins, whoever is still connected.
+func (s *Server) NewDatabase(t testing.TB) *Database {
+	t.Helper()
+	name := fmt.Sprintf("t%010x", rand.Uint64N(1<<40))
+	db := &Database{Name: name, Major: s.Major, DSN: s.cluster.SocketDSN(name), TCP: s.cluster.DSN(name)}
+	admin := s.cluster.SocketDSN("postgres")
+	Exec(t, admin, "CREATE DATABASE "+name)
+	t.Cleanup(func() {
+		if err := drop(admin, name); err != nil {
+			t.Errorf("drop database %s: %v", name, err)
+		}
+	})
+	return db
+}
+
+// drop removes a database with its slots and origins. A walsender is ended
+// before its slot is dropped, and all sessions before the origins that they may
+// hold.
+func drop(admin, name string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, admin)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	const mine = `(database = $1 OR starts_with(slot_name, 'pgb_' || $1 || '_'))`
+	for _, step := range []string{
+		`SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots WHERE active AND ` + mine,
+		`SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE ` + mine,
+		`DROP DATABASE ` + name + ` WITH (FORCE)`,
+		`SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin
+		  WHERE starts_with(roname, 'pgb_' || $1 || '_')`,
+	} {
+		var args []any
+		if strings.Contains(step, "$1") {
+			args = []any{name}
+		}
+		if _, err := conn.Exec(ctx, step, args...); err != nil {
+			return fmt.Errorf("%s: %w", step, err)
+		}
+	}
+	return nil
+}
+
+// Connect opens a connection that is closed at the end of the test. dsn may
+// carry further parameters.
+func Connect(t testing.TB, dsn string) *pgx.Conn {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, dsn)
+	if err != nil {
+		t.Fatalf("connect: %v", err)
+	}
+	t.Cleanup(func() { conn.Close(context.Background()) }) // one that the test closed or killed is fine
+	return conn
+}
+
+// Exec runs SQL on a connection of its own: one statement when there are
+// arguments, else any number of them. It returns the tag of the last one.
+func Exec(t testing.TB, dsn, sql string, args ...any) pgconn.CommandTag {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, dsn)
+	if err != nil {
+		t.Fatalf("connect: %v", err)
+	}
+	defer conn.Close(ctx)
+	tag, err := conn.Exec(ctx, sql, args...)
+	if err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	return tag
+}
+
+// Query runs one statement on a connection of its own and returns its rows as
+// PostgreSQL prints them, the columns joined by "|", NULL as "∅".
+func Query(t testing.TB, dsn, sql string, args ...any) []string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, dsn)
+	if err != nil {
+		t.Fatalf("connect: %v", err)
+	}
+	defer conn.Close(ctx)
+	rows, err := conn.Query(ctx, sql, append([]any{pgx.QueryResultFormats{pgx.TextFormatCode}}, args...)...)
+	if err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	lines, err := pgx.CollectRows(rows, asLine)
+	if err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	return lines
+}
+
+func asLine(row pgx.CollectableRow) (string, error) {
+	var columns []string
+	for _, value := range row.RawValues() {
+		if value == nil {
+			columns = append(columns, "∅")
+			continue
+		}
+		columns = append(columns, string(value))
+	}
+	return strings.Join(columns, "|"), nil
+}
+
+// Value runs one statement and returns its only column of its only row, printed
+// as Query does.
+func Value(t testing.TB, dsn, sql string, args ...any) string {
+	t.Helper()
+	rows := Query(t, dsn, sql, args...)
+	if len(rows) != 1 {
+		t.Fatalf("%s: %d rows, want 1", sql, len(rows))
+	}
+	return rows[0]
+}
+
+// Exec is the function Exec on this database.
+func (db *Database) Exec(t testing.TB, sql string, args ...any) pgconn.CommandTag {
+	t.Helper()
+	return Exec(t, db.DSN, sql, args...)
+}
+
+// Query is the function Query on this database.
+func (db *Database) Query(t testing.TB, sql string, args ...any) []string {
+	t.Helper()
+	return Query(t, db.DSN, sql, args...)
+}
+
+// Value is the function Value on this database.
+func (db *Database) Value(t testing.TB, sql string, args ...any) string {
+	t.Helper()
+	return Value(t, db.DSN, sql, args...)
+}
+
+// Connect is the function Connect on this database.
+func (db *Database) Connect(t testing.TB) *pgx.Conn {
+	t.Helper()
+	return Connect(t, db.DSN)
+}
