@@ -76,7 +76,7 @@ type Cluster struct {
 	dir       string
 	socketDir string
 	port      int
-	ownDir    bool // Close removes dir
+	release   func() // gives up the lock on a directory that Start made; nil for another's
 
 	change sync.Mutex // held while the server is started or stopped
 
@@ -112,9 +112,9 @@ func create(ctx context.Context, o Options) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Cluster{install: o.Install, acc: acc, dir: o.Dir, ownDir: o.Dir == ""}
-	if c.ownDir {
-		if c.dir, err = os.MkdirTemp("", "pgbridge-pg-"); err != nil {
+	c := &Cluster{install: o.Install, acc: acc, dir: o.Dir}
+	if c.dir == "" {
+		if c.dir, c.release, err = makeOwnDir(os.TempDir()); err != nil {
 			return nil, err
 		}
 	}

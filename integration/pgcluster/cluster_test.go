@@ -1,13 +1,11 @@
 package pgcluster_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -99,15 +97,14 @@ func TestCommittedRowsOutliveEveryWayToStop(t *testing.T) {
 		t.Run(fmt.Sprint(major), func(t *testing.T) {
 			c := start(t, major, nil)
 			dsn := c.DSN("postgres")
-			ask(t, dsn, "WITH t AS (SELECT 1) SELECT set_config('a.b', 'c', false)")
-			exec(t, dsn, "CREATE TABLE t (way text)")
+			run(t, dsn, "CREATE TABLE t (way text)")
 			for way, stop := range map[string]func() error{
 				"kill":      c.Kill,
 				"fast":      func() error { return c.Stop(t.Context(), pgcluster.Fast) },
 				"immediate": func() error { return c.Stop(t.Context(), pgcluster.Immediate) },
 				"none":      func() error { return nil },
 			} {
-				exec(t, dsn, "INSERT INTO t VALUES ('"+way+"')")
+				run(t, dsn, "INSERT INTO t VALUES ('"+way+"')")
 				if err := stop(); err != nil {
 					t.Fatalf("%s: %v", way, err)
 				}
@@ -123,39 +120,6 @@ func TestCommittedRowsOutliveEveryWayToStop(t *testing.T) {
 			}
 		})
 	}
-}
-
-func TestKillLeavesNoChild(t *testing.T) {
-	c := start(t, 18, nil)
-	conn, err := pgx.Connect(t.Context(), c.DSN("postgres"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.Background())
-	// A backend inside of a statement would not notice the postmaster's death.
-	busy := make(chan error, 1)
-	go func() {
-		_, err := conn.Exec(context.Background(), "SELECT count(*) FROM generate_series(1, 1000000000000)")
-		busy <- err
-	}()
-	if err := c.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-busy; err == nil {
-		t.Error("the statement came to its end")
-	}
-	if err := syscall.Kill(int(conn.PgConn().PID()), 0); !errors.Is(err, syscall.ESRCH) && !zombie(conn.PgConn().PID()) {
-		t.Errorf("the backend is still there: %v", err)
-	}
-	if err := c.Kill(); err != nil {
-		t.Errorf("killed twice: %v", err)
-	}
-}
-
-// zombie says whether a process has ended and only waits to be reaped by init.
-func zombie(pid uint32) bool {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	return errors.Is(err, os.ErrNotExist) || strings.Contains(string(stat), ") Z ")
 }
 
 func TestCloseRemovesWhatStartMade(t *testing.T) {
@@ -233,7 +197,7 @@ func TestInstalledIsSortedAndHasEachMajorOnce(t *testing.T) {
 	}
 }
 
-func exec(t *testing.T, dsn, sql string) {
+func run(t *testing.T, dsn, sql string) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), dsn)
 	if err != nil {

@@ -91,16 +91,19 @@ func (c *Cluster) kill(proc *postmaster) error {
 	return nil
 }
 
-// Close stops the server at once and removes the directories that Start made of
-// itself. A directory that the caller named stays.
+// Close stops the server at once and removes the directory that Start made of
+// itself; one that the caller named stays, with the data and the log in it. The
+// cluster cannot be used after it.
 func (c *Cluster) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	err := c.Stop(ctx, Immediate)
-	if c.ownDir {
-		return errors.Join(err, os.RemoveAll(c.dir))
+	err = errors.Join(err, os.RemoveAll(c.socketDir)) // it may lie elsewhere
+	if c.release == nil {
+		return err
 	}
-	return errors.Join(err, os.RemoveAll(c.socketDir))
+	defer c.release()
+	return errors.Join(err, os.RemoveAll(c.dir))
 }
 
 // running returns the postmaster, nil when it isn't there.

@@ -34,7 +34,7 @@ func template(ctx context.Context, in Install, cache string, acc account) (strin
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return "", fmt.Errorf("make the template of PostgreSQL %s: %w", in.Version, err)
 	}
-	unlock, err := lock(filepath.Join(cache, "template.lock"))
+	unlock, err := lock(filepath.Join(cache, "template.lock"), os.O_CREATE|os.O_RDWR, 0)
 	if err != nil {
 		return "", fmt.Errorf("make the template of PostgreSQL %s: %w", in.Version, err)
 	}
@@ -72,13 +72,14 @@ func makeTemplate(ctx context.Context, in Install, dir string, acc account) erro
 	return os.Rename(part, dir)
 }
 
-// lock takes an exclusive lock on a file, waiting for it.
-func lock(path string) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+// lock takes an exclusive lock on a file; flags are as for os.OpenFile. With
+// syscall.LOCK_NB as wait it does not wait for it, with 0 it does.
+func lock(path string, flags, wait int) (unlock func(), err error) {
+	f, err := os.OpenFile(path, flags, 0o644)
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|wait); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
 	}
 	return func() { f.Close() }, nil // the lock goes with the descriptor
