@@ -1,0 +1,85 @@
+# What a person or CI calls. Each target does its own set-up and may be run
+# again; `make help` lists them.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+# Pinned, so that a new release does not break an old commit.
+STATICCHECK_VERSION := v0.8.2
+STATICCHECK := build/bin/staticcheck-$(STATICCHECK_VERSION)
+
+# The versions that `make test` fetches, and the ones that its tests run with
+# where they do not ask for one: a list such as 15,16,17,18.
+PG ?= 15 16 17 18
+PGBRIDGE_TEST_PG ?= 15,18
+export PGBRIDGE_TEST_PG
+
+# All packages but the cluster tests, which take minutes; they come last.
+UNIT := $$(go list ./... | grep -v '/integration$$')
+
+# What one fuzz test, and one run of the soak, may take.
+FUZZTIME ?= 20s
+SOAKTIMEOUT ?= 6h
+# Which tests: make integration RUN=TestCrash
+RUN ?= .
+
+.PHONY: help build demo test lint unit integration compose fuzz soak bench postgres clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## bin/pgbridge, a static binary
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/pgbridge ./cmd/pgbridge
+
+demo: build ## three real primaries, three bridges, one conflict, one crash: under a minute
+	@scripts/postgres.sh 18 || echo 'the demo looks for an installed PostgreSQL instead' >&2
+	bin/pgbridge demo $(DEMOFLAGS)
+
+test: lint unit compose integration ## everything that has to pass before a commit
+
+lint: $(STATICCHECK) ## gofmt, go vet, staticcheck
+	@unformatted=$$(gofmt -l .); \
+		if [ -n "$$unformatted" ]; then echo "gofmt -w is needed for:"; echo "$$unformatted"; exit 1; fi
+	go vet ./...
+	$(STATICCHECK) ./...
+
+$(STATICCHECK):
+	@mkdir -p $(@D)
+	@rm -rf build/tmp-bin
+	GOBIN=$(CURDIR)/build/tmp-bin go install honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK_VERSION)
+	@mv build/tmp-bin/staticcheck $@ && rmdir build/tmp-bin
+
+unit: postgres ## each package by itself, with the race detector
+	go test -race -count=1 -timeout 10m $(UNIT)
+
+integration: postgres ## bridges between real primaries; RUN=TestName picks some
+	go test -count=1 -timeout 20m -run '$(RUN)' ./integration
+
+compose: ## docker-compose.yml against the rules of compose itself
+	cd integration/compose && go vet ./... && go test -count=1 ./...
+
+fuzz: ## each fuzz test for FUZZTIME
+	@for package in $$(go list ./...); do \
+		for test in $$(go test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
+			echo "$$package $$test"; \
+			go test -run '^$$' -fuzz "^$$test\$$" -fuzztime $(FUZZTIME) $$package; \
+		done; \
+	done
+
+soak: postgres ## the long versions of the cluster tests: many crashes, big transactions
+	PGBRIDGE_SOAK=1 go test -count=1 -v -timeout $(SOAKTIMEOUT) -run '$(RUN)' ./integration
+
+bench: build ## against native logical replication, to build/bench.json
+	scripts/postgres.sh 18
+	@mkdir -p build
+	go run ./integration/bench $(BENCHFLAGS)
+
+postgres: ## fetch the PostgreSQL binaries that tests run, into a cache outside the repository
+	@scripts/postgres.sh $(PG)
+
+clean: ## remove what make built (the PostgreSQL cache stays)
+	rm -rf bin build
