@@ -296,3 +296,6 @@ func ParseNumber(payload []byte) (uint64, error) {
 	p := parser{b: payload}
 	return p.uvarint(), p.err
 }
+
+// Rest returns what the walk has not come to yet.
+func (r *Records) Rest() []byte { return r.b }

@@ -1,0 +1,379 @@
+package apply
+
+import (
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// tableName names a local table in the indexes of this file.
+type tableName struct{ schema, name string }
+
+// tombstone is the version of a delete, with its seq for the question whether it is stable.
+type tombstone struct {
+	origin.Version
+	seq uint64
+}
+
+// registration says that a transaction may create a row (PROOF.md R18).
+type registration struct {
+	origin origin.Origin
+	seq    uint64
+}
+
+// take is a row to be taken back: a local delete that capture has met may beat a remote insert that is
+// already here (PROOF.md R19). An empty key takes back from the whole table.
+type take struct {
+	table     tableName
+	key       []wire.Value
+	hash      wire.KeyHash
+	version   origin.Version
+	commitLSN uint64
+	after     registration // not before this transaction has ended; zero: now
+}
+
+// registryLimit bounds the keys that are registered one by one; above it whole tables are.
+const registryLimit = 200_000
+
+// absence is what this node knows about rows that are not there: tombstones, and the keys whose rows
+// apply may be creating while capture has not yet read a local delete of them. All of it is in memory;
+// tombstones come back from the tombstone table and the own stream after a restart, and until capture
+// has passed rescan every local delete is checked in the database (PROOF.md R20).
+//
+// Apply registers a key first and asks for its tombstone then; capture buries first and asks the
+// registry then (R18). Both happen under mu, so that one of them sees the other.
+type absence struct {
+	mu         sync.Mutex
+	tombs      map[wire.KeyHash]tombstone
+	bulks      []bulk
+	truncated  map[tableName]tombstone
+	registered map[wire.KeyHash]registration
+	order      map[origin.Origin][]entry // of registered, by seq, for forgetting
+	settled    origin.Vector             // by which registrations were forgotten last
+	wide       map[tableName][]registration
+	withdrawn  map[origin.Origin]uint64 // rolled back from this seq on, and not begun again
+	takes      []take
+	wake       chan struct{} // of capacity 1: takes has grown
+	// Deletes with a commit LSN in [confirmed, rescan) are checked in the database: the registry of
+	// the bridge's earlier life is gone, and their take-backs may not have been flushed.
+	confirmed, rescan uint64
+}
+
+type entry struct {
+	registration
+	hash wire.KeyHash
+}
+
+// bulk holds the tombstones of one large transaction: sorted, without a map's overhead.
+type bulk struct {
+	tombstone
+	keys []wire.KeyHash
+}
+
+// bulkLimit is the number of deletes from which a transaction's tombstones become a bulk.
+const bulkLimit = 1000
+
+func newAbsence() *absence {
+	return &absence{
+		tombs: map[wire.KeyHash]tombstone{}, truncated: map[tableName]tombstone{},
+		registered: map[wire.KeyHash]registration{}, order: map[origin.Origin][]entry{}, wide: map[tableName][]registration{},
+		withdrawn: map[origin.Origin]uint64{}, wake: make(chan struct{}, 1),
+	}
+}
+
+func compareHash(a, b wire.KeyHash) int {
+	switch {
+	case a.Hi < b.Hi || a.Hi == b.Hi && a.Lo < b.Lo:
+		return -1
+	case a == b:
+		return 0
+	}
+	return 1
+}
+
+// bury records the deletes of one transaction. It takes over keys.
+func (a *absence) bury(t tombstone, keys []wire.KeyHash) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(keys) >= bulkLimit {
+		slices.SortFunc(keys, compareHash)
+		a.bulks = append(a.bulks, bulk{t, keys})
+		return
+	}
+	for _, k := range keys {
+		a.buryOne(t, k)
+	}
+}
+
+func (a *absence) buryOne(t tombstone, k wire.KeyHash) {
+	if old, ok := a.tombs[k]; !ok || t.Later(old.Version) {
+		a.tombs[k] = t
+	}
+}
+
+// truncate records the delete of everything in a table that is older than t.
+func (a *absence) truncate(t tombstone, n tableName) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if old, ok := a.truncated[n]; !ok || t.Later(old.Version) {
+		a.truncated[n] = t
+	}
+}
+
+// tombstone returns the latest delete known of a key.
+func (a *absence) tombstone(n tableName, k wire.KeyHash) (tombstone, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.lookUp(n, k)
+}
+
+func (a *absence) lookUp(n tableName, k wire.KeyHash) (tombstone, bool) {
+	best, found := a.tombs[k]
+	consider := func(t tombstone) {
+		if !found || t.Later(best.Version) {
+			best, found = t, true
+		}
+	}
+	for i := range a.bulks {
+		if _, ok := slices.BinarySearchFunc(a.bulks[i].keys, k, compareHash); ok {
+			consider(a.bulks[i].tombstone)
+		}
+	}
+	if len(a.truncated) > 0 {
+		if t, ok := a.truncated[n]; ok {
+			consider(t)
+		}
+	}
+	return best, found
+}
+
+// create registers a key whose row the transaction r of version v may create, then asks the tombstones,
+// in that order (R18). It reports a delete that beats v.
+func (a *absence) create(n tableName, k wire.KeyHash, r registration, v origin.Version) (tombstone, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.begun(r)
+	if len(a.registered) >= registryLimit {
+		a.widen(n, r)
+	} else {
+		if a.registered[k] != r {
+			a.order[r.origin] = append(a.order[r.origin], entry{r, k})
+		}
+		a.registered[k] = r
+	}
+	t, ok := a.lookUp(n, k)
+	return t, ok && t.Later(v)
+}
+
+// createMany registers a whole table for the transaction r.
+func (a *absence) createMany(n tableName, r registration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.begun(r)
+	a.widen(n, r)
+}
+
+func (a *absence) begun(r registration) {
+	if back, ok := a.withdrawn[r.origin]; ok && r.seq >= back {
+		delete(a.withdrawn, r.origin)
+	}
+}
+
+func (a *absence) widen(n tableName, r registration) {
+	list := a.wide[n]
+	if len(list) == 0 || list[len(list)-1] != r {
+		a.wide[n] = append(list, r)
+	}
+}
+
+// settle forgets the registrations whose commits capture has passed: low is the vector that it has read
+// back from markers, and a marker's done stands behind the commits that it names.
+func (a *absence) settle(low origin.Vector) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if low.Equal(a.settled) {
+		return
+	}
+	a.settled = low
+	for o, list := range a.order {
+		seq := low.Seq(o)
+		for len(list) > 0 && list[0].seq <= seq {
+			if e := list[0]; a.registered[e.hash] == e.registration {
+				delete(a.registered, e.hash)
+			}
+			list = list[1:]
+		}
+		a.order[o] = list
+	}
+	for n, list := range a.wide {
+		list = slices.DeleteFunc(list, func(r registration) bool { return low.Covers(r.origin, r.seq) })
+		if len(list) == 0 {
+			delete(a.wide, n)
+		} else {
+			a.wide[n] = list
+		}
+	}
+}
+
+// unsettled reports whether a local delete that is not captured yet may still take the row back, other
+// than from the transaction r itself (R19). passed is how far capture has read.
+func (a *absence) unsettled(n tableName, k wire.KeyHash, r registration, passed uint64) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if passed < a.rescan {
+		return true
+	}
+	if e, ok := a.registered[k]; ok && e != r {
+		return true
+	}
+	for _, e := range a.wide[n] {
+		if e != r {
+			return true
+		}
+	}
+	for i := range a.takes {
+		if a.takes[i].table == n && (a.takes[i].key == nil || a.takes[i].hash == k) {
+			return true
+		}
+	}
+	return false
+}
+
+// deleted is told by capture, in WAL order, that a local transaction deleted a key: first the tombstone,
+// then the registry (R18). lsn is the commit's.
+func (a *absence) deleted(n tableName, key []wire.Value, k wire.KeyHash, t tombstone, lsn uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.buryOne(t, k)
+	r, ok := a.registered[k]
+	if w := a.wide[n]; !ok && len(w) > 0 {
+		r, ok = w[len(w)-1], true
+	}
+	if !ok && (lsn >= a.rescan || lsn < a.confirmed) {
+		return
+	}
+	copied := make([]wire.Value, len(key))
+	for i, v := range key {
+		copied[i] = wire.Value{Format: v.Format, Data: slices.Clone(v.Data)}
+	}
+	a.push(take{table: n, key: copied, hash: k, version: t.Version, commitLSN: lsn, after: r})
+}
+
+// truncatedHere is deleted for a whole table.
+func (a *absence) truncatedHere(n tableName, t tombstone, lsn uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if old, ok := a.truncated[n]; !ok || t.Later(old.Version) {
+		a.truncated[n] = t
+	}
+	var r registration
+	for _, e := range a.registered { // the last to end decides when; any table's will do
+		r = e
+	}
+	if w := a.wide[n]; len(w) > 0 {
+		r = w[len(w)-1]
+	}
+	if r == (registration{}) && (lsn >= a.rescan || lsn < a.confirmed) {
+		return
+	}
+	a.push(take{table: n, version: t.Version, commitLSN: lsn, after: r})
+}
+
+func (a *absence) push(t take) {
+	a.takes = append(a.takes, t)
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+// withdraw says that the transactions of o from seq on were rolled back. What they registered stays, to
+// be on the safe side, until they are applied after all; but nobody waits for their end meanwhile.
+func (a *absence) withdraw(o origin.Origin, seq uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.withdrawn[o] = seq
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+// due returns up to limit takes whose transactions have ended, judged by applied.
+func (a *absence) due(applied origin.Vector, limit int) []take {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var due []take
+	for _, t := range a.takes {
+		back, ok := a.withdrawn[t.after.origin]
+		if t.after.seq == 0 || applied.Covers(t.after.origin, t.after.seq) || ok && t.after.seq >= back {
+			if due = append(due, t); len(due) == limit {
+				break
+			}
+		}
+	}
+	return due
+}
+
+// takesWait reports whether there are takes whose transactions have not ended.
+func (a *absence) takesWait() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.takes) > 0
+}
+
+// done removes takes that are flushed, with whatever they saw (R20).
+func (a *absence) done(takes []take) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	type name struct {
+		lsn   uint64
+		hash  wire.KeyHash
+		table tableName
+	}
+	gone := map[name]bool{}
+	for _, t := range takes {
+		gone[name{t.commitLSN, t.hash, t.table}] = true
+	}
+	a.takes = slices.DeleteFunc(a.takes, func(t take) bool { return gone[name{t.commitLSN, t.hash, t.table}] })
+}
+
+// holdLSN is the lowest commit LSN of a local delete whose take-back is not flushed, 0 if there is none.
+func (a *absence) holdLSN() uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var lsn uint64
+	for _, t := range a.takes {
+		if lsn == 0 || t.commitLSN < lsn {
+			lsn = t.commitLSN
+		}
+	}
+	return lsn
+}
+
+// purge drops the tombstones that stable says nobody can ask for any more (R22); it returns how many
+// are left.
+func (a *absence) purge(stable func(o origin.Origin) uint64) int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	seqs := map[origin.Origin]uint64{}
+	gone := func(t tombstone) bool {
+		seq, ok := seqs[t.Origin]
+		if !ok {
+			seq = stable(t.Origin)
+			seqs[t.Origin] = seq
+		}
+		return t.seq <= seq
+	}
+	maps.DeleteFunc(a.tombs, func(_ wire.KeyHash, t tombstone) bool { return gone(t) })
+	maps.DeleteFunc(a.truncated, func(_ tableName, t tombstone) bool { return gone(t) })
+	a.bulks = slices.DeleteFunc(a.bulks, func(b bulk) bool { return gone(b.tombstone) })
+	left := len(a.tombs) + len(a.truncated)
+	for _, b := range a.bulks {
+		left += len(b.keys)
+	}
+	return left
+}

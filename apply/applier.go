@@ -1,0 +1,469 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/pgbridge/pgbridge/conflict"
+	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// WAL answers what capture has read in the local WAL: the question that goes against the stream.
+// Implementations are safe for concurrent use.
+type WAL interface {
+	// Passed is the LSN up to which everything has been read and told.
+	Passed() uint64
+	// WaitPassed waits until Passed reaches lsn.
+	WaitPassed(ctx context.Context, lsn uint64) error
+	// LocalStamp is the stamp of the captured local transaction with that commit time that wrote the
+	// key last; the commit time itself if it was not lifted (PROOF.md R15).
+	LocalStamp(commitTime origin.Stamp, key wire.KeyHash) origin.Stamp
+	// MarkFor is the xmin of the newest marker whose seq is at most seq (R11).
+	MarkFor(seq uint64) (xid uint64, ok bool)
+	// Vectors are up and low as markers that were read back say (R10).
+	Vectors() (up, low origin.Vector)
+	// RecentXIDs are the ids of captured transactions that may not be visible here yet (R14).
+	RecentXIDs() []uint32
+}
+
+// Options configure an Applier. Zero values mean the defaults that are named.
+type Options struct {
+	DSN               string
+	Cluster           string
+	Node              string
+	Peers             []string         // the other nodes' names
+	SpoolDir          string           // for large transactions while they arrive; emptied at start
+	Policy            string           // last_writer_wins
+	BatchTransactions int              // at most in one network round trip; 256
+	BatchBytes        int              // about so many in one network round trip; 1 MiB
+	InboxBytes        int64            // received and not applied, per origin; 16 MiB
+	MaxClockSkew      time.Duration    // 1 minute; a transaction from further in the future waits
+	ConflictRetention time.Duration    // 30 days
+	Now               func() time.Time // time.Now
+	Logger            *slog.Logger     // slog.Default
+	// NoHold switches the causal hold off, so that a test can show what it is for.
+	NoHold bool
+
+	// FirstXID is read from the database: local rows of older transactions were never captured.
+	FirstXID uint64
+}
+
+func (o Options) withDefaults() Options {
+	set := func(v *int, def int) {
+		if *v == 0 {
+			*v = def
+		}
+	}
+	set(&o.BatchTransactions, 256)
+	set(&o.BatchBytes, 1<<20)
+	if o.InboxBytes == 0 {
+		o.InboxBytes = 16 << 20
+	}
+	if o.MaxClockSkew == 0 {
+		o.MaxClockSkew = time.Minute
+	}
+	if o.ConflictRetention == 0 {
+		o.ConflictRetention = 30 * 24 * time.Hour
+	}
+	if o.Policy == "" {
+		o.Policy = "last_writer_wins"
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	return o
+}
+
+// Applier applies the other nodes' transactions to one database. Open makes it, Run runs it; its other
+// methods are safe for concurrent use while it runs.
+type Applier struct {
+	opts     Options
+	node     *Node
+	own      origin.Origin
+	version  int
+	progress *progress
+	markers  *markers
+	absence  *absence
+	heard    *hearsay
+	workers  []*worker
+	takes    *takebacks
+	catalog  *catalog
+	conns    []*pgx.Conn
+}
+
+// ErrFenced means that another bridge works for this node. Do not restart this one.
+var ErrFenced = fencedError{}
+
+type fencedError struct{}
+
+func (fencedError) Error() string {
+	return "another pgbridge already runs for this node on this database; stop it, or give this one a name and a database of its own"
+}
+
+// ExitCode is the command's exit code for this error.
+func (fencedError) ExitCode() int { return 4 }
+
+// Open connects to the database, takes the node's lock, raises its writer epoch and reads the positions.
+// It waits for the connections of an earlier bridge to go away. Errors: ErrNotSetUp, ErrFenced, and those
+// of PostgreSQL with the mend.
+func Open(ctx context.Context, opts Options) (a *Applier, err error) {
+	a = &Applier{opts: opts.withDefaults(), progress: newProgress(), absence: newAbsence()}
+	defer func() {
+		if err != nil {
+			a.close()
+		}
+	}()
+	policy, err := conflict.ByName(a.opts.Policy)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.openMarkers(ctx); err != nil {
+		return nil, err
+	}
+	a.own = origin.Origin{Node: a.node.Name, Epoch: a.node.Epoch}
+	a.opts.FirstXID = a.node.FirstXID
+	if err := os.MkdirAll(a.opts.SpoolDir, 0o700); err != nil {
+		return nil, fmt.Errorf("spool directory: %w; make data_dir writable", err)
+	}
+	conn, err := a.connect(ctx, "catalog", map[string]string{"enable_seqscan": "on", "enable_hashjoin": "on"})
+	if err != nil {
+		return nil, err
+	}
+	a.catalog = &catalog{conn: conn, types: map[uint32]*pgType{}}
+	ids, err := a.origins(ctx)
+	if err != nil {
+		return nil, err
+	}
+	locks := newKeyLocks()
+	a.heard = newHearsay(ids.origins)
+	for i := range ids.origins {
+		w, err := a.openWorker(ctx, ids, i, policy, locks)
+		if err != nil {
+			return nil, err
+		}
+		a.workers = append(a.workers, w)
+	}
+	if err := a.openTakebacks(ctx, ids); err != nil {
+		return nil, err
+	}
+	return a, a.loadTombstones(ctx)
+}
+
+func (a *Applier) connect(ctx context.Context, what string, settings map[string]string) (*pgx.Conn, error) {
+	conn, err := connect(ctx, a.opts.DSN, fmt.Sprintf("pgbridge %s %s", a.opts.Node, what), settings)
+	if err == nil {
+		a.conns = append(a.conns, conn)
+	}
+	return conn, err
+}
+
+// openMarkers opens the session that has no replication origin. It also holds the node's lock, so that
+// the lock goes when the bridge does.
+func (a *Applier) openMarkers(ctx context.Context) error {
+	conn, err := a.connect(ctx, "markers", map[string]string{"synchronous_commit": "local"})
+	if err != nil {
+		return err
+	}
+	if a.node, err = readNode(ctx, conn); err != nil {
+		return err
+	}
+	if err := a.node.is(a.opts.Cluster, a.opts.Node); err != nil {
+		return err
+	}
+	if err := lockNode(ctx, conn); err != nil {
+		return err
+	}
+	var epoch int64
+	if err := conn.QueryRow(ctx, `UPDATE pgbridge.node SET writer_epoch = writer_epoch + 1 RETURNING writer_epoch`).Scan(&epoch); err != nil {
+		return fmt.Errorf("raise writer epoch: %w", explain(err))
+	}
+	a.node.WriterEpoch = uint64(epoch)
+	var version int
+	if err := conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int`).Scan(&version); err != nil {
+		return fmt.Errorf("read server version: %w", err)
+	}
+	a.version = version
+	a.markers = newMarkers(conn, version, a.progress)
+	return nil
+}
+
+// lockPatience is how long a starting bridge waits for the sessions of one that has just gone.
+const lockPatience = 20 * time.Second
+
+func lockNode(ctx context.Context, conn *pgx.Conn) error {
+	return patiently(ctx, ErrFenced, func() (bool, error) {
+		var ok bool
+		err := conn.QueryRow(ctx, `SELECT pg_try_advisory_lock('pgbridge.node'::regclass::int, 0)`).Scan(&ok)
+		return ok, err
+	})
+}
+
+// patiently tries f until it is done; when patience ends, it returns late.
+func patiently(ctx context.Context, late error, f func() (bool, error)) error {
+	end := time.After(lockPatience)
+	for {
+		ok, err := f()
+		if ok || err != nil {
+			return err
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-end:
+			return late
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// remotes are the other origins with the ids of their replication origins here.
+type remotes struct {
+	origins []origin.Origin
+	ids     []uint32
+	own     uint32 // of the bridge's own replication origin
+}
+
+func (a *Applier) origins(ctx context.Context) (*remotes, error) {
+	r := &remotes{}
+	rows, err := a.catalog.conn.Query(ctx, `SELECT id, origin, epoch FROM pgbridge.position ORDER BY origin, epoch`)
+	if err != nil {
+		return nil, fmt.Errorf("read positions: %w", explain(err))
+	}
+	var id, epoch int64
+	var name string
+	if _, err := pgx.ForEachRow(rows, []any{&id, &name, &epoch}, func() error {
+		r.origins = append(r.origins, origin.Origin{Node: name, Epoch: uint32(epoch)})
+		r.ids = append(r.ids, uint32(id))
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("read positions: %w", err)
+	}
+	for _, p := range a.opts.Peers {
+		if !slices.ContainsFunc(r.origins, func(o origin.Origin) bool { return o.Node == p }) {
+			return nil, fmt.Errorf("node %s of topology.nodes: %w", p, ErrNotSetUp)
+		}
+	}
+	err = a.catalog.conn.QueryRow(ctx, `SELECT roident FROM pg_replication_origin WHERE roname = $1`,
+		ownOriginName(a.opts.Cluster, a.opts.Node)).Scan(&r.own)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, ErrNotSetUp
+	}
+	return r, err
+}
+
+// setOrigin makes conn's session that of a replication origin, after an earlier bridge's has ended.
+func setOrigin(ctx context.Context, conn *pgx.Conn, name string) error {
+	late := fmt.Errorf("replication origin %s is still in use by another session: %w", name, ErrFenced)
+	return patiently(ctx, late, func() (bool, error) {
+		_, err := conn.Exec(ctx, `SELECT pg_replication_origin_session_setup($1)`, name)
+		if hasCode(err, "55006") {
+			return false, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("set replication origin %s: %w", name, explain(err))
+		}
+		return true, nil
+	})
+}
+
+func (a *Applier) openWorker(ctx context.Context, ids *remotes, i int, policy conflict.Policy, locks *keyLocks) (*worker, error) {
+	o := ids.origins[i]
+	conn, err := a.connect(ctx, "apply "+o.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	if err := setOrigin(ctx, conn, OriginName(a.opts.Cluster, a.opts.Node, o)); err != nil {
+		return nil, err
+	}
+	w := &worker{
+		origin: o, own: a.own, id: ids.ids[i], opts: &a.opts, log: a.opts.Logger,
+		progress: a.progress, markers: a.markers, absence: a.absence, locks: locks, heard: a.heard, policy: policy,
+		conn: conn, socket: conn.PgConn().Conn(), catalog: a.catalog, mappings: map[uint32]*mapping{},
+	}
+	w.guard.self = w.id
+	for j, other := range ids.origins {
+		if j != i {
+			w.guard.others, w.guard.ids = append(w.guard.others, other), append(w.guard.ids, ids.ids[j])
+		}
+	}
+	w.planner.w = w
+	if err := w.prepareFixed(ctx); err != nil {
+		return nil, err
+	}
+	// Only now: the session that held the replication origin before has ended, and with it its last
+	// COMMIT.
+	var seq, stamp int64
+	if err := conn.QueryRow(ctx, `SELECT seq, stamp FROM pgbridge.position WHERE id = $1`, w.id).Scan(&seq, &stamp); err != nil {
+		return nil, fmt.Errorf("read position of %s: %w", o, err)
+	}
+	a.progress.advance(origin.Entry{Origin: o, Seq: uint64(seq), Stamp: origin.Stamp(stamp)})
+	w.inbox = newInbox(o, a.opts.InboxBytes, a.opts.SpoolDir, uint64(seq))
+	return w, nil
+}
+
+// prepareFixed prepares the statements that every transaction needs.
+func (w *worker) prepareFixed(ctx context.Context) error {
+	w.positionStatement = &statement{
+		name: "position", sent: true, ready: true, types: []uint32{oidInt8, oidInt8, oidInt8, oidTimestamptz},
+		sql: fmt.Sprintf(`WITH p AS (UPDATE pgbridge.position SET seq = $1, stamp = $2, stream_seq = $3
+			WHERE id = %d AND seq = $1 - 1 RETURNING 1)
+			SELECT 1/count(*), pg_replication_origin_xact_setup('0/0', $4) FROM p`, w.id),
+	}
+	w.tombstoneStatement = &statement{
+		name: "tombstone", sent: true, ready: true, types: []uint32{oidInt8, 23, oidInt8, 17},
+		sql: fmt.Sprintf(`INSERT INTO pgbridge.tombstone (origin, epoch, seq, part, stamp, keys) VALUES (%s, %d, $1, $2, $3, $4)`,
+			literal(w.origin.Node), w.origin.Epoch),
+	}
+	for _, s := range []*statement{w.positionStatement, w.tombstoneStatement, {name: "begin", sql: "BEGIN"}, {name: "commit", sql: "COMMIT"}} {
+		if _, err := w.conn.PgConn().Prepare(ctx, s.name, s.sql, s.types); err != nil {
+			return fmt.Errorf("prepare %s: %w", s.name, explain(err))
+		}
+	}
+	w.beginMessages = appendRun(nil, "begin", nil)
+	w.commitMessages = appendRun(nil, "commit", nil)
+	return nil
+}
+
+func (w *worker) tombstoneParams(t *txn, part int, keys []wire.KeyHash) []param {
+	return []param{int64Param(int64(t.Seq)), binaryParam([]byte{byte(part >> 24), byte(part >> 16), byte(part >> 8), byte(part)}),
+		int64Param(int64(t.Stamp)), binaryParam(packKeys(keys))}
+}
+
+func (a *Applier) openTakebacks(ctx context.Context, ids *remotes) error {
+	conn, err := a.connect(ctx, "take-back", map[string]string{"synchronous_commit": "local"})
+	if err != nil {
+		return err
+	}
+	if err := setOrigin(ctx, conn, ownOriginName(a.opts.Cluster, a.opts.Node)); err != nil {
+		return err
+	}
+	a.takes = &takebacks{conn: conn, own: a.own, ids: ids.ids, origins: ids.origins, catalog: a.catalog,
+		absence: a.absence, progress: a.progress, markers: a.markers,
+		failed: func(err error) { a.opts.Logger.Warn("take-back waits", "err", err.Error()) }}
+	return nil
+}
+
+// loadTombstones reads back the deletes of applied transactions. Those of local ones come from the own
+// stream, through LocalDelete.
+func (a *Applier) loadTombstones(ctx context.Context) error {
+	rows, err := a.catalog.conn.Query(ctx, `SELECT origin, epoch, seq, part, stamp, keys FROM pgbridge.tombstone`)
+	if err != nil {
+		return fmt.Errorf("read tombstones: %w", err)
+	}
+	var name string
+	var epoch, seq, part, stamp int64
+	var keys []byte
+	_, err = pgx.ForEachRow(rows, []any{&name, &epoch, &seq, &part, &stamp, &keys}, func() error {
+		t := tombstone{origin.Version{Stamp: origin.Stamp(stamp), Origin: origin.Origin{Node: name, Epoch: uint32(epoch)}}, uint64(seq)}
+		if part >= 0 {
+			a.absence.bury(t, unpackKeys(keys))
+			return nil
+		}
+		schema, table, _ := cutName(keys)
+		a.absence.truncate(t, tableName{schema, table})
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read tombstones: %w", err)
+	}
+	return nil
+}
+
+// Node returns the node's own row, with the writer epoch that this applier has raised.
+func (a *Applier) Node() Node { return *a.node }
+
+// CheckDeletesFrom says where the slot is confirmed: the take-backs of later local deletes may not have
+// been flushed by an earlier bridge, so they are checked in the database (PROOF.md R20). Call it before
+// capture reports anything.
+func (a *Applier) CheckDeletesFrom(ctx context.Context, confirmed uint64) error {
+	var now int64
+	if err := a.catalog.conn.QueryRow(ctx, `SELECT (pg_current_wal_insert_lsn() - '0/0')::int8`).Scan(&now); err != nil {
+		return fmt.Errorf("read WAL position: %w", err)
+	}
+	a.absence.mu.Lock()
+	defer a.absence.mu.Unlock()
+	a.absence.confirmed, a.absence.rescan = confirmed, uint64(now)
+	return nil
+}
+
+// LocalDelete is told by capture, in WAL order, that a local transaction of version v deleted a key.
+func (a *Applier) LocalDelete(schema, table string, key []wire.Value, hash wire.KeyHash, v origin.Version, seq, commitLSN uint64) {
+	a.absence.deleted(tableName{schema, table}, key, hash, tombstone{v, seq}, commitLSN)
+}
+
+// LocalTruncate is LocalDelete for everything in a table.
+func (a *Applier) LocalTruncate(schema, table string, v origin.Version, seq, commitLSN uint64) {
+	a.absence.truncatedHere(tableName{schema, table}, tombstone{v, seq}, commitLSN)
+}
+
+// HoldLSN is the lowest commit LSN of a local delete whose take-back is not flushed, 0 if there is none:
+// the slot must not be confirmed at or beyond it.
+func (a *Applier) HoldLSN() uint64 { return a.absence.holdLSN() }
+
+// ResumeSeq is the stream sequence at which reading origin o's stream must begin.
+func (a *Applier) ResumeSeq(ctx context.Context, o origin.Origin) (uint64, error) {
+	var seq int64
+	err := a.catalog.conn.QueryRow(ctx, `SELECT stream_seq FROM pgbridge.position WHERE origin = $1 AND epoch = $2`,
+		o.Node, int64(o.Epoch)).Scan(&seq)
+	if err != nil {
+		return 0, fmt.Errorf("read position of %s: %w", o, err)
+	}
+	return uint64(seq), nil
+}
+
+// Feed takes in one frame of o's stream, in order. It blocks while o's inbox is full.
+func (a *Applier) Feed(ctx context.Context, o origin.Origin, streamSeq uint64, f *wire.Frame) error {
+	for _, w := range a.workers {
+		if w.origin == o {
+			return w.inbox.push(ctx, streamSeq, f)
+		}
+	}
+	return fmt.Errorf("frame of origin %s, which is not in topology.nodes", o)
+}
+
+// StableSeq returns the highest own seq that every other node has seen, by what it has published and
+// was applied here: own frames up to it are not needed any more.
+func (a *Applier) StableSeq() uint64 {
+	if s := a.heard.stableSeq(a.own); s < math.MaxInt64 {
+		return s
+	}
+	return 0
+}
+
+// Run applies until ctx ends or the database is lost. It closes all connections.
+func (a *Applier) Run(ctx context.Context, wal WAL) error {
+	defer a.close()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.markers.run(ctx) })
+	g.Go(func() error { return a.takes.run(ctx) })
+	g.Go(func() error { return a.sweep(ctx, wal) })
+	for _, w := range a.workers {
+		w.wal = wal
+		g.Go(func() error { return w.run(ctx) })
+	}
+	return g.Wait()
+}
+
+// Close gives up an Applier that was opened and is not run.
+func (a *Applier) Close() { a.close() }
+
+func (a *Applier) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	for _, c := range a.conns {
+		c.Close(ctx)
+	}
+}

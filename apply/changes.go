@@ -1,0 +1,109 @@
+package apply
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// maxRow bounds one row change in bytes. PostgreSQL itself allows no field above 1 GiB.
+const maxRow = 1 << 30
+
+// changes walks the row changes and truncates of a transaction, small or large, leaving out those of
+// subtransactions that were rolled back. A record is valid until the next call.
+type changes struct {
+	recs      wire.Records // of a small transaction
+	relations map[uint32]*wire.Relation
+
+	r       *bufio.Reader // of a run
+	buf     []byte
+	sub     uint64
+	aborted map[uint64]bool
+}
+
+func newChanges(t *txn) (*changes, error) {
+	if t.run == nil {
+		return &changes{recs: wire.NewRecords(t.body), relations: t.relations}, nil
+	}
+	c := &changes{relations: map[uint32]*wire.Relation{}}
+	if t.run.commit.Aborts > 0 {
+		aborted, err := t.run.abortedSubs()
+		if err != nil {
+			return nil, err
+		}
+		c.aborted = aborted
+	}
+	c.r = t.run.reader()
+	return c, nil
+}
+
+func (r *run) reader() *bufio.Reader {
+	return bufio.NewReaderSize(io.NewSectionReader(r.file, 0, int64(r.length)), 256<<10)
+}
+
+// abortedSubs reads the run once for the subtransactions whose rows are void.
+func (r *run) abortedSubs() (map[uint64]bool, error) {
+	aborted := map[uint64]bool{}
+	var buf []byte
+	for in := r.reader(); ; {
+		rec, err := wire.ReadRecord(in, buf, maxRow)
+		if err == io.EOF {
+			return aborted, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read run %d: %w", r.commit.Run, err)
+		}
+		buf = rec.Payload[:0]
+		if rec.Kind == wire.KindSubAbort {
+			id, err := wire.ParseNumber(rec.Payload)
+			if err != nil {
+				return nil, err
+			}
+			aborted[id] = true
+		}
+	}
+}
+
+// next returns the next change with the relations it refers to, io.EOF behind the last.
+func (c *changes) next() (wire.Record, map[uint32]*wire.Relation, error) {
+	for {
+		rec, err := c.record()
+		if err != nil {
+			return rec, nil, err
+		}
+		switch rec.Kind {
+		case wire.KindRelation:
+			rel, err := wire.ParseRelation(rec.Payload)
+			if err != nil {
+				return rec, nil, err
+			}
+			c.relations = withRelation(c.relations, rel)
+		case wire.KindSub:
+			if c.sub, err = wire.ParseNumber(rec.Payload); err != nil {
+				return rec, nil, err
+			}
+		case wire.KindSubAbort:
+		default:
+			if c.aborted[c.sub] {
+				continue
+			}
+			return rec, c.relations, nil
+		}
+	}
+}
+
+func (c *changes) record() (wire.Record, error) {
+	if c.r == nil {
+		return c.recs.Next()
+	}
+	rec, err := wire.ReadRecord(c.r, c.buf, maxRow)
+	if err == nil {
+		c.buf = rec.Payload[:0]
+		if cap(c.buf) > 1<<20 { // do not keep a giant row's buffer
+			c.buf = nil
+		}
+	}
+	return rec, err
+}

@@ -1,0 +1,78 @@
+package apply
+
+import (
+	"encoding/binary"
+	"fmt"
+	"strings"
+
+	"github.com/pgbridge/pgbridge/origin"
+)
+
+// guard is the condition on a row that its last writer is covered by the transaction to be applied
+// (PROOF.md R11), as SQL over the row's xmin. Written by the transaction's own origin: covered, seqs are
+// in order. By another origin: its stamp is at most the dependencies' stamp for that origin. By a local
+// session: never by time, but by transaction id: older than a marker's xmin whose seq lies within the
+// dependencies. Stamp unknown: so old that everybody has seen it.
+type guard struct {
+	self   uint32          // roident of the worker's origin
+	others []origin.Origin // the other remote origins, in the order of their parameters
+	ids    []uint32        // their roidents
+}
+
+const (
+	oidXID         = 28
+	oidInt8        = 20
+	oidTimestamptz = 1184
+)
+
+// sql returns the condition for a row of table alias t, its parameters beginning at $first. A nil guard,
+// for a row that is locked and decided on, lets everything through.
+func (g *guard) sql(first int) string {
+	if g == nil {
+		return "true"
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "(SELECT CASE WHEN c.timestamp IS NULL OR c.roident = %d THEN true", g.self)
+	fmt.Fprintf(&b, " WHEN c.roident = 0 THEN age(t.xmin) > age($%d)", first)
+	for i, id := range g.ids {
+		fmt.Fprintf(&b, " WHEN c.roident = %d THEN c.timestamp <= $%d", id, first+1+i)
+	}
+	b.WriteString(" ELSE false END FROM pg_xact_commit_timestamp_origin(t.xmin) c)")
+	return b.String()
+}
+
+// types returns the parameters' type object ids.
+func (g *guard) types() []uint32 {
+	if g == nil {
+		return nil
+	}
+	types := []uint32{oidXID}
+	for range g.others {
+		types = append(types, oidTimestamptz)
+	}
+	return types
+}
+
+// params returns the parameters for a transaction with dependencies deps. mark is the newest marker's
+// xmin whose seq lies within them, 0 if there is none: its age is infinite, so that no local row passes.
+func (g *guard) params(deps origin.Vector, mark uint32) []param {
+	ps := []param{binaryParam(binary.BigEndian.AppendUint32(nil, mark))}
+	for _, o := range g.others {
+		ps = append(ps, stampParam(deps.Get(o)))
+	}
+	return ps
+}
+
+func stampParam(e origin.Entry) param {
+	s := e.Stamp
+	if e.Seq == 0 {
+		s = -1 << 62 // nothing of that origin was seen
+	}
+	return int64Param(int64(clampStamp(s)))
+}
+
+// clampStamp keeps a stamp within what timestamptz can hold.
+func clampStamp(s origin.Stamp) origin.Stamp {
+	const lowest = -211813488000000000 // MIN_TIMESTAMP, src/include/datatype/timestamp.h
+	return max(s, lowest)
+}

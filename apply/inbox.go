@@ -1,0 +1,389 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// txn is one remote transaction, received whole (PROOF.md R4).
+type txn struct {
+	wire.Begin
+	origin  origin.Origin
+	up, low origin.Vector
+	// resume is the stream sequence at which reading must begin to see this transaction's successor
+	// with all of its chunks.
+	resume uint64
+	// body holds the changes of a small transaction; a large one has run instead.
+	body      []byte
+	run       *run
+	relations map[uint32]*wire.Relation // of the frame, for a small one
+	size      int64                     // bytes that it holds in the inbox
+	// vectorOnly: not a transaction, only the news that the origin had seen low when it had published
+	// up to Seq.
+	vectorOnly bool
+}
+
+func (t *txn) version() origin.Version { return origin.Version{Stamp: t.Stamp, Origin: t.origin} }
+
+func (t *txn) entry() origin.Entry {
+	return origin.Entry{Origin: t.origin, Seq: t.Seq, Stamp: t.Stamp}
+}
+
+// run is a large transaction in a file: the concatenated chunks.
+type run struct {
+	file   *os.File
+	length uint64
+	commit wire.LargeCommit
+}
+
+func (r *run) remove() {
+	r.file.Close()
+	os.Remove(r.file.Name())
+}
+
+// inbox takes an origin's frames apart and keeps the transactions, in order, until its worker has
+// applied them. What is in it is bounded in bytes: push waits. Runs wait on disk.
+type inbox struct {
+	origin origin.Origin
+	limit  int64
+	dir    string
+
+	mu      sync.Mutex
+	queue   []*txn
+	taken   int // of the queue: sent to PostgreSQL, not yet acknowledged
+	bytes   int64
+	last    uint64        // highest seq received
+	changed chan struct{} // closed and replaced at every change
+
+	// Only touched by push, which one goroutine calls.
+	runs        map[uint64]*run
+	writerEpoch uint64
+	back        uint64 // of the frame before
+}
+
+func newInbox(o origin.Origin, limit int64, dir string, last uint64) *inbox {
+	return &inbox{origin: o, limit: limit, dir: dir, last: last, changed: make(chan struct{}), runs: map[uint64]*run{}}
+}
+
+// close removes the files of runs that are still open.
+func (b *inbox) close() {
+	for _, r := range b.runs {
+		r.remove()
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, t := range b.queue {
+		if t.run != nil {
+			t.run.remove()
+		}
+	}
+	b.queue = nil
+}
+
+// errGapInSeqs means that the stream does not go on where this node's position is.
+var errGapInSeqs = errors.New("gap in the origin's seqs")
+
+// push takes in the frame with stream sequence seq. It waits while the inbox is full.
+func (b *inbox) push(ctx context.Context, seq uint64, f *wire.Frame) error {
+	if f.Origin != b.origin {
+		return fmt.Errorf("frame %d is of origin %s, expected %s", seq, f.Origin, b.origin)
+	}
+	if f.WriterEpoch > b.writerEpoch {
+		for id, r := range b.runs { // a new writer begins its runs anew
+			r.remove()
+			delete(b.runs, id)
+		}
+		b.writerEpoch, b.back = f.WriterEpoch, 0
+	}
+	resume := seq
+	if b.back != 0 {
+		resume = b.back
+	}
+	txns, err := b.unpack(f, resume)
+	b.back = f.Back
+	if err != nil {
+		return fmt.Errorf("frame %d of %s: %w", seq, b.origin, err)
+	}
+	return b.add(ctx, txns)
+}
+
+func (b *inbox) add(ctx context.Context, txns []*txn) error {
+	for _, t := range txns {
+		b.mu.Lock()
+		for b.bytes > 0 && b.bytes+t.size > b.limit {
+			changed := b.changed
+			b.mu.Unlock()
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+			b.mu.Lock()
+		}
+		if !t.vectorOnly {
+			if t.Seq <= b.last { // seen already: a duplicate by the dense numbering
+				b.mu.Unlock()
+				if t.run != nil {
+					t.run.remove()
+				}
+				continue
+			}
+			if t.Seq != b.last+1 {
+				last := b.last
+				b.mu.Unlock()
+				return fmt.Errorf("%w: %s:%d comes after %d", errGapInSeqs, b.origin, t.Seq, last)
+			}
+			b.last = t.Seq
+		}
+		b.queue = append(b.queue, t)
+		b.bytes += t.size
+		b.signal()
+		b.mu.Unlock()
+	}
+	return nil
+}
+
+func (b *inbox) signal() {
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+
+// next waits for the first transaction that has not been taken yet and returns it without taking it.
+// passed gets the vectors that the origin published in between.
+func (b *inbox) next(ctx context.Context, passed func(*txn)) (*txn, error) {
+	for {
+		t, changed := b.peek(passed)
+		if t != nil {
+			return t, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// peek is next without waiting: nil, and a channel that is closed at the next change, if there is none.
+func (b *inbox) peek(passed func(*txn)) (*txn, <-chan struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for b.taken < len(b.queue) {
+		t := b.queue[b.taken]
+		if !t.vectorOnly {
+			return t, nil
+		}
+		if b.taken > 0 { // those before it are not applied yet; landed will come to it
+			b.taken++
+			continue
+		}
+		b.pop()
+		passed(t)
+	}
+	return nil, b.changed
+}
+
+// take marks the transaction that peek returned as being applied.
+func (b *inbox) take() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.taken++
+}
+
+// landed removes the oldest transaction, which is applied, and hands the vectors behind it to passed.
+func (b *inbox) landed(passed func(*txn)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.pop()
+	b.taken--
+	for b.taken > 0 && b.queue[0].vectorOnly {
+		passed(b.queue[0])
+		b.pop()
+		b.taken--
+	}
+	b.signal()
+}
+
+// rewind gives back everything that was taken and has not landed.
+func (b *inbox) rewind() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.taken = 0
+}
+
+func (b *inbox) pop() {
+	t := b.queue[0]
+	b.bytes -= t.size
+	if t.run != nil {
+		t.run.remove()
+	}
+	b.queue[0] = nil
+	b.queue = b.queue[1:]
+}
+
+// received returns the highest seq received, how many transactions wait, and the oldest one's stamp.
+func (b *inbox) received() (last uint64, waiting int, oldest origin.Stamp) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, t := range b.queue {
+		if !t.vectorOnly {
+			if waiting == 0 {
+				oldest = t.Stamp
+			}
+			waiting++
+		}
+	}
+	return b.last, waiting, oldest
+}
+
+const txnOverhead = 256 // bytes that a queued transaction costs beside its body, roughly
+
+// unpack takes a frame apart. The transactions share memory with its body.
+func (b *inbox) unpack(f *wire.Frame, resume uint64) ([]*txn, error) {
+	var txns []*txn
+	var up, low origin.Vector
+	relations := map[uint32]*wire.Relation{}
+	for recs := wire.NewRecords(f.Body); ; {
+		rec, err := recs.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		switch rec.Kind {
+		case wire.KindVector:
+			up, low, err = wire.ParseDeps(rec.Payload)
+		case wire.KindRelation:
+			var r *wire.Relation
+			if r, err = wire.ParseRelation(rec.Payload); err == nil {
+				relations = withRelation(relations, r)
+			}
+		case wire.KindBegin:
+			t := &txn{origin: f.Origin, up: up, low: low, resume: resume, relations: relations}
+			if t.Begin, err = wire.ParseBegin(rec.Payload); err == nil {
+				t.body, relations, err = transaction(&recs, relations)
+			}
+			t.size = int64(len(t.body)) + txnOverhead
+			txns = append(txns, t)
+		case wire.KindChunk:
+			err = b.chunk(rec.Payload)
+		case wire.KindRunAbort:
+			var id uint64
+			if id, err = wire.ParseNumber(rec.Payload); err == nil && b.runs[id] != nil {
+				b.runs[id].remove()
+				delete(b.runs, id)
+			}
+		case wire.KindLargeCommit:
+			var t *txn
+			if t, err = b.commit(rec.Payload); t != nil {
+				t.origin, t.up, t.low, t.resume = f.Origin, up, low, resume
+				txns = append(txns, t)
+			}
+		default:
+			err = fmt.Errorf("%w: record of kind %q outside of a transaction", wire.ErrCorrupt, rec.Kind)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	if !f.Fence {
+		txns = append(txns, &txn{vectorOnly: true, origin: f.Origin, low: f.Low, up: f.Up,
+			Begin: wire.Begin{Seq: f.LastSeq, Stamp: f.LastStamp}})
+	}
+	return txns, nil
+}
+
+// transaction finds the end of the small transaction that has begun and returns its changes; relations
+// that are described within it become part of the frame's.
+func transaction(recs *wire.Records, relations map[uint32]*wire.Relation) ([]byte, map[uint32]*wire.Relation, error) {
+	start := recs.Rest()
+	for {
+		before := len(recs.Rest())
+		rec, err := recs.Next()
+		if err == io.EOF {
+			return nil, nil, fmt.Errorf("%w: transaction has no end", wire.ErrCorrupt)
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		switch rec.Kind {
+		case wire.KindCommit:
+			return start[:len(start)-before], relations, nil
+		case wire.KindRelation:
+			r, err := wire.ParseRelation(rec.Payload)
+			if err != nil {
+				return nil, nil, err
+			}
+			relations = withRelation(relations, r)
+		case wire.KindInsert, wire.KindUpdate, wire.KindDelete, wire.KindTruncate:
+		default:
+			return nil, nil, fmt.Errorf("%w: record of kind %q within a transaction", wire.ErrCorrupt, rec.Kind)
+		}
+	}
+}
+
+// withRelation returns the relations with r in place. Earlier transactions of the frame keep the map
+// that they have, and with it the relations as they were for them.
+func withRelation(m map[uint32]*wire.Relation, r *wire.Relation) map[uint32]*wire.Relation {
+	c := make(map[uint32]*wire.Relation, len(m))
+	for k, v := range m {
+		c[k] = v
+	}
+	c[r.ID] = r
+	return c
+}
+
+// chunk writes a piece of a run to its file. A chunk of a run whose beginning was not read belongs to a
+// transaction that is applied already: whoever resumes begins where the oldest needed run does.
+func (b *inbox) chunk(payload []byte) error {
+	id, offset, data, err := wire.ParseChunk(payload)
+	if err != nil {
+		return err
+	}
+	r := b.runs[id]
+	if r == nil {
+		if offset != 0 {
+			return nil
+		}
+		f, err := os.Create(filepath.Join(b.dir, fmt.Sprintf("%s-%d-%d.run", b.origin.Node, b.writerEpoch, id)))
+		if err != nil {
+			return fmt.Errorf("spool a large transaction: %w; make room in data_dir or make it writable", err)
+		}
+		r = &run{file: f}
+		b.runs[id] = r
+	}
+	if offset != r.length {
+		return fmt.Errorf("%w: run %d goes on at byte %d, %d are here", wire.ErrCorrupt, id, offset, r.length)
+	}
+	if _, err := r.file.Write(data); err != nil {
+		return fmt.Errorf("spool a large transaction: %w; make room in data_dir or make it writable", err)
+	}
+	r.length += uint64(len(data))
+	return nil
+}
+
+func (b *inbox) commit(payload []byte) (*txn, error) {
+	c, err := wire.ParseLargeCommit(payload)
+	if err != nil {
+		return nil, err
+	}
+	r := b.runs[c.Run]
+	if r == nil || r.length != c.Length {
+		if c.Seq <= b.last {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("%w: run %d of transaction %d is not all here", wire.ErrCorrupt, c.Run, c.Seq)
+	}
+	delete(b.runs, c.Run)
+	r.commit = c
+	return &txn{Begin: c.Begin, run: r, size: txnOverhead}, nil
+}

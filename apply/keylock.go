@@ -1,0 +1,101 @@
+package apply
+
+import (
+	"context"
+	"sync"
+
+	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// keyLocks keep apply connections out of each other's way by key (PROOF.md R21): before its first
+// statement a transaction takes all the keys that it inserts or deletes, and it keeps them until its
+// COMMIT is acknowledged and its tombstones are in the index. Row locks of PostgreSQL would come too
+// late: the row that two transactions fight for may not be there yet.
+type keyLocks struct {
+	mu      sync.Mutex
+	keys    map[wire.KeyHash]*held
+	whole   *held         // one transaction may hold all keys of all tables
+	holders map[*held]int // how many keys each holds
+	freed   chan struct{} // closed and replaced at every release
+}
+
+// held is what one transaction holds. The origin tells apart who may wait for whom: transactions of one
+// origin follow each other through one connection and never exclude each other.
+type held struct {
+	origin origin.Origin
+	keys   []wire.KeyHash
+	whole  bool
+}
+
+func newKeyLocks() *keyLocks {
+	return &keyLocks{keys: map[wire.KeyHash]*held{}, holders: map[*held]int{}, freed: make(chan struct{})}
+}
+
+// try takes all of h's keys, or none and returns a channel that is closed at the next release.
+func (l *keyLocks) try(h *held) (bool, <-chan struct{}) {
+	if len(h.keys) == 0 && !h.whole {
+		return true, nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.whole != nil && l.whole.origin != h.origin {
+		return false, l.freed
+	}
+	if h.whole {
+		for other := range l.holders {
+			if other.origin != h.origin {
+				return false, l.freed
+			}
+		}
+		l.whole = h
+	}
+	for _, k := range h.keys {
+		if other := l.keys[k]; other != nil && other.origin != h.origin {
+			return false, l.freed
+		}
+	}
+	for _, k := range h.keys {
+		l.keys[k] = h // a later transaction of the same origin takes the key over
+	}
+	l.holders[h] = len(h.keys)
+	return true, nil
+}
+
+// lock takes all of h's keys. The caller must not hold keys of transactions that it has not sent.
+func (l *keyLocks) lock(ctx context.Context, h *held) error {
+	for {
+		ok, freed := l.try(h)
+		if ok {
+			return nil
+		}
+		select {
+		case <-freed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// release gives back what h holds; a second call does nothing.
+func (l *keyLocks) release(h *held) {
+	if h == nil || len(h.keys) == 0 && !h.whole {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, ok := l.holders[h]; !ok {
+		return
+	}
+	for _, k := range h.keys {
+		if l.keys[k] == h {
+			delete(l.keys, k)
+		}
+	}
+	if l.whole == h {
+		l.whole = nil
+	}
+	delete(l.holders, h)
+	close(l.freed)
+	l.freed = make(chan struct{})
+}

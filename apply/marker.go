@@ -1,0 +1,173 @@
+package apply
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// closingDelay is how long the marker writer waits for more work before it writes the closing marker
+// (PROOF.md R7), which lets capture tell everybody what has been applied here. Long enough not to cost
+// anything under load, short enough for peers to forget soon.
+const closingDelay = 20 * time.Millisecond
+
+// markers writes the markers (PROOF.md R7): what is about to be applied goes into the WAL before the
+// first COMMIT of it, from a session without a replication origin, so that capture meets it in front of
+// every local transaction that can have seen it.
+type markers struct {
+	conn     *pgx.Conn
+	flushArg bool // the server's pg_logical_emit_message can flush (17 and later)
+	progress *progress
+	requests chan markRequest
+}
+
+type markRequest struct {
+	up    origin.Entry // zero: nothing to announce
+	flush bool
+	reply chan markReply // of capacity 1
+}
+
+type markReply struct {
+	lsn uint64
+	err error
+}
+
+func newMarkers(conn *pgx.Conn, version int, p *progress) *markers {
+	return &markers{conn: conn, flushArg: version >= 170000, progress: p, requests: make(chan markRequest, 64)}
+}
+
+// announce asks for a marker that covers e. The reply comes when it stands in the WAL; if it does
+// already, at once.
+func (m *markers) announce(ctx context.Context, e origin.Entry) (<-chan markReply, error) {
+	m.progress.mu.Lock()
+	done := m.progress.announced.Covers(e.Origin, e.Seq)
+	m.progress.mu.Unlock()
+	if done {
+		c := make(chan markReply, 1)
+		c <- markReply{}
+		return c, nil
+	}
+	return m.send(ctx, markRequest{up: e})
+}
+
+// flush writes a marker, flushes the WAL up to it and returns its LSN (PROOF.md R13).
+func (m *markers) flush(ctx context.Context) (uint64, error) {
+	c, err := m.send(ctx, markRequest{flush: true})
+	if err != nil {
+		return 0, err
+	}
+	select {
+	case r := <-c:
+		return r.lsn, r.err
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
+	}
+}
+
+func (m *markers) send(ctx context.Context, r markRequest) (<-chan markReply, error) {
+	r.reply = make(chan markReply, 1)
+	select {
+	case m.requests <- r:
+		return r.reply, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// run owns the connection until ctx ends or the connection breaks.
+func (m *markers) run(ctx context.Context) error {
+	idle := time.NewTimer(closingDelay)
+	defer idle.Stop()
+	var closed origin.Vector    // what the last flushed marker said to be done
+	var applied <-chan struct{} // set while there is nothing to close: wakes us when there is again
+	for {
+		var batch []markRequest
+		select {
+		case r := <-m.requests:
+			batch = append(batch, r)
+		case <-applied:
+			applied = nil
+			idle.Reset(closingDelay)
+			continue
+		case <-idle.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	drain:
+		for {
+			select {
+			case r := <-m.requests:
+				batch = append(batch, r)
+			default:
+				break drain
+			}
+		}
+		if len(batch) == 0 {
+			if applied = m.progress.unchanged(closed); applied != nil {
+				continue
+			}
+		}
+		flush := len(batch) == 0
+		for _, r := range batch {
+			flush = flush || r.flush
+		}
+		lsn, done, err := m.write(ctx, batch, flush)
+		for _, r := range batch {
+			r.reply <- markReply{lsn, err}
+		}
+		if err != nil {
+			return fmt.Errorf("write marker: %w", err)
+		}
+		if flush {
+			closed = done
+		}
+		applied = nil
+		idle.Reset(closingDelay)
+	}
+}
+
+const (
+	// xmin is read in the same statement that writes the message: all older ids have their commit or
+	// abort record in the WAL before it (PROOF.md F6).
+	markSQL = `SELECT (pg_logical_emit_message(false, '` + wire.MarkerPrefix + `',
+		$1::bytea || int8send(pg_snapshot_xmin(pg_current_snapshot())::text::int8)) - '0/0')::int8`
+	markFlushSQL = `SELECT (pg_logical_emit_message(false, '` + wire.MarkerPrefix + `',
+		$1::bytea || int8send(pg_snapshot_xmin(pg_current_snapshot())::text::int8), true) - '0/0')::int8`
+	// Before 17 the WAL is flushed by committing a transaction that has an id; this session commits
+	// synchronously.
+	flushSQL = `SELECT pg_current_xact_id()`
+)
+
+func (m *markers) write(ctx context.Context, batch []markRequest, flush bool) (uint64, origin.Vector, error) {
+	p := m.progress
+	p.mu.Lock()
+	up, done := p.announced.Clone(), p.applied.Clone()
+	p.mu.Unlock()
+	for _, r := range batch {
+		if r.up.Seq != 0 {
+			up.Advance(r.up)
+		}
+	}
+	sql := markSQL
+	if flush && m.flushArg {
+		sql = markFlushSQL
+	}
+	var lsn int64
+	if err := m.conn.QueryRow(ctx, sql, wire.AppendMarker(nil, up, done)).Scan(&lsn); err != nil {
+		return 0, nil, err
+	}
+	if flush && !m.flushArg {
+		if _, err := m.conn.Exec(ctx, flushSQL); err != nil {
+			return 0, nil, err
+		}
+	}
+	p.mu.Lock()
+	p.announced.Merge(up)
+	p.mu.Unlock()
+	return uint64(lsn), done, nil
+}

@@ -1,0 +1,598 @@
+package apply
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+
+	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// errSurprise means that a transaction cannot go the optimistic path; the careful one finds out more.
+var errSurprise = errors.New("not for the optimistic path")
+
+const (
+	runRows      = 1000      // rows of a run that go into one UPDATE or DELETE
+	runBytes     = 256 << 10 // bytes of a run that are collected before they go out
+	runMin       = 4         // shorter runs go row by row: a run's statement has a higher start-up cost
+	tombstoneRow = 4096      // keys in one row of the tombstone table
+)
+
+// footprint is what a transaction does to the existence of rows: the keys that it locks (R21), those
+// whose rows it may create (R18), and those whose rows it deletes.
+type footprint struct {
+	locks   []wire.KeyHash
+	creates []created
+	deletes []wire.KeyHash
+}
+
+type created struct {
+	table tableName
+	key   wire.KeyHash
+}
+
+// planner turns one transaction at a time into protocol messages on the worker's connection. It sends
+// nothing: the worker does.
+type planner struct {
+	w     *worker
+	out   []byte
+	spill func() error // large transactions: called to write out when it has grown
+
+	t      *txn
+	print  footprint
+	large  bool           // keys are locked and registered table-wide
+	parts  int            // rows written into the tombstone table for this transaction
+	buried []wire.KeyHash // large: deletes whose tombstone rows are written
+
+	upGuard, lowGuard []param
+
+	run     pending
+	params  []param
+	key     []wire.Value
+	set     []int
+	arrays  []array
+	change  wire.Change
+	aborted map[uint64]bool // subtransactions of the run whose rows are void
+}
+
+// pending is a run of rows of one kind on one table that is being collected. Each row is encoded as in
+// COPY's binary format: the number of fields, then length and bytes of each.
+type pending struct {
+	kind wire.Kind
+	m    *mapping
+	set  []int
+	low  bool // the guard is by low: the update leaves TOAST values unchanged (R16)
+	rows []byte
+	n    int
+	keys map[wire.KeyHash]struct{} // of an update run: none twice (R34)
+	open bool                      // a COPY has begun to go out
+}
+
+// plan appends the whole transaction t except its COMMIT.
+func (p *planner) plan(t *txn) error {
+	p.t, p.large, p.parts, p.buried = t, t.run != nil, 0, nil
+	p.print = footprint{locks: p.print.locks[:0], creates: p.print.creates[:0], deletes: p.print.deletes[:0]}
+	p.upGuard, p.lowGuard = p.w.guardParams(t.up), nil
+	p.run = pending{rows: p.run.rows[:0]}
+	p.out = append(p.out, p.w.beginMessages...)
+	changes, err := newChanges(t)
+	if err != nil {
+		return err
+	}
+	for {
+		rec, relations, err := changes.next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if err := p.record(rec, relations); err != nil {
+			return err
+		}
+	}
+	if err := p.flushRun(); err != nil {
+		return err
+	}
+	if err := p.tombstones(true); err != nil {
+		return err
+	}
+	p.position()
+	return nil
+}
+
+func (p *planner) record(rec wire.Record, relations map[uint32]*wire.Relation) error {
+	if rec.Kind == wire.KindTruncate {
+		return errSurprise
+	}
+	if err := p.change.Parse(rec); err != nil {
+		return err
+	}
+	m, err := p.w.mapping(relations[p.change.Relation], p.change.Relation)
+	if err != nil {
+		return err
+	}
+	switch rec.Kind {
+	case wire.KindInsert:
+		err = p.insert(m)
+	case wire.KindUpdate:
+		err = p.update(m)
+	case wire.KindDelete:
+		err = p.delete(m)
+	}
+	if err == nil && p.spill != nil && len(p.out) > runBytes {
+		err = p.spill()
+	}
+	return err
+}
+
+func (p *planner) hash(m *mapping, tuple []wire.Value) (wire.KeyHash, error) {
+	key, err := m.keyOf(p.key, tuple)
+	p.key = key
+	if err != nil {
+		return wire.KeyHash{}, err
+	}
+	return m.local.hasher.Hash(key), nil
+}
+
+// creates notes that the transaction may create the row of key k. A large one has registered whole
+// tables and must ask for tombstones here, before the row goes out.
+func (p *planner) creates(m *mapping, k wire.KeyHash) error {
+	n := tableName{m.local.schema, m.local.name}
+	if !p.large {
+		p.print.locks = append(p.print.locks, k)
+		p.print.creates = append(p.print.creates, created{n, k})
+		return nil
+	}
+	if d, ok := p.w.absence.tombstone(n, k); ok && d.Later(p.t.version()) {
+		return errSurprise
+	}
+	return nil
+}
+
+func (p *planner) deletes(k wire.KeyHash) error {
+	p.print.deletes = append(p.print.deletes, k)
+	if !p.large {
+		p.print.locks = append(p.print.locks, k)
+		return nil
+	}
+	return p.tombstones(false)
+}
+
+func (p *planner) insert(m *mapping) error {
+	c := &p.change
+	k, err := p.hash(m, c.New)
+	if err != nil {
+		return err
+	}
+	if err := p.creates(m, k); err != nil {
+		return err
+	}
+	p.set = p.set[:0]
+	for i, li := range m.cols {
+		if li >= 0 {
+			p.set = append(p.set, i)
+		}
+	}
+	if !allBinary(c.New, p.set) {
+		return p.single(wire.KindInsert, m, p.set, nil, false)
+	}
+	if err := p.join(wire.KindInsert, m, p.set, false); err != nil {
+		return err
+	}
+	return p.row(m, c.New, p.set, nil)
+}
+
+func (p *planner) update(m *mapping) error {
+	c := &p.change
+	if len(c.New) != len(m.cols) {
+		return fmt.Errorf("%w: tuple of %s has %d columns", wire.ErrCorrupt, m.local.quoted, len(c.New))
+	}
+	old := c.New
+	if len(c.Old) > 0 {
+		old = c.Old
+	}
+	low := fillUnchanged(c)
+	k, err := p.hash(m, old)
+	if err != nil {
+		return err
+	}
+	if !m.usable {
+		return m.needsKey()
+	}
+	moved, to := false, k
+	if len(c.Old) > 0 {
+		if to, err = p.hash(m, c.New); err != nil {
+			return err
+		}
+		moved = to != k
+	}
+	if low && p.w.unsettled(m, k, p.t) {
+		return errSurprise
+	}
+	if moved {
+		if err := p.deletes(k); err != nil {
+			return err
+		}
+		if err := p.creates(m, to); err != nil {
+			return err
+		}
+	}
+	p.set = m.set(p.set, c.New, moved)
+	if moved || m.local.unique || !m.runs(p.set) || !allBinary(c.New, p.set) || !allBinary(old, m.key) {
+		return p.single(wire.KindUpdate, m, p.set, old, low)
+	}
+	if _, twice := p.run.keys[k]; twice {
+		if err := p.flushRun(); err != nil {
+			return err
+		}
+	}
+	if err := p.join(wire.KindUpdate, m, p.set, low); err != nil {
+		return err
+	}
+	p.run.keys[k] = struct{}{}
+	return p.row(m, c.New, p.set, old)
+}
+
+// fillUnchanged takes unchanged TOAST values from the old image where that has them (PROOF.md R16) and
+// reports whether any is left.
+func fillUnchanged(c *wire.Change) bool {
+	left := false
+	for i := range c.New {
+		if c.New[i].Format != wire.Unchanged {
+			continue
+		}
+		if c.OldFull && i < len(c.Old) && c.Old[i].Format != wire.Unchanged {
+			c.New[i] = c.Old[i]
+			continue
+		}
+		left = true
+	}
+	return left
+}
+
+func (p *planner) delete(m *mapping) error {
+	c := &p.change
+	k, err := p.hash(m, c.Old)
+	if err != nil {
+		return err
+	}
+	if !m.usable {
+		return m.needsKey()
+	}
+	if err := p.deletes(k); err != nil {
+		return err
+	}
+	if !m.runs(m.key) || !allBinary(c.Old, m.key) {
+		return p.single(wire.KindDelete, m, nil, c.Old, false)
+	}
+	if err := p.join(wire.KindDelete, m, nil, false); err != nil {
+		return err
+	}
+	return p.row(m, nil, nil, c.Old)
+}
+
+// runs reports whether the remote columns can travel as arrays, together with the key.
+func (m *mapping) runs(cols []int) bool {
+	for _, i := range cols {
+		if m.cols[i] >= 0 && !m.local.cols[m.cols[i]].typ.runs() {
+			return false
+		}
+	}
+	for _, k := range m.local.key {
+		if !m.local.cols[k].typ.runs() {
+			return false
+		}
+	}
+	return true
+}
+
+func allBinary(tuple []wire.Value, cols []int) bool {
+	for _, i := range cols {
+		if i < len(tuple) && tuple[i].Format == wire.Text {
+			return false
+		}
+	}
+	return true
+}
+
+// join makes p.run the run that the next row belongs to, after sending out another one.
+func (p *planner) join(kind wire.Kind, m *mapping, set []int, low bool) error {
+	r := &p.run
+	full := kind != wire.KindInsert && (r.n >= runRows || len(r.rows) >= runBytes)
+	if r.m == m && r.kind == kind && r.low == low && !full && slices.Equal(r.set, set) {
+		return nil
+	}
+	if err := p.flushRun(); err != nil {
+		return err
+	}
+	p.run = pending{kind: kind, m: m, set: slices.Clone(set), low: low, rows: r.rows[:0]}
+	if kind == wire.KindUpdate {
+		p.run.keys = map[wire.KeyHash]struct{}{}
+	}
+	return nil
+}
+
+// row appends one row to the run: the columns of set from tuple, then the key from old.
+func (p *planner) row(m *mapping, tuple []wire.Value, set []int, old []wire.Value) error {
+	r := &p.run
+	n := len(set)
+	if old != nil {
+		n += len(m.key)
+	}
+	r.rows = binary.BigEndian.AppendUint16(r.rows, uint16(n))
+	for _, i := range set {
+		if err := p.field(m, i, tuple); err != nil {
+			return err
+		}
+	}
+	if old != nil {
+		for _, i := range m.key {
+			if err := p.field(m, i, old); err != nil {
+				return err
+			}
+		}
+	}
+	r.n++
+	if r.kind == wire.KindInsert && len(r.rows) >= runBytes {
+		p.copyOut()
+	}
+	return nil
+}
+
+func (p *planner) field(m *mapping, i int, tuple []wire.Value) error {
+	if i >= len(tuple) {
+		return fmt.Errorf("%w: tuple of %s has %d columns", wire.ErrCorrupt, m.local.quoted, len(tuple))
+	}
+	v, err := m.param(i, tuple[i])
+	if err != nil {
+		return err
+	}
+	if v.null {
+		p.run.rows = binary.BigEndian.AppendUint32(p.run.rows, math.MaxUint32)
+		return nil
+	}
+	p.run.rows = binary.BigEndian.AppendUint32(p.run.rows, uint32(len(v.value)))
+	p.run.rows = append(p.run.rows, v.value...)
+	return nil
+}
+
+// single sends one row as its own statement.
+func (p *planner) single(kind wire.Kind, m *mapping, set []int, old []wire.Value, low bool) error {
+	if err := p.flushRun(); err != nil {
+		return err
+	}
+	p.params = p.params[:0]
+	add := func(tuple []wire.Value, cols []int) error {
+		for _, i := range cols {
+			v, err := m.param(i, tuple[i])
+			if err != nil {
+				return err
+			}
+			p.params = append(p.params, v)
+		}
+		return nil
+	}
+	if err := add(p.change.New, set); err != nil {
+		return err
+	}
+	if old != nil {
+		if err := add(old, m.key); err != nil {
+			return err
+		}
+	}
+	p.one(kind, m, set, low)
+	return nil
+}
+
+// one sends the statement for the row whose values and key are in p.params.
+func (p *planner) one(kind wire.Kind, m *mapping, set []int, low bool) {
+	var s *statement
+	switch kind {
+	case wire.KindInsert:
+		s = m.statement("i", m.insertSQL)
+	case wire.KindUpdate:
+		s = m.statement("u"+shape(set), func() (string, []uint32) { return m.updateSQL(set, &p.w.guard) })
+		p.params = append(p.params, p.guardParams(low)...)
+	case wire.KindDelete:
+		s = m.statement("d", func() (string, []uint32) { return m.deleteSQL(&p.w.guard) })
+		p.params = append(p.params, p.guardParams(low)...)
+	}
+	p.exec(s, p.params)
+}
+
+func (p *planner) guardParams(low bool) []param {
+	if !low {
+		return p.upGuard
+	}
+	if p.lowGuard == nil {
+		p.lowGuard = p.w.guardParams(p.t.low)
+	}
+	return p.lowGuard
+}
+
+// shape names a set of columns.
+func shape(set []int) string {
+	b := make([]byte, 0, 2*len(set))
+	for _, i := range set {
+		b = binary.BigEndian.AppendUint16(b, uint16(i))
+	}
+	return string(b)
+}
+
+func (m *mapping) statement(key string, build func() (string, []uint32)) *statement {
+	s := m.statements[key]
+	if s == nil {
+		sql, types := build()
+		s = &statement{sql: sql, types: types}
+		m.statements[key] = s
+	}
+	return s
+}
+
+// exec appends the execution of s, and its preparation if that has not gone out yet.
+func (p *planner) exec(s *statement, params []param) {
+	if !s.sent {
+		p.out = p.w.prepare(p.out, s)
+	}
+	p.out = appendRun(p.out, s.name, params)
+}
+
+// copyOut sends the collected rows of an insert run as part of a COPY.
+func (p *planner) copyOut() {
+	r := &p.run
+	if !r.open {
+		r.open = true
+		p.exec(r.m.statement("c", func() (string, []uint32) { return r.m.copySQL(), nil }), nil)
+		p.out = appendCopyData(p.out, copyHeader)
+	}
+	p.out = appendCopyData(p.out, r.rows)
+	r.rows = r.rows[:0]
+}
+
+// flushRun sends the run that has been collected.
+func (p *planner) flushRun() error {
+	r := &p.run
+	switch {
+	case r.n == 0:
+		return nil
+	case r.kind == wire.KindInsert && (r.open || r.n >= runMin):
+		p.copyOut()
+		p.out = appendCopyDone(appendCopyData(p.out, copyTrailer))
+	case r.n < runMin:
+		p.oneByOne()
+	default:
+		p.asArrays()
+	}
+	p.run = pending{rows: r.rows[:0]}
+	if p.spill != nil && len(p.out) > runBytes {
+		return p.spill()
+	}
+	return nil
+}
+
+// eachRow walks the collected rows and gives their fields as binary parameters.
+func (p *planner) eachRow(f func(fields []param)) {
+	for b := p.run.rows; len(b) > 0; {
+		n := int(binary.BigEndian.Uint16(b))
+		b = b[2:]
+		p.params = p.params[:0]
+		for range n {
+			size := binary.BigEndian.Uint32(b)
+			b = b[4:]
+			if size == math.MaxUint32 {
+				p.params = append(p.params, param{null: true})
+				continue
+			}
+			p.params = append(p.params, binaryParam(b[:size]))
+			b = b[size:]
+		}
+		f(p.params)
+	}
+}
+
+func (p *planner) oneByOne() {
+	r := &p.run
+	p.eachRow(func([]param) { p.one(r.kind, r.m, r.set, r.low) })
+}
+
+func (p *planner) asArrays() {
+	r := &p.run
+	width := len(r.set) + len(r.m.key)
+	for len(p.arrays) < width {
+		p.arrays = append(p.arrays, array{})
+	}
+	for i := range width {
+		p.arrays[i].reset()
+	}
+	p.eachRow(func(fields []param) {
+		for i, f := range fields {
+			p.arrays[i].add(f.value, f.null)
+		}
+	})
+	p.params = p.params[:0]
+	for at, i := range append(slices.Clone(r.set), r.m.key...) {
+		p.params = append(p.params, binaryParam(p.arrays[at].value(r.m.local.cols[r.m.cols[i]].param())))
+	}
+	p.params = append(p.params, int64Param(int64(r.n)))
+	p.params = append(p.params, p.guardParams(r.low)...)
+	var s *statement
+	if r.kind == wire.KindUpdate {
+		s = r.m.statement("U"+shape(r.set), func() (string, []uint32) { return r.m.updateRunSQL(r.set, &p.w.guard) })
+	} else {
+		s = r.m.statement("D", func() (string, []uint32) { return r.m.deleteRunSQL(&p.w.guard) })
+	}
+	p.exec(s, p.params)
+}
+
+// tombstones writes the deletes that have been collected into the tombstone table, packed: when there
+// are enough for a row, or all that are left.
+func (p *planner) tombstones(all bool) error {
+	d := p.print.deletes
+	if len(d) == 0 || !all && len(d) < tombstoneRow {
+		return nil
+	}
+	if !all {
+		if err := p.flushRun(); err != nil { // a COPY may be open
+			return err
+		}
+	}
+	for rest := d; len(rest) > 0; {
+		n := min(len(rest), tombstoneRow)
+		p.exec(p.w.tombstoneStatement, p.w.tombstoneParams(p.t, p.parts, rest[:n]))
+		p.parts++
+		rest = rest[n:]
+	}
+	if p.large {
+		p.buried = append(p.buried, d...)
+		p.print.deletes = d[:0]
+	}
+	return nil
+}
+
+func packKeys(keys []wire.KeyHash) []byte {
+	b := make([]byte, 0, 16*len(keys))
+	for _, k := range keys {
+		b = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(b, k.Hi), k.Lo)
+	}
+	return b
+}
+
+func unpackKeys(b []byte) []wire.KeyHash {
+	keys := make([]wire.KeyHash, 0, len(b)/16)
+	for ; len(b) >= 16; b = b[16:] {
+		keys = append(keys, wire.KeyHash{Hi: binary.BigEndian.Uint64(b), Lo: binary.BigEndian.Uint64(b[8:])})
+	}
+	return keys
+}
+
+// position appends the statement that moves the position row from seq - 1 to seq, asserted, and sets the
+// commit's stamp (PROOF.md R1, R2).
+func (p *planner) position() {
+	t := p.t
+	p.params = append(p.params[:0], int64Param(int64(t.Seq)), int64Param(int64(t.Stamp)),
+		int64Param(int64(t.resume)), int64Param(int64(t.Stamp)))
+	p.exec(p.w.positionStatement, p.params)
+}
+
+// deleted returns the transaction's tombstones for the index.
+func (p *planner) deleted() (tombstone, []wire.KeyHash) {
+	keys := p.buried
+	if !p.large {
+		keys = slices.Clone(p.print.deletes)
+	}
+	return tombstone{p.t.version(), p.t.Seq}, keys
+}
+
+// guardParams are the guard's parameters for what the transaction's author may have seen.
+func (w *worker) guardParams(deps origin.Vector) []param {
+	xid, ok := w.wal.MarkFor(deps.Seq(w.own))
+	if !ok {
+		xid = 0
+	}
+	return w.guard.params(deps, uint32(xid))
+}

@@ -1,0 +1,267 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// column is one column of a local table.
+type column struct {
+	name      string
+	quoted    string
+	oid       uint32 // declared type
+	typ       *pgType
+	generated bool
+	// equals is the operator by which the key's index compares, with its schema: the session's
+	// search_path does not have those of extensions.
+	equals string
+}
+
+// param is the type object id under which the column's values are sent.
+func (c *column) param() uint32 { return c.typ.root().oid }
+
+// table is a local table, found by the name under which an origin published it.
+type table struct {
+	oid          uint32
+	schema, name string
+	quoted       string // schema and name, ready for SQL
+	cols         []column
+	key          []int // columns of the key, in column-name order
+	hasher       *wire.KeyHasher
+	// unique: there are unique constraints besides the key, so that rows of one statement could be
+	// in each other's way (PROOF.md R34).
+	unique bool
+}
+
+// mapping is how one origin's relation fits a local table.
+type mapping struct {
+	remote *wire.Relation
+	local  *table
+	// cols gives for each remote column the local one, -1 for one that is generated here.
+	cols []int
+	// key gives for each key column, in the table's key order, the remote column.
+	key        []int
+	statements map[string]*statement
+	usable     bool // a key that the origin's old images carry
+}
+
+// Blocked means that a transaction cannot be applied here for now: its origin waits, nothing is lost,
+// and it goes on when the reason has gone.
+type Blocked struct {
+	Reason string // what is wrong, with the mend
+	Err    error  // the server's error, if there is one
+}
+
+func (b *Blocked) Error() string {
+	if b.Err != nil {
+		return fmt.Sprintf("%s: %v", b.Reason, b.Err)
+	}
+	return b.Reason
+}
+
+func (b *Blocked) Unwrap() error { return b.Err }
+
+func isBlocked(err error) bool {
+	var b *Blocked
+	return errors.As(err, &b)
+}
+
+func blocked(format string, args ...any) error { return &Blocked{Reason: fmt.Sprintf(format, args...)} }
+
+const tableSQL = `
+SELECT c.oid, c.relreplident::text
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')`
+
+const columnsSQL = `
+SELECT attnum, attname, atttypid, attgenerated <> '' FROM pg_attribute
+WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum`
+
+// keySQL lists the unique indexes that could be a key, the best one first: the replica identity's own,
+// the primary key, any other. Capture chooses by the same rule, since both must hash a key alike.
+const keySQL = `
+SELECT i.indisreplident AND $2 = 'i', i.indisprimary,
+       i.indisvalid AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL
+       AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = i.indrelid
+                       AND a.attnum = ANY (i.indkey[0:i.indnkeyatts-1]) AND NOT a.attnotnull),
+       (i.indkey[0:i.indnkeyatts-1])::int2[],
+       ARRAY(SELECT format('OPERATOR(%I.%s)', n.nspname, o.oprname)
+             FROM unnest(i.indclass[0:i.indnkeyatts-1]) WITH ORDINALITY u(class, at)
+             JOIN pg_opclass c ON c.oid = u.class
+             JOIN pg_amop a ON a.amopfamily = c.opcfamily AND a.amoplefttype = c.opcintype
+                  AND a.amoprighttype = c.opcintype AND a.amopstrategy = 3
+             JOIN pg_operator o ON o.oid = a.amopopr JOIN pg_namespace n ON n.oid = o.oprnamespace
+             ORDER BY u.at)
+FROM pg_index i WHERE i.indrelid = $1 AND i.indisunique
+ORDER BY 1 DESC, 2 DESC, i.indexrelid`
+
+// loadTable reads a table from the local catalog; a Blocked error if it is not there.
+func loadTable(ctx context.Context, cat *catalog, schema, name string) (*table, error) {
+	t := &table{schema: schema, name: name, quoted: pgx.Identifier{schema, name}.Sanitize()}
+	var identity string
+	err := cat.conn.QueryRow(ctx, tableSQL, schema, name).Scan(&t.oid, &identity)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, blocked("table %s is not here; create it, and its changes follow by themselves", t.quoted)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read table %s: %w", t.quoted, err)
+	}
+	rows, err := cat.conn.Query(ctx, columnsSQL, t.oid)
+	if err != nil {
+		return nil, fmt.Errorf("read columns of %s: %w", t.quoted, err)
+	}
+	byNumber := map[int16]int{}
+	var num int16
+	var c column
+	if _, err = pgx.ForEachRow(rows, []any{&num, &c.name, &c.oid, &c.generated}, func() error {
+		c.quoted = pgx.Identifier{c.name}.Sanitize()
+		byNumber[num] = len(t.cols)
+		t.cols = append(t.cols, c)
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("read columns of %s: %w", t.quoted, err)
+	}
+	for i := range t.cols {
+		if t.cols[i].typ, err = cat.load(ctx, t.cols[i].oid); err != nil {
+			return nil, fmt.Errorf("column %s of %s: %w", t.cols[i].quoted, t.quoted, err)
+		}
+	}
+	return t, t.loadKey(ctx, cat.conn, identity, byNumber)
+}
+
+func (t *table) loadKey(ctx context.Context, conn *pgx.Conn, identity string, byNumber map[int16]int) error {
+	rows, err := conn.Query(ctx, keySQL, t.oid, identity)
+	if err != nil {
+		return fmt.Errorf("read keys of %s: %w", t.quoted, err)
+	}
+	var chosen, primary, fit bool
+	var nums []int16
+	var equals []string
+	if _, err = pgx.ForEachRow(rows, []any{&chosen, &primary, &fit, &nums, &equals}, func() error {
+		if t.key != nil || !fit {
+			t.unique = true
+			return nil
+		}
+		for i, n := range nums {
+			t.key = append(t.key, byNumber[n])
+			t.cols[byNumber[n]].equals = "="
+			if i < len(equals) {
+				t.cols[byNumber[n]].equals = equals[i]
+			}
+		}
+		return nil
+	}); err != nil {
+		return fmt.Errorf("read keys of %s: %w", t.quoted, err)
+	}
+	if t.key == nil {
+		return blocked("table %s has no usable key here; run ALTER TABLE %s ADD PRIMARY KEY (...)", t.quoted, t.quoted)
+	}
+	slices.SortFunc(t.key, func(a, b int) int { return strings.Compare(t.cols[a].name, t.cols[b].name) })
+	var types []uint32
+	for _, k := range t.key {
+		types = append(types, t.cols[k].oid)
+	}
+	t.hasher = wire.NewKeyHasher(t.schema, t.name, types)
+	return nil
+}
+
+// newMapping fits the origin's relation to the local table, by names; a Blocked error says what does not
+// fit and how to mend it.
+func newMapping(r *wire.Relation, t *table) (*mapping, error) {
+	m := &mapping{remote: r, local: t, statements: map[string]*statement{}, usable: true}
+	at := map[string]int{}
+	for i := range r.Columns {
+		rc := &r.Columns[i]
+		at[rc.Name] = i
+		li := slices.IndexFunc(t.cols, func(c column) bool { return c.name == rc.Name })
+		if li < 0 {
+			return nil, blocked("table %s has no column %q here; run ALTER TABLE %s ADD COLUMN %s ...",
+				t.quoted, rc.Name, t.quoted, pgx.Identifier{rc.Name}.Sanitize())
+		}
+		lc := &t.cols[li]
+		if err := sameType(t, lc, rc); err != nil {
+			return nil, err
+		}
+		if lc.generated {
+			li = -1
+		}
+		m.cols = append(m.cols, li)
+	}
+	keys := 0
+	for _, k := range t.key {
+		i, ok := at[t.cols[k].name]
+		if !ok {
+			return nil, blocked("key column %s of %s does not come from the origin; give the table the same key on all nodes",
+				t.cols[k].quoted, t.quoted)
+		}
+		m.usable = m.usable && r.Columns[i].Key
+		m.key = append(m.key, i)
+		keys++
+	}
+	for i := range r.Columns {
+		if r.ReplicaIdentity != 'f' && r.Columns[i].Key {
+			keys--
+		}
+	}
+	m.usable = m.usable && (keys == 0 || r.ReplicaIdentity == 'f')
+	return m, nil
+}
+
+func sameType(t *table, lc *column, rc *wire.Column) error {
+	same := rc.TypeOID == lc.oid
+	if rc.TypeName != "" || rc.TypeOID >= firstUserOID {
+		same = rc.TypeName == lc.typ.name && rc.TypeSchema == lc.typ.schema
+	}
+	if same {
+		return nil
+	}
+	origin := fmt.Sprintf("%s.%s", rc.TypeSchema, rc.TypeName)
+	if rc.TypeName == "" {
+		origin = fmt.Sprintf("the type with object id %d", rc.TypeOID)
+	}
+	return blocked("column %s of %s is of type %s.%s here and of %s at the origin; give it the same type on both nodes",
+		lc.quoted, t.quoted, lc.typ.schema, lc.typ.name, origin)
+}
+
+// needsKey is the error for an update or a delete whose old image does not carry this node's key.
+func (m *mapping) needsKey() error {
+	return blocked("table %s has another key here than its replica identity at the origin; give it the same primary key on both nodes",
+		m.local.quoted)
+}
+
+// keyOf collects the key's values out of a tuple in the origin's column order.
+func (m *mapping) keyOf(dst []wire.Value, tuple []wire.Value) ([]wire.Value, error) {
+	dst = dst[:0]
+	for _, i := range m.key {
+		if i >= len(tuple) {
+			return nil, fmt.Errorf("%w: tuple of %s has %d columns", wire.ErrCorrupt, m.local.quoted, len(tuple))
+		}
+		dst = append(dst, tuple[i])
+	}
+	return dst, nil
+}
+
+// param turns a value of the remote column i into a statement's parameter.
+func (m *mapping) param(i int, v wire.Value) (param, error) {
+	switch v.Format {
+	case wire.Null:
+		return param{null: true}, nil
+	case wire.Text:
+		return param{value: v.Data}, nil
+	case wire.Binary:
+		t := m.local.cols[m.cols[i]].typ
+		if !t.rewrite {
+			return binaryParam(v.Data), nil
+		}
+		b, err := t.localize(v.Data)
+		return binaryParam(b), err
+	}
+	return param{}, fmt.Errorf("%w: value of format %q where one is needed", wire.ErrCorrupt, v.Format)
+}

@@ -1,0 +1,53 @@
+CREATE SCHEMA IF NOT EXISTS pgbridge;
+COMMENT ON SCHEMA pgbridge IS 'pgbridge: positions, tombstones and conflict history of the multi-leader cluster';
+
+-- Who this node is. One row.
+CREATE TABLE IF NOT EXISTS pgbridge.node (
+    one          boolean PRIMARY KEY DEFAULT true CHECK (one),
+    cluster      text   NOT NULL,
+    node         text   NOT NULL,
+    epoch        int    NOT NULL DEFAULT 1,
+    writer_epoch bigint NOT NULL DEFAULT 0,  -- raised by each starting bridge: the fence of its stream
+    first_xid    bigint NOT NULL,            -- older local rows were never captured: they are ancient
+    published    bigint NOT NULL DEFAULT 0   -- highest own seq known to be durable in the stream
+);
+
+-- How far each origin has been applied: moved from seq - 1 to seq in the transaction that applies it.
+CREATE TABLE IF NOT EXISTS pgbridge.position (
+    id         int    PRIMARY KEY,           -- roident of the origin's replication origin
+    origin     text   NOT NULL,
+    epoch      int    NOT NULL,
+    seq        bigint NOT NULL DEFAULT 0,
+    stamp      bigint NOT NULL DEFAULT 0,    -- microseconds since 2000-01-01 UTC
+    stream_seq bigint NOT NULL DEFAULT 1,    -- where to read on in the sender's stream
+    UNIQUE (origin, epoch)
+) WITH (fillfactor = 10, autovacuum_vacuum_threshold = 2000);
+
+-- Keys that applied transactions deleted, packed per transaction, 16 bytes of hash each.
+CREATE TABLE IF NOT EXISTS pgbridge.tombstone (
+    origin text   NOT NULL,
+    epoch  int    NOT NULL,
+    seq    bigint NOT NULL,
+    part   int    NOT NULL,
+    stamp  bigint NOT NULL,
+    keys   bytea  NOT NULL,
+    PRIMARY KEY (origin, epoch, seq, part)
+);
+ALTER TABLE pgbridge.tombstone ALTER COLUMN keys SET STORAGE EXTERNAL;
+
+-- Losing row versions, with both images.
+CREATE TABLE IF NOT EXISTS pgbridge.conflict (
+    id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at            timestamptz NOT NULL DEFAULT clock_timestamp(),
+    relation      text   NOT NULL,
+    kind          text   NOT NULL,
+    outcome       text   NOT NULL,           -- 'remote wins' or 'local wins'
+    remote_origin text   NOT NULL,
+    remote_seq    bigint NOT NULL,
+    remote_stamp  bigint NOT NULL,
+    local_origin  text   NOT NULL,
+    local_stamp   bigint NOT NULL,
+    local_row     jsonb,                     -- what stood here; null if it was deleted
+    remote_row    jsonb                      -- what the remote transaction wanted; null for a delete
+);
+CREATE INDEX IF NOT EXISTS conflict_at ON pgbridge.conflict (at);

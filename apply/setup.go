@@ -1,0 +1,133 @@
+package apply
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgbridge/pgbridge/origin"
+)
+
+//go:embed schema.sql
+var schemaSQL string
+
+// OriginName is the name of the replication origin under which node own applies the transactions of o.
+func OriginName(cluster, own string, o origin.Origin) string {
+	return fmt.Sprintf("pgb_%s_%s_%s_%d", cluster, own, o.Node, o.Epoch)
+}
+
+// ownOriginName is that of the bridge's own clean-up session, whose deletes are nobody's writes.
+func ownOriginName(cluster, own string) string { return fmt.Sprintf("pgb_%s_%s", cluster, own) }
+
+// SetupOptions say what Setup prepares.
+type SetupOptions struct {
+	DSN           string
+	Cluster, Node string
+	Peers         []string // the other nodes' names
+}
+
+// Setup creates, where it is missing, what apply needs in the local database: the schema pgbridge, the
+// node's row, replication origins and positions. It must run before the slot is created, so that rows
+// that the slot will not see are known by their transaction ids. It is idempotent.
+func Setup(ctx context.Context, o SetupOptions) error {
+	conn, err := connectPlain(ctx, o.DSN, "pgbridge setup")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	for _, sql := range SetupSQL(o) {
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			return fmt.Errorf("setup: %w", explain(err))
+		}
+	}
+	n, err := readNode(ctx, conn)
+	if err != nil {
+		return err
+	}
+	return n.is(o.Cluster, o.Node)
+}
+
+// SetupSQL returns the statements that Setup runs, each idempotent.
+func SetupSQL(o SetupOptions) []string {
+	sql := []string{schemaSQL, fmt.Sprintf(
+		"INSERT INTO pgbridge.node (cluster, node, first_xid)\n"+
+			"SELECT %s, %s, pg_snapshot_xmin(pg_current_snapshot())::text::int8 WHERE NOT EXISTS (SELECT FROM pgbridge.node)",
+		literal(o.Cluster), literal(o.Node))}
+	create := func(name string) {
+		sql = append(sql, fmt.Sprintf("SELECT pg_replication_origin_create(%s)\nWHERE NOT EXISTS (SELECT FROM pg_replication_origin WHERE roname = %s)",
+			literal(name), literal(name)))
+	}
+	create(ownOriginName(o.Cluster, o.Node))
+	for _, p := range o.Peers {
+		peer := origin.Origin{Node: p, Epoch: 1}
+		create(OriginName(o.Cluster, o.Node, peer))
+		sql = append(sql, fmt.Sprintf("INSERT INTO pgbridge.position (id, origin, epoch)\n"+
+			"SELECT roident, %s, %d FROM pg_replication_origin WHERE roname = %s\nON CONFLICT DO NOTHING",
+			literal(p), peer.Epoch, literal(OriginName(o.Cluster, o.Node, peer))))
+	}
+	return sql
+}
+
+// literal quotes a name for SQL; names of clusters and nodes hold nothing that needs it, but a reader
+// should not have to know.
+func literal(s string) string {
+	out := []byte{'\''}
+	for i := range len(s) {
+		if s[i] == '\'' {
+			out = append(out, '\'')
+		}
+		out = append(out, s[i])
+	}
+	return string(append(out, '\''))
+}
+
+func connectPlain(ctx context.Context, dsn, name string) (*pgx.Conn, error) {
+	cfg, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		return nil, fmt.Errorf("postgres.dsn: %w", withoutPassword(err))
+	}
+	cfg.RuntimeParams["application_name"] = name
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("connect to PostgreSQL at %s: %w", endpoint(cfg), explain(err))
+	}
+	return conn, nil
+}
+
+// Node is the node's own row.
+type Node struct {
+	Cluster, Name string
+	Epoch         uint32
+	WriterEpoch   uint64
+	FirstXID      uint64
+	Published     uint64
+}
+
+// ErrNotSetUp means that the database has no schema pgbridge yet; run pgbridge setup.
+var ErrNotSetUp = errors.New("the database is not set up for pgbridge; run pgbridge setup")
+
+func readNode(ctx context.Context, conn *pgx.Conn) (*Node, error) {
+	n := &Node{}
+	var epoch, writer, first, published int64
+	err := conn.QueryRow(ctx, `SELECT cluster, node, epoch, writer_epoch, first_xid, published FROM pgbridge.node`).
+		Scan(&n.Cluster, &n.Name, &epoch, &writer, &first, &published)
+	if hasCode(err, "42P01", "3F000") || errors.Is(err, pgx.ErrNoRows) {
+		return nil, ErrNotSetUp
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read pgbridge.node: %w", explain(err))
+	}
+	n.Epoch, n.WriterEpoch, n.FirstXID, n.Published = uint32(epoch), uint64(writer), uint64(first), uint64(published)
+	return n, nil
+}
+
+func (n *Node) is(cluster, node string) error {
+	if n.Cluster == cluster && n.Name == node {
+		return nil
+	}
+	return fmt.Errorf("this database belongs to node %q of cluster %q, the configuration says node %q of cluster %q; "+
+		"point postgres.dsn at this node's own database, or give each node a name of its own", n.Name, n.Cluster, node, cluster)
+}

@@ -1,0 +1,160 @@
+package apply
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// statement is one prepared statement of a connection.
+type statement struct {
+	name  string
+	sql   string
+	types []uint32
+	// sent: its Parse went out. ready: the server said that it did it. In between, an error in front
+	// of it makes the server skip it.
+	sent, ready bool
+}
+
+// The shapes of statements; each has one SQL text per mapping and set of columns. An assertion makes the
+// statement fail if it does not touch the rows that it must: 1/count(*) divides by zero.
+
+func (m *mapping) insertSQL() (string, []uint32) {
+	var cols, vals []string
+	var types []uint32
+	for _, li := range m.cols {
+		if li >= 0 {
+			c := &m.local.cols[li]
+			cols, types = append(cols, c.quoted), append(types, c.param())
+			vals = append(vals, fmt.Sprintf("$%d", len(types)))
+		}
+	}
+	return fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE VALUES (%s)",
+		m.local.quoted, strings.Join(cols, ", "), strings.Join(vals, ", ")), types
+}
+
+func (m *mapping) copySQL() string {
+	var cols []string
+	for _, li := range m.cols {
+		if li >= 0 {
+			cols = append(cols, m.local.cols[li].quoted)
+		}
+	}
+	return fmt.Sprintf("COPY %s (%s) FROM STDIN (FORMAT binary)", m.local.quoted, strings.Join(cols, ", "))
+}
+
+// set lists the remote columns that an update writes: those with a value, without the unchanged ones,
+// the generated ones and, unless the key changes, the key.
+func (m *mapping) set(dst []int, tuple []wire.Value, withKey bool) []int {
+	dst = dst[:0]
+	for i, li := range m.cols {
+		if li < 0 || tuple[i].Format == wire.Unchanged || !withKey && m.isKey(i) {
+			continue
+		}
+		dst = append(dst, i)
+	}
+	return dst
+}
+
+func (m *mapping) isKey(i int) bool {
+	for _, k := range m.key {
+		if k == i {
+			return true
+		}
+	}
+	return false
+}
+
+// updateSQL writes the columns of set in the row of one key: parameters are the set's values, the key's,
+// then the guard's.
+func (m *mapping) updateSQL(set []int, g *guard) (string, []uint32) {
+	var b strings.Builder
+	var types []uint32
+	fmt.Fprintf(&b, "WITH u AS (UPDATE %s t SET ", m.local.quoted)
+	for n, i := range set {
+		c := &m.local.cols[m.cols[i]]
+		types = append(types, c.param())
+		fmt.Fprintf(&b, "%s%s = $%d", comma(n), c.quoted, len(types))
+	}
+	if len(set) == 0 { // nothing but the key: the row's version must move all the same
+		c := &m.local.cols[m.local.key[0]]
+		fmt.Fprintf(&b, "%s = t.%s", c.quoted, c.quoted)
+	}
+	b.WriteString(" WHERE ")
+	types = m.whereKey(&b, types)
+	fmt.Fprintf(&b, " AND %s RETURNING 1) SELECT 1/count(*) FROM u", g.sql(len(types)+1))
+	return b.String(), append(types, g.types()...)
+}
+
+func (m *mapping) whereKey(b *strings.Builder, types []uint32) []uint32 {
+	for n, k := range m.local.key {
+		c := &m.local.cols[k]
+		types = append(types, c.param())
+		if n > 0 {
+			b.WriteString(" AND ")
+		}
+		fmt.Fprintf(b, "t.%s %s $%d", c.quoted, c.equals, len(types))
+	}
+	return types
+}
+
+func (m *mapping) deleteSQL(g *guard) (string, []uint32) {
+	var b strings.Builder
+	fmt.Fprintf(&b, "WITH u AS (DELETE FROM %s t WHERE ", m.local.quoted)
+	types := m.whereKey(&b, nil)
+	fmt.Fprintf(&b, " AND %s RETURNING 1) SELECT 1/count(*) FROM u", g.sql(len(types)+1))
+	return b.String(), append(types, g.types()...)
+}
+
+// updateRunSQL is updateSQL for a run of rows: every parameter is an array, and one more says how many
+// rows there must be.
+func (m *mapping) updateRunSQL(set []int, g *guard) (string, []uint32) {
+	var sets, args, names []string
+	var types []uint32
+	arg := func(c *column) string {
+		types = append(types, c.typ.root().array)
+		args = append(args, fmt.Sprintf("$%d", len(types)))
+		names = append(names, fmt.Sprintf("v%d", len(types)))
+		return names[len(names)-1]
+	}
+	for _, i := range set {
+		c := &m.local.cols[m.cols[i]]
+		sets = append(sets, fmt.Sprintf("%s = v.%s", c.quoted, arg(c)))
+	}
+	var where []string
+	for _, k := range m.local.key {
+		c := &m.local.cols[k]
+		if len(sets) == 0 {
+			sets = append(sets, fmt.Sprintf("%s = t.%s", c.quoted, c.quoted))
+		}
+		where = append(where, fmt.Sprintf("t.%s %s v.%s", c.quoted, c.equals, arg(c)))
+	}
+	sql := fmt.Sprintf("WITH u AS (UPDATE %s t SET %s FROM unnest(%s) v(%s) WHERE %s AND %s RETURNING 1) SELECT 1/(count(*) = $%d)::int FROM u",
+		m.local.quoted, strings.Join(sets, ", "), strings.Join(args, ", "), strings.Join(names, ", "),
+		strings.Join(where, " AND "), g.sql(len(types)+2), len(types)+1)
+	return sql, append(append(types, oidInt8), g.types()...)
+}
+
+func (m *mapping) deleteRunSQL(g *guard) (string, []uint32) {
+	var args, names, where []string
+	var types []uint32
+	for n, k := range m.local.key {
+		c := &m.local.cols[k]
+		types = append(types, c.typ.root().array)
+		args = append(args, fmt.Sprintf("$%d", n+1))
+		names = append(names, fmt.Sprintf("v%d", n+1))
+		where = append(where, fmt.Sprintf("t.%s %s v.v%d", c.quoted, c.equals, n+1))
+	}
+	sql := fmt.Sprintf("WITH u AS (DELETE FROM %s t USING unnest(%s) v(%s) WHERE %s AND %s RETURNING 1) SELECT 1/(count(*) = $%d)::int FROM u",
+		m.local.quoted, strings.Join(args, ", "), strings.Join(names, ", "),
+		strings.Join(where, " AND "), g.sql(len(types)+2), len(types)+1)
+	return sql, append(append(types, oidInt8), g.types()...)
+}
+
+func comma(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return ", "
+}

@@ -1,0 +1,60 @@
+package apply
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"time"
+)
+
+const (
+	settleEvery = 50 * time.Millisecond
+	purgeEvery  = 2 * time.Second
+)
+
+// sweep forgets: registrations whose commits capture has passed, tombstones that are stable, conflicts
+// beyond their retention.
+func (a *Applier) sweep(ctx context.Context, wal WAL) error {
+	settle, purge := time.NewTicker(settleEvery), time.NewTicker(purgeEvery)
+	defer settle.Stop()
+	defer purge.Stop()
+	for {
+		select {
+		case <-settle.C:
+			_, low := wal.Vectors()
+			a.absence.settle(low)
+		case <-purge.C:
+			if err := a.purge(ctx); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// purge drops what is stable, in memory and in the tombstone table (PROOF.md R22).
+func (a *Applier) purge(ctx context.Context) error {
+	a.absence.purge(a.heard.stableSeq)
+	a.catalog.mu.Lock()
+	defer a.catalog.mu.Unlock()
+	for _, w := range a.workers {
+		_, err := a.catalog.conn.Exec(ctx, `DELETE FROM pgbridge.tombstone WHERE origin = $1 AND epoch = $2 AND seq <= $3`,
+			w.origin.Node, int64(w.origin.Epoch), int64(a.heard.stableSeq(w.origin)))
+		if err != nil {
+			return fmt.Errorf("purge tombstones: %w", err)
+		}
+	}
+	_, err := a.catalog.conn.Exec(ctx, `DELETE FROM pgbridge.conflict WHERE at < now() - make_interval(secs => $1)`,
+		a.opts.ConflictRetention.Seconds())
+	if err != nil {
+		return fmt.Errorf("purge conflict history: %w", err)
+	}
+	return nil
+}
+
+// cutName splits the name of a table that a TRUNCATE's tombstone holds.
+func cutName(b []byte) (schema, table string, ok bool) {
+	s, t, ok := bytes.Cut(b, []byte{0})
+	return string(s), string(t), ok
+}

@@ -1,0 +1,60 @@
+package apply
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/pgbridge/pgbridge/conflict"
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// truncate deletes every version of the table that is older than the transaction, row by row, and
+// leaves a tombstone for the whole table (PROOF.md R29). A real TRUNCATE would also take rows whose
+// authors had not seen it.
+func (c *carefulRun) truncate(ctx context.Context, m *mapping) error {
+	if !c.waited { // local versions must be known by their lifted stamps
+		return errUnknown
+	}
+	sql := "DELETE FROM " + m.local.quoted + " t WHERE " + c.guard.sql(1)
+	if _, err := c.exec(ctx, sql, c.guard.types(), c.guardParams(c.t.up)); err != nil {
+		return fmt.Errorf("truncate %s: %w", m.local.quoted, err)
+	}
+	c.wiped = append(c.wiped, tableName{m.local.schema, m.local.name})
+	// What is left was written by somebody who had not seen the TRUNCATE, before it or after it.
+	rows, err := c.exec(ctx, `SELECT t.tableoid::text, t.ctid::text FROM `+m.local.quoted+` t`, nil, nil)
+	if err != nil {
+		return fmt.Errorf("truncate %s: %w", m.local.quoted, err)
+	}
+	for _, r := range rows {
+		if err := c.truncateRow(ctx, m, string(r[0]), string(r[1])); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *carefulRun) truncateRow(ctx context.Context, m *mapping, tableoid, ctid string) error {
+	where := "t.tableoid = $1::text::oid AND t.ctid = $2::text::tid"
+	ps := []param{{value: []byte(tableoid)}, {value: []byte(ctid)}}
+	if _, err := c.exec(ctx, "SELECT 1 FROM "+m.local.quoted+" t WHERE "+where+" FOR UPDATE", nil, ps); err != nil {
+		return fmt.Errorf("lock row of %s: %w", m.local.quoted, err)
+	}
+	rows, err := c.exec(ctx, lookColumns+m.local.quoted+lookFrom+where, nil, ps)
+	if err != nil || len(rows) == 0 {
+		return err
+	}
+	// Several local writers may share the commit time; the key says nothing here, so the latest counts.
+	l, err := c.present(rows[0], wire.KeyHash{})
+	if err != nil {
+		return err
+	}
+	d := c.policy(conflict.Case{Write: conflict.Truncate, Remote: c.t.version(), Local: l.local, Seen: l.seen})
+	if err := c.record(ctx, m, nil, l, d); err != nil {
+		return err
+	}
+	if !d.RemoteWins {
+		return nil
+	}
+	_, err = c.exec(ctx, "DELETE FROM "+m.local.quoted+" t WHERE "+where, nil, ps)
+	return err
+}

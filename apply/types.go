@@ -1,0 +1,249 @@
+package apply
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"sync"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// firstUserOID is PostgreSQL's FirstNormalObjectId: object ids from here on are
+// given out at run time and differ between nodes; those below are the same everywhere.
+const firstUserOID = 16384
+
+// pgType is one type of the local catalog, as far as apply must know it.
+type pgType struct {
+	oid          uint32
+	schema, name string
+	kind         byte // pg_type.typtype: b, c, d, e, r, m
+	array        uint32
+	base         *pgType   // of a domain
+	elem         *pgType   // of an array
+	fields       []*pgType // of a composite type, without dropped columns
+	subtype      *pgType   // of a range or multirange
+	// rewrite: the binary form holds object ids that differ between nodes.
+	rewrite bool
+}
+
+// root strips domains.
+func (t *pgType) root() *pgType {
+	for t.base != nil {
+		t = t.base
+	}
+	return t
+}
+
+// runs reports whether values of the type can travel as elements of an array parameter to unnest:
+// unnest would take an array apart further, and spread a composite over several columns.
+func (t *pgType) runs() bool {
+	r := t.root()
+	return r.array != 0 && r.elem == nil && r.kind != 'c'
+}
+
+// catalog reads tables and types over a connection of its own, for all workers: theirs may have
+// transactions in flight.
+type catalog struct {
+	mu    sync.Mutex // guards all below
+	conn  *pgx.Conn
+	types map[uint32]*pgType
+}
+
+// table reads a table afresh, types included.
+func (c *catalog) table(ctx context.Context, schema, name string) (*table, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.types)
+	return loadTable(ctx, c, schema, name)
+}
+
+const typeSQL = `
+SELECT n.nspname, t.typname, t.typtype::text, t.typarray, t.typbasetype,
+       CASE WHEN t.typlen = -1 AND t.typsubscript = 'pg_catalog.array_subscript_handler'::regproc THEN t.typelem ELSE 0 END,
+       COALESCE((SELECT rngsubtype FROM pg_range WHERE rngtypid = t.oid OR rngmultitypid = t.oid), 0),
+       ARRAY(SELECT a.atttypid FROM pg_attribute a
+             WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum)
+FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+WHERE t.oid = $1`
+
+func (c *catalog) load(ctx context.Context, oid uint32) (*pgType, error) {
+	if t := c.types[oid]; t != nil {
+		return t, nil
+	}
+	t := &pgType{oid: oid}
+	var kind string
+	var base, elem, sub uint32
+	var fields []uint32
+	err := c.conn.QueryRow(ctx, typeSQL, oid).Scan(&t.schema, &t.name, &kind, &t.array, &base, &elem, &sub, &fields)
+	if err != nil {
+		return nil, fmt.Errorf("read type %d: %w", oid, err)
+	}
+	t.kind = kind[0]
+	c.types[oid] = t
+	follow := func(oid uint32) *pgType {
+		if oid == 0 || err != nil {
+			return nil
+		}
+		var u *pgType
+		u, err = c.load(ctx, oid)
+		return u
+	}
+	t.base, t.elem, t.subtype = follow(base), follow(elem), follow(sub)
+	for _, f := range fields {
+		t.fields = append(t.fields, follow(f))
+	}
+	if err != nil {
+		delete(c.types, oid)
+		return nil, err
+	}
+	t.rewrite = t.holdsOIDs()
+	return t, nil
+}
+
+func (t *pgType) holdsOIDs() bool {
+	inner := func(u *pgType) bool { return u != nil && (u.oid >= firstUserOID || u.rewrite) }
+	if inner(t.elem) {
+		return true
+	}
+	for _, f := range t.fields {
+		if inner(f) {
+			return true
+		}
+	}
+	return t.base != nil && t.base.rewrite || t.subtype != nil && t.subtype.rewrite
+}
+
+// localize returns b, a binary value of the type from another node, with that node's object ids replaced
+// by this node's. The structure of the type must be the same on both; names were compared before. It
+// follows array_send, record_send, range_send and multirange_send.
+func (t *pgType) localize(b []byte) ([]byte, error) {
+	if !t.rewrite {
+		return b, nil
+	}
+	p := rewriter{out: make([]byte, 0, len(b)), in: b}
+	p.value(t)
+	if p.bad || len(p.in) != 0 {
+		return nil, fmt.Errorf("%w: value of type %s.%s is not built as the type is here; make the type equal on both nodes",
+			wire.ErrCorrupt, t.schema, t.name)
+	}
+	return p.out, nil
+}
+
+// rewriter copies in to out, changing object ids on the way.
+type rewriter struct {
+	out, in []byte
+	bad     bool
+}
+
+func (p *rewriter) take(n int) []byte {
+	if n < 0 || n > len(p.in) {
+		p.bad, p.in = true, nil
+		return nil
+	}
+	b := p.in[:n]
+	p.in = p.in[n:]
+	p.out = append(p.out, b...)
+	return b
+}
+
+func (p *rewriter) int32() int {
+	if b := p.take(4); b != nil {
+		return int(int32(binary.BigEndian.Uint32(b)))
+	}
+	return 0
+}
+
+// oid replaces the object id at the front by that of t.
+func (p *rewriter) oid(t *pgType) {
+	if p.take(4) != nil {
+		binary.BigEndian.PutUint32(p.out[len(p.out)-4:], t.oid)
+	}
+}
+
+// sized copies a length and a value of that length; -1 is NULL.
+func (p *rewriter) sized(t *pgType) {
+	n := p.int32()
+	if n < 0 || p.bad {
+		return
+	}
+	if n > len(p.in) {
+		p.bad = true
+		return
+	}
+	rest := p.in[n:]
+	p.in = p.in[:n]
+	p.value(t)
+	p.bad = p.bad || len(p.in) != 0
+	p.in = rest
+}
+
+func (p *rewriter) value(t *pgType) {
+	t = t.root()
+	switch {
+	case !t.rewrite:
+		p.take(len(p.in))
+	case t.elem != nil:
+		dims := p.int32()
+		p.take(4)
+		p.oid(t.elem)
+		count := 1
+		for range dims {
+			count *= p.int32()
+			p.take(4)
+			if p.bad {
+				return
+			}
+		}
+		for i := 0; dims > 0 && i < count && !p.bad; i++ {
+			p.sized(t.elem)
+		}
+	case t.kind == 'c':
+		if p.int32() != len(t.fields) {
+			p.bad = true
+		}
+		for _, f := range t.fields {
+			if p.bad {
+				return
+			}
+			p.oid(f)
+			p.sized(f)
+		}
+	case t.kind == 'r':
+		p.boundaries(t)
+	case t.kind == 'm':
+		for n := p.int32(); n > 0 && !p.bad; n-- {
+			size := p.int32()
+			if size < 0 || size > len(p.in) {
+				p.bad = true
+				return
+			}
+			rest := p.in[size:]
+			p.in = p.in[:size]
+			p.boundaries(t)
+			p.in = rest
+		}
+	default:
+		p.take(len(p.in))
+	}
+}
+
+// boundaries copies one range: flags, then the bounds that they say are there (rangetypes.h).
+func (p *rewriter) boundaries(t *pgType) {
+	f := p.take(1)
+	if f == nil {
+		return
+	}
+	const empty, lowerInf, upperInf = 0x01, 0x08, 0x10
+	if f[0]&empty != 0 {
+		return
+	}
+	if f[0]&lowerInf == 0 {
+		p.sized(t.subtype)
+	}
+	if f[0]&upperInf == 0 && !p.bad {
+		p.sized(t.subtype)
+	}
+}

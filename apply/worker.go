@@ -1,0 +1,491 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/pgbridge/pgbridge/conflict"
+	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// inFlight is how many batches may be on their way to the server: one that it executes, one that waits
+// for it, one that is being written.
+const inFlight = 3
+
+// worker applies the transactions of one origin, in order, through one connection that has the origin's
+// replication origin set. The optimistic path is in this file, the careful one in careful.go.
+type worker struct {
+	origin, own origin.Origin
+	id          uint32 // roident of the origin's replication origin
+	opts        *Options
+	log         *slog.Logger
+
+	wal      WAL
+	progress *progress
+	markers  *markers
+	absence  *absence
+	locks    *keyLocks
+	heard    *hearsay
+	policy   conflict.Policy
+	inbox    *inbox
+
+	ctx      context.Context // run's; the planner's catalog look-ups end with it
+	conn     *pgx.Conn
+	socket   net.Conn
+	catalog  *catalog
+	mappings map[uint32]*mapping
+	guard    guard
+	planner  planner
+	named    int // statements named so far
+
+	beginMessages, commitMessages         []byte
+	positionStatement, tombstoneStatement *statement
+
+	current *batch      // being planned
+	flight  chan *batch // to the receiver
+	pending []*batch    // in flight, oldest first; only the worker touches it
+
+	waiting   atomic.Pointer[string] // why nothing moves; nil if it does
+	applied   atomic.Uint64          // transactions, since the start
+	careful   atomic.Uint64          // of them, by the careful path
+	conflicts atomic.Uint64
+}
+
+// batch is a group of transactions between two Syncs of the protocol.
+type batch struct {
+	txns   []landing
+	parses []*statement
+	mu     sync.Mutex // guards txns[0] of a large transaction while it is under way
+	// The receiver writes these, the worker reads them after done is closed; failed at any time.
+	acked  int
+	parsed int
+	status byte
+	err    error
+	failed atomic.Bool
+	done   chan struct{}
+}
+
+// landing is what must happen when a transaction's COMMIT is acknowledged.
+type landing struct {
+	t      *txn
+	held   *held
+	tomb   tombstone
+	buried []wire.KeyHash
+}
+
+// run applies until ctx ends or the connection is lost.
+func (w *worker) run(ctx context.Context) error {
+	w.ctx = ctx
+	var receiver sync.WaitGroup
+	w.flight = make(chan *batch, inFlight)
+	receiver.Go(w.receive)
+	stop := context.AfterFunc(ctx, func() { w.socket.SetDeadline(time.Unix(1, 0)) })
+	defer func() {
+		stop()
+		close(w.flight)
+		w.socket.SetDeadline(time.Unix(1, 0))
+		receiver.Wait()
+		w.inbox.close()
+	}()
+	delay := time.Duration(0)
+	for {
+		err := w.step(ctx)
+		var b *Blocked
+		switch {
+		case err == nil:
+			delay = 0
+			continue
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case !errors.As(err, &b):
+			return fmt.Errorf("apply %s: %w", w.origin, err)
+		}
+		if w.say(b.Error()) {
+			w.log.Warn("origin waits", "origin", w.origin.String(), "err", b.Error())
+		}
+		clear(w.mappings)
+		delay = min(max(2*delay, 200*time.Millisecond), 5*time.Second)
+		select {
+		case <-time.After(delay):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// say sets the reason why nothing moves and reports whether it is new.
+func (w *worker) say(reason string) bool {
+	if reason == "" {
+		w.waiting.Store(nil)
+		return false
+	}
+	old := w.waiting.Swap(&reason)
+	return old == nil || *old != reason
+}
+
+// step applies one more batch, or finds out why not.
+func (w *worker) step(ctx context.Context) error {
+	if err := w.reap(ctx, inFlight-1); err != nil {
+		return err
+	}
+	t, err := w.nextTxn(ctx)
+	if err != nil || t == nil {
+		return err
+	}
+	if err := w.ready(ctx, t); err != nil {
+		return err
+	}
+	if t.run != nil {
+		return w.applyRun(ctx, t)
+	}
+	err = w.gather(ctx)
+	if len(w.current.txns) > 0 {
+		return w.send(ctx)
+	}
+	if errors.Is(err, errSurprise) {
+		if err := w.reap(ctx, 0); err != nil {
+			return err
+		}
+		return w.carefully(ctx, t)
+	}
+	return err
+}
+
+// nextTxn waits for the next transaction. While batches are in flight it looks after them instead of
+// waiting, and returns nil.
+func (w *worker) nextTxn(ctx context.Context) (*txn, error) {
+	t, changed := w.inbox.peek(w.passed)
+	for t == nil {
+		var landed <-chan struct{}
+		if len(w.pending) > 0 {
+			landed = w.pending[0].done
+		}
+		select {
+		case <-landed:
+			return nil, w.reap(ctx, len(w.pending)-1)
+		case <-changed:
+			t, changed = w.inbox.peek(w.passed)
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	return t, nil
+}
+
+// passed takes in what the origin had seen when it had published everything before (PROOF.md R22).
+func (w *worker) passed(t *txn) { w.heard.hear(w.origin, t.low) }
+
+// ready waits until t may be announced: its dependencies are applied (invariant 3), and its stamp is not
+// so far in the future that declaring it would lift everybody's clock (PROOF.md R33).
+func (w *worker) ready(ctx context.Context, t *txn) error {
+	if err := w.deps(ctx, t); err != nil {
+		return err
+	}
+	for {
+		ahead := t.Stamp.Time().Sub(w.opts.Now())
+		if ahead <= w.opts.MaxClockSkew {
+			w.say("")
+			return nil
+		}
+		if err := w.reap(ctx, 0); err != nil {
+			return err
+		}
+		if w.say(fmt.Sprintf("transaction %d is stamped in the future, beyond apply.max_clock_skew of %s; set the clocks of %s and of this node",
+			t.Seq, w.opts.MaxClockSkew, w.origin.Node)) {
+			w.log.Error("clock skew", "origin", w.origin.String(), "seq", t.Seq, "ahead", ahead)
+		}
+		select {
+		case <-time.After(min(ahead-w.opts.MaxClockSkew, time.Second)):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func (w *worker) deps(ctx context.Context, t *txn) error {
+	if w.opts.NoHold {
+		return nil
+	}
+	if _, _, lacks := w.progress.lacks(t.up, w.origin, w.own); !lacks {
+		return nil
+	}
+	if err := w.reap(ctx, 0); err != nil { // what is in flight must not wait for our own reaping
+		return err
+	}
+	return w.progress.hold(ctx, t.up, w.origin, w.own, func(e origin.Entry) {
+		w.say(fmt.Sprintf("transaction %d waits for %s:%d, which its author had seen", t.Seq, e.Origin, e.Seq))
+	})
+}
+
+// gather plans transactions into a new batch until one is not ready, does not fit, or cannot go the
+// optimistic path; the error says why if it is the first.
+func (w *worker) gather(ctx context.Context) error {
+	w.current = &batch{done: make(chan struct{})}
+	w.planner.out = w.planner.out[:0]
+	for len(w.current.txns) < w.opts.BatchTransactions && len(w.planner.out) < w.opts.BatchBytes {
+		t, _ := w.inbox.peek(w.passed)
+		if t == nil || t.run != nil {
+			return nil
+		}
+		if len(w.current.txns) > 0 {
+			if _, _, lacks := w.progress.lacks(t.up, w.origin, w.own); lacks && !w.opts.NoHold ||
+				t.Stamp.Time().Sub(w.opts.Now()) > w.opts.MaxClockSkew {
+				return nil
+			}
+		}
+		if err := w.add(ctx, t); err != nil {
+			return err
+		}
+		w.inbox.take()
+	}
+	return nil
+}
+
+// add plans t into the current batch, or leaves the batch as it was.
+func (w *worker) add(ctx context.Context, t *txn) error {
+	p, b := &w.planner, w.current
+	out, parses := len(p.out), len(b.parses)
+	held, err := w.planSmall(ctx, t)
+	if err != nil {
+		w.locks.release(held)
+		p.out = p.out[:out]
+		for _, s := range b.parses[parses:] {
+			s.sent = false
+		}
+		b.parses = b.parses[:parses]
+		return err
+	}
+	l := landing{t: t, held: held}
+	l.tomb, l.buried = p.deleted()
+	p.out = append(p.out, w.commitMessages...)
+	b.txns = append(b.txns, l)
+	return nil
+}
+
+// errBusy means that another origin's transaction holds a key of this one.
+var errBusy = errors.New("key is locked")
+
+func (w *worker) planSmall(ctx context.Context, t *txn) (*held, error) {
+	p := &w.planner
+	p.spill = nil
+	if err := p.plan(t); err != nil {
+		return nil, err
+	}
+	h := &held{origin: w.origin, keys: append([]wire.KeyHash(nil), p.print.locks...)}
+	if ok, _ := w.locks.try(h); !ok {
+		if len(w.current.txns) > 0 {
+			return nil, errBusy // send what there is first: nobody may wait for the unsent
+		}
+		if err := w.locks.lock(ctx, h); err != nil {
+			return nil, err
+		}
+	}
+	r := registration{w.origin, t.Seq}
+	for _, c := range p.print.creates {
+		if _, beaten := w.absence.create(c.table, c.key, r, t.version()); beaten {
+			return h, errSurprise
+		}
+	}
+	return h, nil
+}
+
+// send writes the current batch. The marker goes into the WAL while the server executes the first
+// transaction; its COMMIT waits for it (PROOF.md R7).
+func (w *worker) send(ctx context.Context) error {
+	b := w.current
+	marked, err := w.markers.announce(ctx, b.txns[len(b.txns)-1].t.entry())
+	if err != nil {
+		return err
+	}
+	w.planner.out = appendSync(w.planner.out)
+	w.launch(b)
+	return w.writeAfter(ctx, marked, w.planner.out)
+}
+
+// launch hands the batch to the receiver, which expects the answers in this order.
+func (w *worker) launch(b *batch) {
+	w.pending = append(w.pending, b)
+	w.flight <- b
+}
+
+func (w *worker) writeAfter(ctx context.Context, marked <-chan markReply, out []byte) error {
+	select {
+	case r := <-marked:
+		if r.err != nil {
+			return r.err
+		}
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	_, err := w.socket.Write(out)
+	return err
+}
+
+// reap waits until at most n batches are in flight, and sees to what failed.
+func (w *worker) reap(ctx context.Context, n int) error {
+	for len(w.pending) > n {
+		b := w.pending[0]
+		select {
+		case <-b.done:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if b.err != nil {
+			return w.recover(ctx)
+		}
+		w.pending = w.pending[1:]
+	}
+	return nil
+}
+
+// recover deals with the failure of the oldest batch in flight: those behind it fail too, since no
+// transaction commits unless its predecessor has (PROOF.md R2). All that has not landed is given back,
+// and the culprit goes the careful path.
+func (w *worker) recover(ctx context.Context) error {
+	first := w.pending[0]
+	if lost(first.err) {
+		return first.err
+	}
+	status := first.status
+	for _, b := range w.pending {
+		select {
+		case <-b.done:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if lost(b.err) {
+			return b.err
+		}
+		status = b.status
+		w.giveBack(b)
+	}
+	w.pending = w.pending[:0]
+	w.inbox.rewind()
+	culprit := first.txns[first.acked].t
+	w.absence.withdraw(w.origin, culprit.Seq)
+	if status != 'I' {
+		if _, err := w.conn.PgConn().Exec(ctx, "ROLLBACK").ReadAll(); err != nil {
+			return fmt.Errorf("roll back: %w", err)
+		}
+	}
+	w.log.Debug("optimistic path failed", "origin", w.origin.String(), "seq", culprit.Seq, "err", first.err)
+	return w.carefully(ctx, culprit)
+}
+
+// giveBack undoes what planning the batch took, for the transactions that have not landed.
+func (w *worker) giveBack(b *batch) {
+	for _, l := range b.txns[b.acked:] {
+		w.locks.release(l.held)
+	}
+	for _, s := range b.parses[b.parsed:] {
+		s.sent = false
+	}
+}
+
+// land does what follows an acknowledged COMMIT, in this order: tombstones into the index, then the
+// key locks free (R21), then the news to those who wait.
+func (w *worker) land(l *landing) {
+	if len(l.buried) > 0 {
+		w.absence.bury(l.tomb, l.buried)
+	}
+	w.locks.release(l.held)
+	w.heard.hear(w.origin, l.t.low)
+	w.applied.Add(1)
+	w.progress.advance(l.t.entry())
+	w.inbox.landed(w.passed)
+}
+
+// receive reads the server's answers to the batches, in order, until the flight channel is closed.
+func (w *worker) receive() {
+	for b := range w.flight {
+		if err := w.collect(b); err != nil {
+			b.err = err
+			b.failed.Store(true)
+		}
+		close(b.done)
+	}
+}
+
+func (w *worker) collect(b *batch) error {
+	frontend := w.conn.PgConn().Frontend()
+	var failure error
+	for {
+		msg, err := frontend.Receive()
+		if err != nil {
+			return fmt.Errorf("read from PostgreSQL: %w", err)
+		}
+		switch m := msg.(type) {
+		case *pgproto3.ParseComplete:
+			b.parses[b.parsed].ready = true
+			b.parsed++
+		case *pgproto3.CommandComplete:
+			switch string(m.CommandTag) {
+			case "COMMIT":
+				b.mu.Lock()
+				w.land(&b.txns[b.acked])
+				b.mu.Unlock()
+				b.acked++
+			case "ROLLBACK":
+				failure = errors.Join(failure, errSurprise)
+			}
+		case *pgproto3.ErrorResponse:
+			failure = pgconn.ErrorResponseToPgError(m)
+			b.failed.Store(true)
+		case *pgproto3.ReadyForQuery:
+			b.status = m.TxStatus
+			return failure
+		}
+	}
+}
+
+// prepare appends the preparation of s on this connection.
+func (w *worker) prepare(dst []byte, s *statement) []byte {
+	w.named++
+	s.name, s.sent, s.ready = fmt.Sprintf("s%d", w.named), true, false
+	w.current.parses = append(w.current.parses, s)
+	return appendParse(dst, s.name, s.sql, s.types)
+}
+
+func (w *worker) unsettled(m *mapping, k wire.KeyHash, t *txn) bool {
+	_, low := w.wal.Vectors()
+	w.absence.settle(low)
+	return w.absence.unsettled(tableName{m.local.schema, m.local.name}, k, registration{w.origin, t.Seq}, w.wal.Passed())
+}
+
+// mapping returns how the origin's relation fits the local table.
+func (w *worker) mapping(r *wire.Relation, id uint32) (*mapping, error) {
+	if r == nil {
+		return nil, fmt.Errorf("%w: relation %d is not described", wire.ErrCorrupt, id)
+	}
+	m := w.mappings[id]
+	if m != nil && (m.remote == r || sameRelation(m.remote, r)) {
+		m.remote = r
+		return m, nil
+	}
+	t, err := w.catalog.table(w.ctx, r.Schema, r.Name)
+	if err != nil {
+		return nil, err
+	}
+	if m, err = newMapping(r, t); err != nil {
+		return nil, err
+	}
+	w.mappings[id] = m
+	return m, nil
+}
+
+func sameRelation(a, b *wire.Relation) bool {
+	return a.Schema == b.Schema && a.Name == b.Name && a.ReplicaIdentity == b.ReplicaIdentity &&
+		slices.Equal(a.Columns, b.Columns)
+}
