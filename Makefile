@@ -71,7 +71,7 @@ fuzz: ## each fuzz test for FUZZTIME
 	done
 
 soak: postgres ## the long versions of the cluster tests: many crashes, big transactions
-	PGBRIDGE_SOAK=1 go test -count=1 -v -timeout $(SOAKTIMEOUT) -run '$(RUN)' ./integration
+	PGBRIDGE_TEST_SOAK=1 go test -count=1 -v -timeout $(SOAKTIMEOUT) -run '$(RUN)' ./integration
 
 bench: build ## against native logical replication, to build/bench.json
 	scripts/postgres.sh 18

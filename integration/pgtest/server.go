@@ -20,6 +20,10 @@ import (
 // to test with.
 const VersionsVariable = "PGBRIDGE_TEST_PG"
 
+// SoakVariable names the environment variable that, set to anything, asks for the
+// long version of tests that have one: make soak sets it.
+const SoakVariable = "PGBRIDGE_TEST_SOAK"
+
 // startTimeout bounds the start of a server, with initdb on a busy machine.
 const startTimeout = 2 * time.Minute
 
@@ -82,6 +86,9 @@ func Versions(t testing.TB) []int {
 	}
 	return majors
 }
+
+// Soak says whether tests are to run in their long version.
+func Soak() bool { return os.Getenv(SoakVariable) != "" }
 
 // Newest returns the highest of Versions: for a test of something that does not
 // depend on the server's version.
