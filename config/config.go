@@ -1,0 +1,123 @@
+package config
+
+import "time"
+
+// Config is everything an operator can set, after defaults, environment and overrides. [Load] builds it;
+// nobody changes it afterwards, so it is safe for concurrent reading. It holds secrets in the clear:
+// print [Config.Redacted] or the Config itself, whose String is redacted, never its parts.
+type Config struct {
+	// Cluster and Node are names of 1 to 16 characters out of [a-z0-9_].
+	Cluster, Node string
+	// DataDir holds the embedded broker's streams, the spool and the lock file.
+	DataDir string
+	// Tables are patterns over "schema.table" in which * stands for any characters. A table is
+	// replicated if a pattern matches and none that begins with ! does. There is always one without !.
+	Tables []string
+	// ShutdownTimeout is how long a stop may drain before it ends hard.
+	ShutdownTimeout time.Duration
+
+	Postgres Postgres
+	Topology Topology
+	NATS     NATS
+	Stream   Stream
+	Capture  Capture
+	Apply    Apply
+	Conflict Conflict
+	HTTP     HTTP
+	Log      Log
+}
+
+// Postgres says how the local primary is reached.
+type Postgres struct {
+	// DSN is a libpq connection string or URL. After Load it is set also when it came from DSNFile.
+	DSN     string
+	DSNFile string
+	// AutoSetup lets run create what setup would create.
+	AutoSetup bool
+}
+
+// Topology says who is in the cluster.
+type Topology struct {
+	// Kind is the shape of the links; only "mesh" is accepted.
+	Kind string
+	// Nodes maps each node's name, this one's too, to the URL of the NATS server with its stream.
+	Nodes map[string]string
+}
+
+// NATS says where this node's stream lives: in the embedded server, or at URL.
+type NATS struct {
+	Embedded Embedded
+	// URL of an external server; empty means embedded.
+	URL string
+	// CredsFile is a NATS credentials file for every connection; empty means none.
+	CredsFile string
+	// Token is for every connection, and what the embedded server asks for; empty means none. After
+	// Load it is set also when it came from TokenFile.
+	Token     string
+	TokenFile string
+}
+
+// Embedded configures the NATS server inside the bridge.
+type Embedded struct {
+	// Listen is host:port; derived from this node's URL in the topology when not given.
+	Listen string
+	// Sync is "always" (each frame on disk before its ack) or "interval".
+	Sync string
+	// MaxStore and MaxPayload are the server's limits, in bytes.
+	MaxStore, MaxPayload Size
+	// AllowPlaintext permits Listen on an address that other machines can reach.
+	AllowPlaintext bool
+}
+
+// Stream configures this node's own stream.
+type Stream struct {
+	// MaxBytes is what the stream may hold before capture pauses.
+	MaxBytes Size
+	// Compression of frame bodies: "none" or "zstd".
+	Compression string
+}
+
+// Capture configures the way from the WAL to frames.
+type Capture struct {
+	// FrameBytes is the size at which a frame is closed.
+	FrameBytes Size
+	// Linger is how long a frame waits for more while an earlier one is in flight.
+	Linger time.Duration
+	// StatusInterval is how often the walsender is told the confirmed LSN.
+	StatusInterval time.Duration
+}
+
+// Apply configures the way from frames to rows.
+type Apply struct {
+	// BatchTransactions and BatchBytes bound what is in one pipeline at a time, per origin.
+	BatchTransactions int
+	BatchBytes        Size
+	// ConflictRetention and ConflictRows bound the conflict history by age and number; 0 is no bound.
+	ConflictRetention time.Duration
+	ConflictRows      int
+	// SpoolLimit bounds the disk that unfinished large transactions may take; 0 is no bound.
+	SpoolLimit Size
+	// MaxClockSkew is how far in the future a stamp may be before an alarm is raised.
+	MaxClockSkew time.Duration
+}
+
+// Conflict names the policies.
+type Conflict struct {
+	// Default is the policy of every table; only "last_writer_wins" is accepted.
+	Default string
+}
+
+// HTTP configures the console.
+type HTTP struct {
+	// Listen is host:port; empty means no listener.
+	Listen string
+}
+
+// Log configures the log on standard error.
+type Log struct {
+	Level  string // debug, info, warn or error
+	Format string // text or json
+}
+
+// Embedded reports whether this node's stream lives in the server inside the bridge.
+func (c *Config) Embedded() bool { return c.NATS.URL == "" }

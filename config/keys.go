@@ -1,0 +1,225 @@
+package config
+
+import (
+	"slices"
+	"strings"
+)
+
+// key is one setting that an operator can write. Texts are as they stand in the file.
+type key struct {
+	name     string            // dotted path
+	initial  string            // default; "" for none, or when derived says how it comes about
+	derived  string            // the default in words, where it depends on other keys
+	sample   string            // what config.example.yaml shows, where that is not the default
+	why      string            // one line: what it is for
+	allowed  []string          // the only values, if not nil
+	least    string            // lower bound of a number, size or duration; "" for none
+	most     string            // upper bound; "" for none
+	required bool              // there is no default
+	secret   bool              // never printed
+	file     bool              // the value is the name of a file that holds the secret
+	field    func(*Config) any // pointer to where the value goes; its type is the key's type
+}
+
+// keys returns the table of all settings, in the order of the documentation.
+func keys() []key {
+	return append(append(nodeKeys(), brokerKeys()...), partKeys()...)
+}
+
+// nodeKeys are the settings of this node, its primary and its place in the cluster.
+func nodeKeys() []key {
+	return []key{
+		{name: "cluster", sample: "shop", required: true,
+			why:   "Name of the cluster, the same on every node: 1 to 16 of a-z 0-9 _.",
+			field: func(c *Config) any { return &c.Cluster }},
+		{name: "node", sample: "a", required: true,
+			why:   "Name of this node, another one on every node: 1 to 16 of a-z 0-9 _.",
+			field: func(c *Config) any { return &c.Node }},
+		{name: "data_dir", derived: "/var/lib/pgbridge/<node>",
+			why:   "Directory of the embedded broker's streams and of spooled transactions; one per bridge.",
+			field: func(c *Config) any { return &c.DataDir }},
+		{name: "tables", initial: "*.*",
+			why:   "Which tables: patterns over schema.table, * for any characters, ! excludes and wins.",
+			field: func(c *Config) any { return &c.Tables }},
+		{name: "shutdown_timeout", initial: "10s", least: "1s", most: "10m",
+			why:   "How long a stop may drain; ending earlier is safe, the next start catches up.",
+			field: func(c *Config) any { return &c.ShutdownTimeout }},
+
+		{name: "postgres.dsn", sample: "postgres://pgbridge@/app?host=/var/run/postgresql", secret: true,
+			why:   "Connection string of the local primary; required unless dsn_file is given. The socket is fastest.",
+			field: func(c *Config) any { return &c.Postgres.DSN }},
+		{name: "postgres.dsn_file", file: true,
+			why:   "File that holds the connection string, instead of postgres.dsn.",
+			field: func(c *Config) any { return &c.Postgres.DSNFile }},
+		{name: "postgres.auto_setup", initial: "true",
+			why:   "Let run create schema, publication and slot; false where a DBA runs setup.",
+			field: func(c *Config) any { return &c.Postgres.AutoSetup }},
+
+		{name: "topology.kind", initial: "mesh", allowed: []string{"mesh"},
+			why:   "Shape of the links: in a mesh every node reads from every other.",
+			field: func(c *Config) any { return &c.Topology.Kind }},
+		{name: "topology.nodes", sample: "a=nats://127.0.0.1:4222,b=nats://127.0.0.1:4223,c=nats://127.0.0.1:4224",
+			required: true,
+			why:      "Every node's name and the NATS server that holds its stream; the same on every node.",
+			field:    func(c *Config) any { return &c.Topology.Nodes }},
+	}
+}
+
+// brokerKeys are the settings of the NATS server and of the stream in it.
+func brokerKeys() []key {
+	return []key{
+		{name: "nats.embedded.listen", derived: "host and port of topology.nodes.<node>",
+			why:   "Address of the NATS server inside the bridge, when peers reach it under another one.",
+			field: func(c *Config) any { return &c.NATS.Embedded.Listen }},
+		{name: "nats.embedded.allow_plaintext", initial: "false",
+			why:   "Permit a listener that other machines reach without TLS: only in a network you trust.",
+			field: func(c *Config) any { return &c.NATS.Embedded.AllowPlaintext }},
+		{name: "nats.embedded.sync", initial: "always", allowed: []string{"always", "interval"},
+			why:   "When frames are fsynced: always before the ack, or by interval (a power cut may lose minutes).",
+			field: func(c *Config) any { return &c.NATS.Embedded.Sync }},
+		{name: "nats.embedded.max_store", initial: "10GiB", least: "64MiB",
+			why:   "Disk that the embedded server may use.",
+			field: func(c *Config) any { return &c.NATS.Embedded.MaxStore }},
+		{name: "nats.embedded.max_payload", initial: "1MiB", least: "1MiB", most: "8MiB",
+			why:   "Largest message of the embedded server; must leave room above capture.frame_bytes.",
+			field: func(c *Config) any { return &c.NATS.Embedded.MaxPayload }},
+		{name: "nats.url",
+			why:   "Use this NATS server (JetStream on) for the node's stream, instead of the embedded one.",
+			field: func(c *Config) any { return &c.NATS.URL }},
+		{name: "nats.creds_file",
+			why:   "NATS credentials file for every connection to a NATS server.",
+			field: func(c *Config) any { return &c.NATS.CredsFile }},
+		{name: "nats.token", secret: true,
+			why:   "Token for every connection; the embedded server asks for it too. Better in token_file.",
+			field: func(c *Config) any { return &c.NATS.Token }},
+		{name: "nats.token_file", file: true,
+			why:   "File that holds the token, instead of nats.token.",
+			field: func(c *Config) any { return &c.NATS.TokenFile }},
+
+		{name: "stream.max_bytes", initial: "8GiB", least: "64MiB",
+			why:   "What the node's stream may hold for slow readers; when full, capture pauses with an alarm.",
+			field: func(c *Config) any { return &c.Stream.MaxBytes }},
+		{name: "stream.compression", initial: "none", allowed: []string{"none", "zstd"},
+			why:   "Compress frames: zstd where links are slower than the CPU.",
+			field: func(c *Config) any { return &c.Stream.Compression }},
+	}
+}
+
+// partKeys are the settings of capture, apply and what stands around them.
+func partKeys() []key {
+	return []key{
+		{name: "capture.frame_bytes", initial: "256KiB", least: "16KiB", most: "7MiB",
+			why:   "Size at which a frame is closed under load; larger costs latency, smaller costs fsyncs.",
+			field: func(c *Config) any { return &c.Capture.FrameBytes }},
+		{name: "capture.linger", initial: "5ms", least: "0s", most: "1s",
+			why:   "How long a frame waits for more while another is in flight; when idle it leaves at once.",
+			field: func(c *Config) any { return &c.Capture.Linger }},
+		{name: "capture.status_interval", initial: "10s", least: "1s", most: "30s",
+			why:   "How often PostgreSQL is told what is safe; must stay well below wal_sender_timeout.",
+			field: func(c *Config) any { return &c.Capture.StatusInterval }},
+
+		{name: "apply.batch_transactions", initial: "256", least: "1", most: "65536",
+			why:   "Remote transactions in one pipeline, per origin.",
+			field: func(c *Config) any { return &c.Apply.BatchTransactions }},
+		{name: "apply.batch_bytes", initial: "1MiB", least: "16KiB", most: "64MiB",
+			why:   "Bytes in one pipeline, per origin; bounds memory.",
+			field: func(c *Config) any { return &c.Apply.BatchBytes }},
+		{name: "apply.conflict_retention", initial: "30d", least: "0s",
+			why:   "How long the conflict history keeps a loser; 0s keeps it for ever.",
+			field: func(c *Config) any { return &c.Apply.ConflictRetention }},
+		{name: "apply.conflict_rows", initial: "1000000", least: "0",
+			why:   "How many losers the conflict history keeps; 0 is no limit.",
+			field: func(c *Config) any { return &c.Apply.ConflictRows }},
+		{name: "apply.spool_limit", initial: "10GiB", least: "0",
+			why:   "Disk for large transactions that are not committed yet; beyond it their origin waits. 0 is no limit.",
+			field: func(c *Config) any { return &c.Apply.SpoolLimit }},
+		{name: "apply.max_clock_skew", initial: "60s", least: "1s", most: "1d",
+			why:   "Alarm when another node's clock is ahead by more.",
+			field: func(c *Config) any { return &c.Apply.MaxClockSkew }},
+
+		{name: "conflict.default", initial: "last_writer_wins", allowed: []string{"last_writer_wins"},
+			why:   "Policy for concurrent writes of one row: the later stamp wins, the loser is kept.",
+			field: func(c *Config) any { return &c.Conflict.Default }},
+
+		{name: "http.listen",
+			why:   "Address of the console, for example 127.0.0.1:8080; empty is off.",
+			field: func(c *Config) any { return &c.HTTP.Listen }},
+
+		{name: "log.level", initial: "info", allowed: []string{"debug", "info", "warn", "error"},
+			why:   "Least severity that is logged, to standard error.",
+			field: func(c *Config) any { return &c.Log.Level }},
+		{name: "log.format", initial: "text", allowed: []string{"text", "json"},
+			why:   "text for people, json for collectors.",
+			field: func(c *Config) any { return &c.Log.Format }},
+	}
+}
+
+// later names values that a coming version accepts, so that the error can say so.
+func later(name string) []string {
+	if name == "topology.kind" {
+		return []string{"ring", "star", "graph"}
+	}
+	return nil
+}
+
+// find returns the key of that name.
+func find(name string) (key, bool) {
+	for _, k := range keys() {
+		if k.name == name {
+			return k, true
+		}
+	}
+	return key{}, false
+}
+
+// groups returns the dotted names under which keys are grouped, in the table's order.
+func groups() []string {
+	var names []string
+	seen := map[string]bool{}
+	for _, k := range keys() {
+		parts := strings.Split(k.name, ".")
+		for i := 1; i < len(parts); i++ {
+			g := strings.Join(parts[:i], ".")
+			if !seen[g] {
+				seen[g] = true
+				names = append(names, g)
+			}
+		}
+	}
+	return names
+}
+
+// keyOf finds the key that name is or lies below, as topology.nodes.a lies below topology.nodes.
+func keyOf(name string) (key, bool) {
+	for _, k := range keys() {
+		if rest, below := strings.CutPrefix(name, k.name); below && (rest == "" || rest[0] == '.') {
+			return k, true
+		}
+	}
+	return key{}, false
+}
+
+// names lists the keys in the table's order.
+func names() []string {
+	var all []string
+	for _, k := range keys() {
+		all = append(all, k.name)
+	}
+	return all
+}
+
+// isGroup reports whether keys stand below name.
+func isGroup(name string) bool { return slices.Contains(groups(), name) }
+
+// membersOf lists the keys below a group.
+func membersOf(group string) []string {
+	return slices.DeleteFunc(names(), func(name string) bool { return !strings.HasPrefix(name, group+".") })
+}
+
+// envPrefix begins the name of every variable that sets a key.
+const envPrefix = "PGBRIDGE_"
+
+// env returns the environment variable that overrides k.
+func (k key) env() string {
+	return envPrefix + strings.ToUpper(strings.ReplaceAll(k.name, ".", "_"))
+}

@@ -1,0 +1,207 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+// tenLines is all that a node with a local primary and an embedded broker needs.
+const tenLines = `cluster: shop
+node: a
+postgres:
+  dsn: postgres://pgbridge@/app?host=/var/run/postgresql
+topology:
+  nodes:
+    a: nats://127.0.0.1:4222
+    b: nats://127.0.0.1:4223
+    c: nats://127.0.0.1:4224
+`
+
+// write puts text into a file of its own and returns its path.
+func write(t *testing.T, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// load loads text as a file and requires that nothing is wrong with it.
+func load(t *testing.T, text string, overrides map[string]string) *Config {
+	t.Helper()
+	cfg, err := Load(write(t, "pgbridge.yaml", text), overrides)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg
+}
+
+func TestTenLinesAreEnough(t *testing.T) {
+	if n := strings.Count(tenLines, "\n"); n > 10 {
+		t.Fatalf("%d lines", n)
+	}
+	got := load(t, tenLines, nil)
+	want := &Config{
+		Cluster: "shop", Node: "a", DataDir: "/var/lib/pgbridge/a", Tables: []string{"*.*"}, ShutdownTimeout: 10 * time.Second,
+		Postgres: Postgres{DSN: "postgres://pgbridge@/app?host=/var/run/postgresql", AutoSetup: true},
+		Topology: Topology{Kind: "mesh", Nodes: map[string]string{
+			"a": "nats://127.0.0.1:4222", "b": "nats://127.0.0.1:4223", "c": "nats://127.0.0.1:4224"}},
+		NATS:    NATS{Embedded: Embedded{Listen: "127.0.0.1:4222", Sync: "always", MaxStore: 10 * GiB, MaxPayload: MiB}},
+		Stream:  Stream{MaxBytes: 8 * GiB, Compression: "none"},
+		Capture: Capture{FrameBytes: 256 * KiB, Linger: 5 * time.Millisecond, StatusInterval: 10 * time.Second},
+		Apply: Apply{BatchTransactions: 256, BatchBytes: MiB, ConflictRetention: 30 * 24 * time.Hour, ConflictRows: 1_000_000,
+			SpoolLimit: 10 * GiB, MaxClockSkew: time.Minute},
+		Conflict: Conflict{Default: "last_writer_wins"},
+		Log:      Log{Level: "info", Format: "text"},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got\n%+v\nwant\n%+v", got, want)
+	}
+	if err := got.Validate(); err != nil {
+		t.Errorf("what Load accepts, Validate refuses: %v", err)
+	}
+}
+
+func TestOverrideBeatsEnvironmentBeatsFile(t *testing.T) {
+	text := tenLines + "log:\n  level: debug\n  format: json\nshutdown_timeout: 3s\n"
+	t.Setenv("PGBRIDGE_LOG_FORMAT", "text")
+	t.Setenv("PGBRIDGE_SHUTDOWN_TIMEOUT", "4s")
+	t.Setenv("PGBRIDGE_HTTP_LISTEN", "") // counts as not set
+	cfg := load(t, text, map[string]string{"shutdown_timeout": "5s"})
+	if cfg.Log.Level != "debug" || cfg.Log.Format != "text" || cfg.ShutdownTimeout != 5*time.Second || cfg.HTTP.Listen != "" {
+		t.Errorf("%+v %v %+v", cfg.Log, cfg.ShutdownTimeout, cfg.HTTP)
+	}
+}
+
+// TestEveryKeyFromEnvironment: a container needs no file, and each key has its variable.
+func TestEveryKeyFromEnvironment(t *testing.T) {
+	token := write(t, "token", "s3cret\n")
+	values := map[string]string{
+		"cluster": "shop", "node": "b", "data_dir": "/data", "tables": "app.*, !app.log", "shutdown_timeout": "7s",
+		"postgres.dsn": "host=/tmp dbname=app", "postgres.auto_setup": "false",
+		"topology.kind": "mesh", "topology.nodes": "a=nats://10.0.0.1:4222,b=nats://10.0.0.2:4222",
+		"nats.embedded.listen": "0.0.0.0:4222", "nats.embedded.allow_plaintext": "true", "nats.embedded.sync": "interval",
+		"nats.embedded.max_store": "1GiB", "nats.embedded.max_payload": "2MiB", "nats.token_file": token,
+		"stream.max_bytes": "512MiB", "stream.compression": "zstd",
+		"capture.frame_bytes": "1MiB", "capture.linger": "1ms", "capture.status_interval": "2s",
+		"apply.batch_transactions": "3", "apply.batch_bytes": "2MiB", "apply.conflict_retention": "1d", "apply.conflict_rows": "4",
+		"apply.spool_limit": "5GiB", "apply.max_clock_skew": "6s", "conflict.default": "last_writer_wins",
+		"http.listen": "127.0.0.1:8080", "log.level": "warn", "log.format": "json",
+	}
+	elsewhere := map[string]bool{"postgres.dsn_file": true, "nats.token": true, "nats.url": true, "nats.creds_file": true}
+	for _, k := range keys() {
+		if values[k.name] == "" && !elsewhere[k.name] {
+			t.Errorf("%s is not tried", k.name)
+		}
+		t.Setenv(k.env(), values[k.name])
+	}
+	cfg, err := Load("", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &Config{
+		Cluster: "shop", Node: "b", DataDir: "/data", Tables: []string{"app.*", "!app.log"}, ShutdownTimeout: 7 * time.Second,
+		Postgres: Postgres{DSN: "host=/tmp dbname=app"},
+		Topology: Topology{Kind: "mesh", Nodes: map[string]string{"a": "nats://10.0.0.1:4222", "b": "nats://10.0.0.2:4222"}},
+		NATS: NATS{Embedded: Embedded{Listen: "0.0.0.0:4222", Sync: "interval", MaxStore: GiB, MaxPayload: 2 * MiB, AllowPlaintext: true},
+			Token: "s3cret", TokenFile: token},
+		Stream:  Stream{MaxBytes: 512 * MiB, Compression: "zstd"},
+		Capture: Capture{FrameBytes: MiB, Linger: time.Millisecond, StatusInterval: 2 * time.Second},
+		Apply: Apply{BatchTransactions: 3, BatchBytes: 2 * MiB, ConflictRetention: 24 * time.Hour, ConflictRows: 4,
+			SpoolLimit: 5 * GiB, MaxClockSkew: 6 * time.Second},
+		Conflict: Conflict{Default: "last_writer_wins"},
+		HTTP:     HTTP{Listen: "127.0.0.1:8080"},
+		Log:      Log{Level: "warn", Format: "json"},
+	}
+	if !reflect.DeepEqual(cfg, want) {
+		t.Errorf("got\n%+v\nwant\n%+v", *cfg, *want)
+	}
+}
+
+func TestExternalBroker(t *testing.T) {
+	cfg := load(t, tenLines+"nats:\n  url: tls://nats.example.com\n  creds_file: /etc/pgbridge/a.creds\n", nil)
+	if cfg.Embedded() || cfg.NATS.Embedded.Listen != "" || cfg.NATS.CredsFile != "/etc/pgbridge/a.creds" {
+		t.Errorf("%+v", cfg.NATS)
+	}
+}
+
+func TestSecretsFromFiles(t *testing.T) {
+	dsn := write(t, "dsn", "postgres://u:pw@127.0.0.1/app\n")
+	text := strings.Replace(tenLines, "dsn: postgres://pgbridge@/app?host=/var/run/postgresql", "dsn_file: "+dsn, 1)
+	if cfg := load(t, text, nil); cfg.Postgres.DSN != "postgres://u:pw@127.0.0.1/app" || cfg.Postgres.DSNFile != dsn {
+		t.Errorf("%+v", cfg.Postgres)
+	}
+}
+
+// TestTextsStayAsWritten: YAML would make a number or a truth value of these.
+func TestTextsStayAsWritten(t *testing.T) {
+	text := strings.NewReplacer("cluster: shop", "cluster: 007", "node: a", "node: no", "    a: nats", "    no: nats").Replace(tenLines)
+	if cfg := load(t, text, nil); cfg.Cluster != "007" || cfg.Node != "no" {
+		t.Errorf("cluster %q, node %q", cfg.Cluster, cfg.Node)
+	}
+}
+
+func TestExcludesAloneMeanAllOthers(t *testing.T) {
+	cfg := load(t, tenLines+"tables: [\"!app.log\"]\n", nil)
+	if want := []string{"*.*", "!app.log"}; !reflect.DeepEqual(cfg.Tables, want) {
+		t.Errorf("tables %q; want %q", cfg.Tables, want)
+	}
+}
+
+// TestForeignVariables: Kubernetes and Docker set these for a service named pgbridge or pgbridge-nats.
+func TestForeignVariables(t *testing.T) {
+	for _, name := range []string{"PGBRIDGE_TEST_PG", "PGBRIDGE_SERVICE_HOST", "PGBRIDGE_SERVICE_PORT", "PGBRIDGE_SERVICE_PORT_NATS",
+		"PGBRIDGE_PORT", "PGBRIDGE_PORT_4222_TCP", "PGBRIDGE_PORT_4222_TCP_ADDR", "PGBRIDGE_NATS_SERVICE_HOST", "PGBRIDGE_NATS_PORT_4222_TCP_PORT"} {
+		t.Setenv(name, "tcp://10.0.0.1:4222")
+	}
+	load(t, tenLines, nil)
+}
+
+func TestRedacted(t *testing.T) {
+	cfg := load(t, tenLines, map[string]string{
+		"topology.nodes": "a=nats://me:hunter2@127.0.0.1:4222,b=nats://hunter2@127.0.0.1:4223",
+		"nats.token":     "hunter2",
+		"postgres.dsn":   "postgres://u:hunter2@127.0.0.1/app?sslpassword=hunter2",
+	})
+	if text := cfg.String(); strings.Contains(text, "hunter2") || strings.Count(text, hidden) != 5 {
+		t.Errorf("secrets show, or are not hidden five times:\n%s", text)
+	}
+	if cfg.NATS.Token != "hunter2" || cfg.Topology.Nodes["a"] != "nats://me:hunter2@127.0.0.1:4222" {
+		t.Error("the original was changed")
+	}
+}
+
+func TestRedactDSN(t *testing.T) {
+	for dsn, want := range map[string]string{
+		"":                             "",
+		"host=h password=pw dbname=d":  "host=h password=xxxxx dbname=d",
+		"password = 'p w\\' x' host=h": "password = xxxxx host=h",
+		"password=p\\ w host=h":        "password=xxxxx host=h",
+		"host=h PASSWORD=pw":           "host=h PASSWORD=xxxxx",
+		"password='unfinished host=h":  "password=xxxxx",
+		"postgres://u@h/d":             "postgres://u@h/d",
+		"postgresql://u:p%40w@h:1/d?password=pw&a=b": "postgresql://u:xxxxx@h:1/d?a=b&password=xxxxx",
+		"postgres://u:p%w@h/d":                       "xxxxx",
+		"pw":                                         "xxxxx",
+	} {
+		if got := redactDSN(dsn); got != want {
+			t.Errorf("redactDSN(%q) = %q; want %q", dsn, got, want)
+		}
+	}
+	for text, want := range map[string]string{
+		"nats://h:1":       "nats://h:1",
+		"nats://tok@h:1":   "nats://xxxxx@h:1",
+		"nats://u:p@h:1":   "nats://u:xxxxx@h:1",
+		"nats://u:p%w@h:1": "nats://xxxxx@h:1",
+		"a=nats://u:p@h:1": "a=nats://xxxxx@h:1",
+	} {
+		if got := redactURL(text); got != want {
+			t.Errorf("redactURL(%q) = %q; want %q", text, got, want)
+		}
+	}
+}

@@ -1,0 +1,86 @@
+package config
+
+import (
+	"maps"
+	"net/url"
+	"regexp"
+	"strings"
+)
+
+// hidden stands where a secret was.
+const hidden = "xxxxx"
+
+// Redacted returns a copy of c that can be shown to anybody: no token, no password in the connection
+// string or in a URL. It shares nothing that would be changed with c.
+func (c *Config) Redacted() *Config {
+	r := *c
+	r.Postgres.DSN = redactDSN(c.Postgres.DSN)
+	r.NATS.URL = redactURL(c.NATS.URL)
+	if c.NATS.Token != "" {
+		r.NATS.Token = hidden
+	}
+	r.Topology.Nodes = maps.Clone(c.Topology.Nodes)
+	for name, text := range r.Topology.Nodes {
+		r.Topology.Nodes[name] = redactURL(text)
+	}
+	return &r
+}
+
+// String lists every key with its value, one per line, redacted.
+func (c *Config) String() string {
+	r := c.Redacted()
+	var b strings.Builder
+	for _, k := range keys() {
+		b.WriteString(k.name + ": " + encode(k.field(r)) + "\n")
+	}
+	return b.String()
+}
+
+// redactURL hides the password of a URL, or its user if there is no password: NATS takes that for a
+// token. A URL that cannot be read is hidden from its scheme to its last @.
+func redactURL(text string) string {
+	u, err := url.Parse(text)
+	if err != nil || u.User == nil {
+		if at := strings.LastIndexByte(text, '@'); at >= 0 {
+			scheme, _, _ := strings.Cut(text[:at], "://")
+			return scheme + "://" + hidden + text[at:]
+		}
+		return text
+	}
+	if _, has := u.User.Password(); has {
+		u.User = url.UserPassword(u.User.Username(), hidden)
+	} else {
+		u.User = url.User(hidden)
+	}
+	return u.String()
+}
+
+// secretWord finds the secrets in a connection string of the form host=... password=...; a value is
+// quoted with ' and \ quotes within (PostgreSQL, "Connection Strings").
+var secretWord = regexp.MustCompile(`(?i)\b(password|sslpassword)(\s*=\s*)('(\\.|[^'\\])*'?|(\\.|[^\s\\])*)`)
+
+// redactDSN hides the passwords of a connection string in either form. What cannot be read is hidden
+// altogether.
+func redactDSN(dsn string) string {
+	if !isURL(dsn, "postgres", "postgresql") {
+		if !strings.Contains(dsn, "=") && dsn != "" {
+			return hidden
+		}
+		return secretWord.ReplaceAllString(dsn, "${1}${2}"+hidden)
+	}
+	u, err := url.Parse(dsn)
+	if err != nil {
+		return hidden
+	}
+	if _, has := u.User.Password(); has {
+		u.User = url.UserPassword(u.User.Username(), hidden)
+	}
+	query := u.Query()
+	for _, name := range []string{"password", "sslpassword"} {
+		if query.Has(name) {
+			query.Set(name, hidden)
+			u.RawQuery = query.Encode()
+		}
+	}
+	return u.String()
+}

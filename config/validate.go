@@ -1,0 +1,278 @@
+package config
+
+import (
+	"fmt"
+	"maps"
+	"net"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Validate checks each setting and all of them together. The error is an [*Error] without places; [Load]
+// has called it, so only a Config that was built otherwise needs it.
+func (c *Config) Validate() error { return c.problems().err() }
+
+// derive fills in what depends on other keys.
+func (c *Config) derive() {
+	if c.DataDir == "" && c.Node != "" {
+		c.DataDir = "/var/lib/pgbridge/" + c.Node
+	}
+	if own, err := url.Parse(c.Topology.Nodes[c.Node]); err == nil && c.Embedded() && c.NATS.Embedded.Listen == "" {
+		c.NATS.Embedded.Listen = hostPort(own)
+	}
+	if !slices.ContainsFunc(c.Tables, func(pattern string) bool { return !strings.HasPrefix(pattern, "!") }) {
+		c.Tables = append([]string{"*.*"}, c.Tables...)
+	}
+}
+
+// problems says what is wrong, in the order of the key table, then what does not fit together.
+func (c *Config) problems() problems {
+	var ps problems
+	for _, k := range keys() {
+		ps.checkValue(k, k.field(c))
+	}
+	c.checkNames(&ps)
+	c.checkPostgres(&ps)
+	c.checkTables(&ps)
+	c.checkNodes(&ps)
+	c.checkBroker(&ps)
+	c.checkSizes(&ps)
+	if c.HTTP.Listen != "" {
+		ps.checkListen("http.listen", c.HTTP.Listen)
+	}
+	return ps
+}
+
+// checkValue checks one value against its key's row in the table.
+func (ps *problems) checkValue(k key, field any) {
+	text := encode(field)
+	switch {
+	case k.required && text == "":
+		ps.add(k.name, "is required (or %s): %s", k.env(), k.why)
+	case slices.Contains(later(k.name), text):
+		ps.add(k.name, "%q is not there yet (%s come later); use %s", text, strings.Join(later(k.name), ", "), orList(k.allowed))
+	case k.allowed != nil && !slices.Contains(k.allowed, text):
+		ps.add(k.name, "%q is not allowed; use %s", text, orList(k.allowed))
+	case k.least != "" && amount(field) < k.bound(k.least):
+		ps.add(k.name, "%s is too small; the least is %s", text, k.least)
+	case k.most != "" && amount(field) > k.bound(k.most):
+		ps.add(k.name, "%s is too large; the most is %s", text, k.most)
+	}
+}
+
+// bound reads a bound of the key table as a value of the key's type.
+func (k key) bound(text string) int64 {
+	field := k.field(new(Config))
+	if err := decodeText(field, text); err != nil {
+		panic("config: key table: " + k.name + ": " + err.Error()) // TestKeyTable reads every bound
+	}
+	return amount(field)
+}
+
+// nameRule says what [isName] accepts.
+const nameRule = "use 1 to 16 of a-z, 0-9 and _"
+
+var namePattern = regexp.MustCompile(`^[a-z0-9_]{1,16}$`)
+
+// isName reports whether s can be part of a slot, a stream and a subject.
+func isName(s string) bool { return namePattern.MatchString(s) }
+
+func (c *Config) checkNames(ps *problems) {
+	for _, n := range []struct{ key, name string }{{"cluster", c.Cluster}, {"node", c.Node}} {
+		if n.name != "" && !isName(n.name) {
+			ps.add(n.key, "%q is not a name; %s", n.name, nameRule)
+		}
+	}
+	if c.DataDir == "" && c.Node != "" {
+		ps.add("data_dir", "is empty; name a directory")
+	}
+}
+
+func (c *Config) checkPostgres(ps *problems) {
+	dsn := c.Postgres.DSN
+	switch {
+	case dsn == "":
+		ps.add("postgres.dsn", "is required (or PGBRIDGE_POSTGRES_DSN, or postgres.dsn_file): "+
+			"the connection string of the local primary, such as postgres://pgbridge@/app?host=/var/run/postgresql")
+	case isURL(dsn, "postgres", "postgresql"):
+		if _, err := url.Parse(dsn); err != nil {
+			ps.add("postgres.dsn", "is not a URL that can be read; "+
+				"write special characters of a password as %%XX, or use the form host=... dbname=...")
+		}
+	case !strings.Contains(dsn, "="):
+		ps.add("postgres.dsn", "is not a connection string; write postgres://user@host:5432/database or "+
+			"host=... dbname=...")
+	}
+}
+
+func (c *Config) checkTables(ps *problems) {
+	for _, written := range c.Tables {
+		pattern := strings.TrimPrefix(written, "!")
+		sign := written[:len(written)-len(pattern)]
+		schema, table, ok := strings.Cut(pattern, ".")
+		switch {
+		case !ok:
+			ps.add("tables", "%q names no schema; write %q or %q", written, sign+"public."+pattern, sign+"*."+pattern)
+		case schema == "" || table == "":
+			ps.add("tables", "%q is not schema.table; write %q for all tables of a schema", written, sign+"app.*")
+		}
+	}
+}
+
+// checkNodes checks the names and URLs of the topology, and this node's place in it.
+func (c *Config) checkNodes(ps *problems) {
+	nodes := c.Topology.Nodes
+	for _, name := range slices.Sorted(maps.Keys(nodes)) {
+		entry := "topology.nodes." + name
+		if !isName(name) {
+			ps.add(entry, "%q is not a name; %s", name, nameRule)
+			continue
+		}
+		ps.checkURL(entry, nodes[name])
+	}
+	own, there := nodes[c.Node]
+	switch {
+	case len(nodes) == 0 || c.Node == "":
+		return
+	case !there:
+		ps.add("topology.nodes", "lacks this node, %q; the names there are %s: add it, or correct node",
+			c.Node, strings.Join(slices.Sorted(maps.Keys(nodes)), ", "))
+		return
+	case !c.Embedded():
+		return // an external server may hold the streams of several nodes
+	}
+	if isURL(own, "tls") {
+		ps.add("topology.nodes."+c.Node, "the embedded server has no TLS; write nats://, or set nats.url to a server with TLS")
+	}
+	for _, name := range slices.Sorted(maps.Keys(nodes)) {
+		if name != c.Node && sameServer(nodes[name], own) {
+			ps.add("topology.nodes."+name, "is the server inside this node's bridge (%q); "+
+				"give each node its own host:port, or set nats.url to a shared server", c.Node)
+		}
+	}
+}
+
+// checkBroker checks where the own stream lives and how it is reached.
+func (c *Config) checkBroker(ps *problems) {
+	listen := c.NATS.Embedded.Listen
+	if c.NATS.URL != "" {
+		ps.checkURL("nats.url", c.NATS.URL)
+		if listen != "" {
+			ps.add("nats.url", "given together with nats.embedded.listen; "+
+				"keep nats.url for an external server, or nats.embedded.listen for the one inside")
+		}
+	} else if listen != "" && ps.checkListen("nats.embedded.listen", listen) &&
+		!c.NATS.Embedded.AllowPlaintext && !isLoopback(listen) {
+		ps.add("nats.embedded.listen", "other machines can reach %s and the embedded server has no TLS; "+
+			"set nats.embedded.allow_plaintext: true in a network you trust, or nats.url to a server with TLS", listen)
+	}
+	if c.NATS.CredsFile != "" && c.NATS.Token != "" {
+		ps.add("nats.creds_file", "given together with a token; keep one of them")
+	}
+}
+
+// frameRoom is what the largest message must leave above capture.frame_bytes: the header of a frame and
+// the record that closes it.
+const frameRoom = 64 * KiB
+
+// checkSizes checks the sizes that limit each other.
+func (c *Config) checkSizes(ps *problems) {
+	if !c.Embedded() {
+		return // the external server's limits are not ours to know here
+	}
+	frame, payload := c.Capture.FrameBytes, c.NATS.Embedded.MaxPayload
+	if frame > payload-frameRoom {
+		ps.add("capture.frame_bytes", "%s does not fit into nats.embedded.max_payload (%s) with %s to spare; "+
+			"lower the first or raise the second", frame, payload, frameRoom)
+	}
+	if stream, store := c.Stream.MaxBytes, c.NATS.Embedded.MaxStore; stream > store {
+		ps.add("stream.max_bytes", "%s is more than nats.embedded.max_store (%s); lower the first or raise the second",
+			stream, store)
+	}
+}
+
+// checkURL refuses what is not the URL of a NATS server.
+func (ps *problems) checkURL(key, text string) {
+	u, err := url.Parse(text)
+	switch {
+	case err != nil, u.Hostname() == "", u.Scheme != "nats" && u.Scheme != "tls":
+		ps.add(key, "%q is not the URL of a NATS server; write nats://host:4222 or tls://host:4222", redactURL(text))
+	case u.Port() != "" && !isPort(u.Port(), 1):
+		ps.add(key, "port %s does not exist; use 1 to 65535", u.Port())
+	}
+}
+
+// checkListen refuses what is not host:port and reports whether it was fine. Port 0 means any free one.
+func (ps *problems) checkListen(key, text string) bool {
+	_, port, err := net.SplitHostPort(text)
+	if err != nil || !isPort(port, 0) {
+		ps.add(key, "%q is not host:port; write an address such as 127.0.0.1:4222", text)
+		return false
+	}
+	return true
+}
+
+func isPort(text string, least uint64) bool {
+	n, err := strconv.ParseUint(text, 10, 16)
+	return err == nil && n >= least
+}
+
+// isLoopback reports whether only this machine reaches host:port.
+func isLoopback(listen string) bool {
+	host, _, _ := net.SplitHostPort(listen)
+	return host == "localhost" || net.ParseIP(host).IsLoopback()
+}
+
+// hostPort gives the address of a NATS URL, with NATS's default port; empty if there is none.
+func hostPort(u *url.URL) string {
+	if u.Hostname() == "" {
+		return ""
+	}
+	port := u.Port()
+	if port == "" {
+		port = "4222"
+	}
+	return net.JoinHostPort(u.Hostname(), port)
+}
+
+// sameServer reports whether two URLs name one address.
+func sameServer(a, b string) bool {
+	left, err := url.Parse(a)
+	if err != nil {
+		return false
+	}
+	right, err := url.Parse(b)
+	return err == nil && hostPort(left) != "" && hostPort(left) == hostPort(right)
+}
+
+// isURL reports whether text begins with one of the schemes.
+func isURL(text string, schemes ...string) bool {
+	scheme, _, ok := strings.Cut(text, "://")
+	return ok && slices.Contains(schemes, scheme)
+}
+
+// amount gives a number, size or duration as an integer; 0 for anything else.
+func amount(field any) int64 {
+	switch p := field.(type) {
+	case *int:
+		return int64(*p)
+	case *Size:
+		return int64(*p)
+	case *time.Duration:
+		return int64(*p)
+	}
+	return 0
+}
+
+// orList writes "a", "a or b", "a, b or c".
+func orList(words []string) string {
+	last := len(words) - 1
+	if last < 1 {
+		return strings.Join(words, "")
+	}
+	return fmt.Sprintf("%s or %s", strings.Join(words[:last], ", "), words[last])
+}
