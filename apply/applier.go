@@ -389,6 +389,8 @@ func (a *Applier) Node() Node { return *a.node }
 // been flushed by an earlier bridge, so they are checked in the database (PROOF.md R20). Call it before
 // capture reports anything.
 func (a *Applier) CheckDeletesFrom(ctx context.Context, confirmed uint64) error {
+	a.catalog.mu.Lock()
+	defer a.catalog.mu.Unlock()
 	var now int64
 	if err := a.catalog.conn.QueryRow(ctx, `SELECT (pg_current_wal_insert_lsn() - '0/0')::int8`).Scan(&now); err != nil {
 		return fmt.Errorf("read WAL position: %w", err)
@@ -415,6 +417,8 @@ func (a *Applier) HoldLSN() uint64 { return a.absence.holdLSN() }
 
 // ResumeSeq is the stream sequence at which reading origin o's stream must begin.
 func (a *Applier) ResumeSeq(ctx context.Context, o origin.Origin) (uint64, error) {
+	a.catalog.mu.Lock()
+	defer a.catalog.mu.Unlock()
 	var seq int64
 	err := a.catalog.conn.QueryRow(ctx, `SELECT stream_seq FROM pgbridge.position WHERE origin = $1 AND epoch = $2`,
 		o.Node, int64(o.Epoch)).Scan(&seq)
@@ -424,14 +428,54 @@ func (a *Applier) ResumeSeq(ctx context.Context, o origin.Origin) (uint64, error
 	return uint64(seq), nil
 }
 
-// Feed takes in one frame of o's stream, in order. It blocks while o's inbox is full.
+// Feed takes in one frame of o's stream, in order. It blocks while o's inbox is full. Only one goroutine
+// may feed an origin.
 func (a *Applier) Feed(ctx context.Context, o origin.Origin, streamSeq uint64, f *wire.Frame) error {
+	w := a.worker(o)
+	if w == nil {
+		return fmt.Errorf("frame of origin %s, which is not in topology.nodes", o)
+	}
+	return w.inbox.push(ctx, streamSeq, f)
+}
+
+// Restart says that o's stream is read anew from ResumeSeq on; the feeding goroutine calls it.
+func (a *Applier) Restart(o origin.Origin) {
+	if w := a.worker(o); w != nil {
+		w.inbox.restart()
+	}
+}
+
+// Received returns the highest seq of o that has arrived here.
+func (a *Applier) Received(o origin.Origin) uint64 {
+	if w := a.worker(o); w != nil {
+		last, _, _ := w.inbox.received()
+		return last
+	}
+	return 0
+}
+
+func (a *Applier) worker(o origin.Origin) *worker {
 	for _, w := range a.workers {
 		if w.origin == o {
-			return w.inbox.push(ctx, streamSeq, f)
+			return w
 		}
 	}
-	return fmt.Errorf("frame of origin %s, which is not in topology.nodes", o)
+	return nil
+}
+
+// NotePublished remembers the highest own seq that is durable in the stream, so that a stream that was
+// lost or rewound is noticed at the next start.
+func (a *Applier) NotePublished(ctx context.Context, seq uint64) error {
+	if seq <= a.node.Published {
+		return nil
+	}
+	a.catalog.mu.Lock()
+	defer a.catalog.mu.Unlock()
+	if _, err := a.catalog.conn.Exec(ctx, `UPDATE pgbridge.node SET published = $1 WHERE published < $1`, int64(seq)); err != nil {
+		return fmt.Errorf("note published transaction %d: %w", seq, err)
+	}
+	a.node.Published = seq
+	return nil
 }
 
 // StableSeq returns the highest own seq that every other node has seen, by what it has published and

@@ -88,8 +88,19 @@ func (b *inbox) close() {
 	b.queue = nil
 }
 
-// errGapInSeqs means that the stream does not go on where this node's position is.
-var errGapInSeqs = errors.New("gap in the origin's seqs")
+// ErrGap means that a stream does not go on where this node's position is: transactions are missing in
+// between. Find the place by seq.
+var ErrGap = errors.New("gap in the origin's seqs")
+
+// restart forgets the runs that were being received: reading begins anew, at or before this node's
+// position. The goroutine that pushes calls it.
+func (b *inbox) restart() {
+	for id, r := range b.runs {
+		r.remove()
+		delete(b.runs, id)
+	}
+	b.back, b.writerEpoch = 0, 0
+}
 
 // push takes in the frame with stream sequence seq. It waits while the inbox is full.
 func (b *inbox) push(ctx context.Context, seq uint64, f *wire.Frame) error {
@@ -139,7 +150,7 @@ func (b *inbox) add(ctx context.Context, txns []*txn) error {
 			if t.Seq != b.last+1 {
 				last := b.last
 				b.mu.Unlock()
-				return fmt.Errorf("%w: %s:%d comes after %d", errGapInSeqs, b.origin, t.Seq, last)
+				return fmt.Errorf("%w: %s:%d comes after %d", ErrGap, b.origin, t.Seq, last)
 			}
 			b.last = t.Seq
 		}

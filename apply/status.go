@@ -1,0 +1,44 @@
+package apply
+
+import (
+	"time"
+
+	"github.com/pgbridge/pgbridge/origin"
+)
+
+// OriginStatus is how far one origin has come here.
+type OriginStatus struct {
+	Origin    origin.Origin
+	Seq       uint64       // applied
+	Stamp     origin.Stamp // of that transaction
+	Received  uint64       // highest seq that has arrived
+	Queued    int          // transactions that have arrived and are not applied
+	Lag       time.Duration
+	Waiting   string // why nothing moves, with the mend; empty if it does
+	Applied   uint64 // transactions since the start
+	Careful   uint64 // of them, by the careful path
+	Conflicts uint64 // recorded since the start
+}
+
+// Status returns how far every origin has come.
+func (a *Applier) Status() []OriginStatus {
+	applied := a.progress.vector()
+	var all []OriginStatus
+	for _, w := range a.workers {
+		e := applied.Get(w.origin)
+		s := OriginStatus{Origin: w.origin, Seq: e.Seq, Stamp: e.Stamp,
+			Applied: w.applied.Load(), Careful: w.careful.Load(), Conflicts: w.conflicts.Load()}
+		var oldest origin.Stamp
+		if s.Received, s.Queued, oldest = w.inbox.received(); s.Queued > 0 {
+			s.Lag = a.opts.Now().Sub(oldest.Time())
+		}
+		if reason := w.waiting.Load(); reason != nil {
+			s.Waiting = *reason
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+// Applied returns the vector of what is applied here, own transactions left out.
+func (a *Applier) Applied() origin.Vector { return a.progress.vector() }

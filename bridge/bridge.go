@@ -1,0 +1,145 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/pgbridge/pgbridge/apply"
+	"github.com/pgbridge/pgbridge/capture"
+	"github.com/pgbridge/pgbridge/config"
+	"github.com/pgbridge/pgbridge/stream"
+)
+
+// Options are what the caller of Run decides beside the configuration.
+type Options struct {
+	Logger *slog.Logger // slog.Default if nil
+	// NoHold switches the causal hold off, so that a test can show what it is for.
+	NoHold bool
+	// Ready, if set, is called once when all parts of the first life run.
+	Ready func()
+}
+
+// Run runs the node's bridge until ctx ends. It returns nil when ctx was cancelled; otherwise the reason
+// why it cannot go on, which names the mend.
+func Run(ctx context.Context, cfg *config.Config, opts Options) error {
+	b := &bridge{cfg: cfg, opts: opts, log: opts.Logger, started: time.Now()}
+	if b.log == nil {
+		b.log = slog.Default()
+	}
+	unlock, err := lockDataDir(cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := b.startServer(); err != nil {
+		return err
+	}
+	defer b.stopServer()
+	stop, err := b.serveStatus()
+	if err != nil {
+		return err
+	}
+	defer stop()
+	return b.live(ctx)
+}
+
+// bridge is what lives across lives.
+type bridge struct {
+	cfg     *config.Config
+	opts    Options
+	log     *slog.Logger
+	server  *stream.Server // nil: external NATS
+	started time.Time
+	current current // the life that runs, for status
+}
+
+const (
+	// firstPatience is how long a starting bridge waits for PostgreSQL and the broker; a supervisor
+	// may want to hear of it then.
+	firstPatience = 30 * time.Second
+	maxPause      = 5 * time.Second
+)
+
+// live runs life after life.
+func (b *bridge) live(ctx context.Context) error {
+	begun, ran, pause := time.Now(), false, time.Duration(0)
+	for {
+		l := &life{bridge: b}
+		err := l.run(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if permanent(err) {
+			return err
+		}
+		ran = ran || l.ran
+		if !ran && time.Since(begun) > firstPatience {
+			return err
+		}
+		if l.ran {
+			pause = 0
+		}
+		b.current.fail(err)
+		b.log.Warn("bridge starts anew", "err", err.Error(), "pause", pause)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return nil
+		}
+		pause = min(max(2*pause, 100*time.Millisecond), maxPause)
+	}
+}
+
+// permanent reports whether trying again cannot help: somebody has to act first.
+func permanent(err error) bool {
+	var exit interface{ ExitCode() int }
+	var check *capture.CheckError
+	return errors.As(err, &exit) || errors.As(err, &check) || errors.Is(err, apply.ErrNotSetUp) ||
+		errors.Is(err, stream.ErrFenced) || errors.Is(err, stream.ErrStreamLost)
+}
+
+// lockDataDir makes sure that one bridge at a time uses the directory: the embedded server does not lock
+// its store.
+func lockDataDir(dir string) (func(), error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("data_dir: %w; make it writable or choose another", err)
+	}
+	path := filepath.Join(dir, "lock")
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("data_dir: %w; make it writable or choose another", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("data_dir %s is in use by another pgbridge: %w", dir, apply.ErrFenced)
+	}
+	return func() { f.Close() }, nil
+}
+
+func (b *bridge) startServer() error {
+	if !b.cfg.Embedded() {
+		return nil
+	}
+	e := b.cfg.NATS.Embedded
+	s, err := stream.StartServer(stream.ServerOptions{
+		Listen: e.Listen, StoreDir: filepath.Join(b.cfg.DataDir, "jetstream"), SyncAlways: e.Sync == "always",
+		MaxStore: int64(e.MaxStore), MaxPayload: int32(e.MaxPayload), AllowPlaintext: e.AllowPlaintext, Logger: b.log,
+	})
+	if err != nil {
+		return err
+	}
+	b.server = s
+	return nil
+}
+
+func (b *bridge) stopServer() {
+	if b.server != nil {
+		b.server.Close()
+	}
+}

@@ -1,0 +1,267 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sort"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/pgbridge/pgbridge/apply"
+	"github.com/pgbridge/pgbridge/capture"
+	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/stream"
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// life is one run of all parts, from connecting to the first loss.
+type life struct {
+	*bridge
+	ran       bool
+	applier   *apply.Applier
+	capture   *capture.Capture
+	publisher *stream.Publisher
+	outbox    *outbox
+	peers     []*peer
+	conns     []*nats.Conn
+}
+
+// run builds the parts in the order in which they need each other, and runs them.
+func (l *life) run(ctx context.Context) (err error) {
+	defer l.close()
+	if err := l.prepare(ctx); err != nil {
+		return err
+	}
+	if err := l.openApplier(ctx); err != nil {
+		return err
+	}
+	if err := l.openPublisher(ctx); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return named("publish", l.publisher.Run(ctx)) })
+	g.Go(func() error {
+		if err := l.openCapture(ctx); err != nil {
+			return err
+		}
+		l.openPeers()
+		l.start(ctx, g)
+		return nil
+	})
+	return g.Wait()
+}
+
+func (l *life) start(ctx context.Context, g *errgroup.Group) {
+	g.Go(func() error { return named("apply", l.applier.Run(ctx, l.capture)) })
+	g.Go(func() error { return named("capture", l.capture.Run(ctx)) })
+	g.Go(func() error { return named("retention", l.retain(ctx)) })
+	for _, p := range l.peers {
+		g.Go(func() error { return named("read from "+p.name, p.run(ctx)) })
+	}
+	if l.server != nil {
+		g.Go(func() error { return named("embedded broker", l.watchServer(ctx)) })
+	}
+	l.ran = true
+	l.current.set(l)
+	l.log.Info("bridge runs", "cluster", l.cfg.Cluster, "node", l.cfg.Node, "writer_epoch", l.applier.Node().WriterEpoch)
+	if l.opts.Ready != nil {
+		l.opts.Ready()
+		l.opts.Ready = nil
+	}
+}
+
+func named(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// close gives up what a life that did not come to run has opened.
+func (l *life) close() {
+	l.current.set(nil)
+	if l.applier != nil {
+		l.applier.Close()
+	}
+	for _, nc := range l.conns {
+		nc.Close()
+	}
+}
+
+// prepare checks the server and, if the configuration lets it, creates what is missing there.
+func (l *life) prepare(ctx context.Context) error {
+	if l.cfg.Postgres.AutoSetup {
+		if err := Setup(ctx, l.cfg); err != nil {
+			return err
+		}
+	}
+	return capture.Check(ctx, checkOptions(l.cfg))
+}
+
+func (l *life) openApplier(ctx context.Context) error {
+	a, err := apply.Open(ctx, apply.Options{
+		DSN: l.cfg.Postgres.DSN, Cluster: l.cfg.Cluster, Node: l.cfg.Node, Peers: peerNames(l.cfg),
+		SpoolDir: filepath.Join(l.cfg.DataDir, "spool"), Policy: l.cfg.Conflict.Default,
+		BatchTransactions: l.cfg.Apply.BatchTransactions, BatchBytes: int(l.cfg.Apply.BatchBytes),
+		MaxClockSkew: l.cfg.Apply.MaxClockSkew, ConflictRetention: l.cfg.Apply.ConflictRetention,
+		Logger: l.log, NoHold: l.opts.NoHold,
+	})
+	l.applier = a
+	return err
+}
+
+func (l *life) connectOwn(ctx context.Context) (*nats.Conn, error) {
+	var nc *nats.Conn
+	var err error
+	if l.server != nil {
+		nc, err = l.server.Connect()
+	} else {
+		nc, err = stream.Connect(ctx, l.cfg.NATS.URL, l.connectOptions("own"))
+	}
+	if err == nil {
+		l.conns = append(l.conns, nc)
+	}
+	return nc, err
+}
+
+func (l *life) openPublisher(ctx context.Context) error {
+	nc, err := l.connectOwn(ctx)
+	if err != nil {
+		return err
+	}
+	l.publisher, err = stream.OpenPublisher(ctx, nc, stream.PublisherOptions{
+		Cluster: l.cfg.Cluster, Node: l.cfg.Node, MaxBytes: int64(l.cfg.Stream.MaxBytes),
+		Zstd: l.cfg.Stream.Compression == "zstd", Logger: l.log,
+	})
+	return err
+}
+
+// openCapture fences the stream, so that an earlier bridge cannot write to it any more, then lets
+// capture and apply learn what the retained own frames say.
+func (l *life) openCapture(ctx context.Context) error {
+	node := l.applier.Node()
+	o := origin.Origin{Node: node.Name, Epoch: node.Epoch}
+	info, err := capture.ReadSlot(ctx, l.cfg.Postgres.DSN, slotName(l.cfg))
+	if err != nil {
+		return err
+	}
+	_, tail := l.publisher.Tail()
+	if err := l.checkTail(tail, node, info); err != nil {
+		return err
+	}
+	fence := &wire.Frame{Header: wire.Header{Fence: true, Cluster: l.cfg.Cluster, Sender: l.cfg.Node, Origin: o,
+		WriterEpoch: node.WriterEpoch, SystemID: info.SystemID, Timeline: info.Timeline, ResumeLSN: info.ConfirmedLSN}}
+	if tail != nil {
+		t := tail.Header
+		t.Fence, t.WriterEpoch, t.Back, t.FirstSeq = true, node.WriterEpoch, 0, 0
+		fence.Header = t
+	}
+	if _, err := l.publisher.Fence(ctx, fence); err != nil {
+		return fmt.Errorf("fence own stream: %w", err)
+	}
+	if err := l.applier.CheckDeletesFrom(ctx, info.ConfirmedLSN); err != nil {
+		return err
+	}
+	l.outbox = &outbox{Publisher: l.publisher}
+	l.capture, err = capture.New(capture.Options{
+		DSN: l.cfg.Postgres.DSN, Cluster: l.cfg.Cluster, Node: l.cfg.Node, Origin: o, WriterEpoch: node.WriterEpoch,
+		SystemID: info.SystemID, Timeline: info.Timeline, Slot: slotName(l.cfg), Publication: slotName(l.cfg),
+		FrameBytes: int(l.cfg.Capture.FrameBytes), Linger: l.cfg.Capture.Linger, StatusInterval: l.cfg.Capture.StatusInterval,
+		SpoolDir: filepath.Join(l.cfg.DataDir, "spool"), Logger: l.log,
+	}, l.outbox, deletes{l.applier}, fence)
+	if err != nil {
+		return err
+	}
+	return l.restore(ctx)
+}
+
+func (l *life) checkTail(tail *wire.Frame, node apply.Node, slot capture.SlotInfo) error {
+	switch {
+	case tail == nil && node.Published > 0:
+		return fmt.Errorf("%w: stream of node %s is empty, transaction %d was published before; restore the broker's data or join the node anew",
+			stream.ErrStreamLost, node.Name, node.Published)
+	case tail != nil && tail.LastSeq < node.Published:
+		return fmt.Errorf("%w: stream of node %s ends with transaction %d, transaction %d was published before; restore the broker's data or join the node anew",
+			stream.ErrStreamLost, node.Name, tail.LastSeq, node.Published)
+	case tail != nil && tail.SystemID != 0 && tail.SystemID != slot.SystemID:
+		return &configError{fmt.Sprintf("stream of node %s was written by another PostgreSQL cluster (system identifier %d, here %d); "+
+			"give this node another name or point postgres.dsn at the right server", node.Name, tail.SystemID, slot.SystemID)}
+	}
+	return nil
+}
+
+// configError is an error that only a person can mend.
+type configError struct{ text string }
+
+func (e *configError) Error() string { return e.text }
+
+// ExitCode is that of a wrong configuration.
+func (e *configError) ExitCode() int { return 2 }
+
+func (l *life) restore(ctx context.Context) error {
+	info, err := l.publisher.Info(ctx)
+	if err != nil {
+		return err
+	}
+	if info.Last == 0 {
+		return nil
+	}
+	err = l.publisher.Scan(ctx, info.First, info.Last, func(seq uint64, f *wire.Frame) error {
+		l.outbox.note(seq, f)
+		return l.capture.Restore(f)
+	})
+	return named("read own stream back", err)
+}
+
+func (l *life) openPeers() {
+	for name, url := range l.cfg.Topology.Nodes {
+		if name != l.cfg.Node {
+			l.peers = append(l.peers, &peer{life: l, name: name, url: url, origin: origin.Origin{Node: name, Epoch: 1}})
+		}
+	}
+	sort.Slice(l.peers, func(i, j int) bool { return l.peers[i].name < l.peers[j].name })
+}
+
+// watchServer ends the life when the embedded server's store has failed, and starts the server anew.
+func (l *life) watchServer(ctx context.Context) error {
+	tick := time.NewTicker(2 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if err := l.server.Healthy(); err != nil {
+				l.stopServer()
+				return errors.Join(err, l.startServer())
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// retain purges the own stream up to what every peer has seen and flushed (PROOF.md R22).
+func (l *life) retain(ctx context.Context) error {
+	tick := time.NewTicker(2 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+		stable := l.applier.StableSeq()
+		if below := l.outbox.below(stable); below > 0 {
+			l.capture.Forget(stable)
+			if err := l.publisher.Purge(ctx, below); err != nil && ctx.Err() == nil {
+				l.log.Warn("own stream cannot be purged", "err", err.Error())
+			}
+		}
+		if err := l.applier.NotePublished(ctx, l.outbox.durableSeq()); err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,100 @@
+package bridge
+
+import (
+	"context"
+	"sync"
+
+	"github.com/pgbridge/pgbridge/apply"
+	"github.com/pgbridge/pgbridge/capture"
+	"github.com/pgbridge/pgbridge/stream"
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// outbox hands capture's frames to the publisher and remembers which frame holds which seq, so that what
+// is stable can be purged.
+type outbox struct {
+	*stream.Publisher
+	mu     sync.Mutex
+	frames []sent // oldest first
+	back   uint64 // of the last frame
+}
+
+// sent is one frame: reading on behind seq last begins at resume.
+type sent struct {
+	stream, last, resume uint64
+}
+
+// outboxLimit bounds the frames that are remembered; above it every second one is forgotten, which only
+// makes the purge coarser.
+const outboxLimit = 20_000
+
+// Publish implements capture.Publisher.
+func (o *outbox) Publish(ctx context.Context, f *wire.Frame) (uint64, error) {
+	seq, err := o.Publisher.Publish(ctx, f)
+	if err == nil {
+		o.note(seq, f)
+	}
+	return seq, err
+}
+
+func (o *outbox) note(seq uint64, f *wire.Frame) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	resume := seq
+	if o.back != 0 {
+		resume = o.back
+	}
+	o.back = f.Back
+	if len(o.frames) >= outboxLimit {
+		keep := o.frames[:0]
+		for i := range o.frames {
+			if i%2 == 1 {
+				keep = append(keep, o.frames[i])
+			}
+		}
+		o.frames = keep
+	}
+	o.frames = append(o.frames, sent{seq, f.LastSeq, resume})
+}
+
+// below returns the stream sequence below which nothing is needed any more once own transactions up to
+// stable are, 0 for none. A reader that has applied stable begins at its frame's resume.
+func (o *outbox) below(stable uint64) uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	n := 0
+	for n < len(o.frames) && o.frames[n].last <= stable {
+		n++
+	}
+	if n < 2 { // keep the frame of the last stable transaction itself
+		return 0
+	}
+	o.frames = o.frames[n-1:]
+	return o.frames[0].resume
+}
+
+// durableSeq returns the highest own seq in a frame that is safe at the broker.
+func (o *outbox) durableSeq() uint64 {
+	durable := o.Durable()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for i := len(o.frames) - 1; i >= 0; i-- {
+		if o.frames[i].stream <= durable {
+			return o.frames[i].last
+		}
+	}
+	return 0
+}
+
+// deletes tells apply what capture has met.
+type deletes struct{ *apply.Applier }
+
+// LocalDelete implements capture.Deletes.
+func (d deletes) LocalDelete(x capture.Delete) {
+	d.Applier.LocalDelete(x.Relation.Schema, x.Relation.Name, x.Key, x.Hash, x.Version, x.Seq, x.CommitLSN)
+}
+
+// LocalTruncate implements capture.Deletes.
+func (d deletes) LocalTruncate(x capture.Truncate) {
+	d.Applier.LocalTruncate(x.Relation.Schema, x.Relation.Name, x.Version, x.Seq, x.CommitLSN)
+}

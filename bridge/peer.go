@@ -1,0 +1,74 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/pgbridge/pgbridge/apply"
+	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/stream"
+)
+
+// peer reads one other node's stream into apply.
+type peer struct {
+	*life
+	name, url string
+	origin    origin.Origin
+	reader    atomic.Pointer[stream.Reader]
+	problem   atomic.Pointer[string] // why nothing is read; nil if something is
+}
+
+// run reads until ctx ends. What goes wrong with one peer's stream concerns that peer alone: it is said,
+// tried again, and the others go on.
+func (p *peer) run(ctx context.Context) error {
+	nc, err := stream.Connect(ctx, p.url, p.connectOptions(p.name))
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	r, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: p.cfg.Cluster, Sender: p.name, Logger: p.log})
+	if err != nil {
+		return err
+	}
+	p.reader.Store(r)
+	find, pause := false, 100*time.Millisecond
+	for {
+		err := p.read(ctx, r, find)
+		if ctx.Err() != nil {
+			return nil
+		}
+		find = errors.Is(err, stream.ErrGap) || errors.Is(err, stream.ErrStreamChanged) || errors.Is(err, apply.ErrGap)
+		text := err.Error()
+		if old := p.problem.Swap(&text); old == nil || *old != text {
+			p.log.Warn("peer is not read", "sender", p.name, "err", text)
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return nil
+		}
+		pause = min(2*pause, 5*time.Second)
+	}
+}
+
+// read begins at this node's position, or finds it by seq in a stream that does not go on there.
+func (p *peer) read(ctx context.Context, r *stream.Reader, find bool) error {
+	from, err := p.applier.ResumeSeq(ctx, p.origin)
+	if err != nil {
+		return err
+	}
+	if find {
+		want := p.applier.Received(p.origin) + 1
+		if from, err = r.Find(ctx, p.origin, want); err != nil {
+			return fmt.Errorf("find transaction %d in the stream of %s: %w", want, p.name, err)
+		}
+	}
+	p.applier.Restart(p.origin)
+	return r.Run(ctx, from, func(ctx context.Context, m stream.Message) error {
+		p.problem.Store(nil)
+		return p.applier.Feed(ctx, p.origin, m.Seq, m.Frame)
+	})
+}

@@ -1,0 +1,311 @@
+package wire
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+	"math/rand"
+	"reflect"
+	"testing"
+
+	"github.com/pgbridge/pgbridge/origin"
+)
+
+func vector(pairs ...any) origin.Vector {
+	var v origin.Vector
+	for i := 0; i < len(pairs); i += 2 {
+		n := uint64(pairs[i+1].(int))
+		v.Advance(origin.Entry{Origin: origin.Origin{Node: pairs[i].(string), Epoch: 1}, Seq: n, Stamp: origin.Stamp(n * 1000)})
+	}
+	return v
+}
+
+func tuple(values ...string) []byte {
+	b := []byte{0, byte(len(values))}
+	for _, v := range values {
+		switch v {
+		case "NULL":
+			b = append(b, 'n')
+		case "UNCHANGED":
+			b = append(b, 'u')
+		default:
+			b = append(b, 'b', 0, 0, 0, byte(len(v)))
+			b = append(b, v...)
+		}
+	}
+	return b
+}
+
+// exampleFrame has every kind of record once.
+func exampleFrame() *Frame {
+	rel := &Relation{ID: 16400, Schema: "public", Name: "täble", ReplicaIdentity: 'd', Columns: []Column{
+		{Name: "id", TypeOID: 23, Typmod: -1, Key: true},
+		{Name: "mood", TypeOID: 16500, Typmod: -1, TypeSchema: "public", TypeName: "mood"},
+	}}
+	b := AppendDeps(nil, vector("b", 3), vector("b", 2))
+	b = AppendRelation(b, rel)
+	b = AppendBegin(b, Begin{Seq: 7, Stamp: 700, CommitTime: 699, CommitLSN: 1 << 33, XID: 790})
+	b = AppendChange(b, KindInsert, rel.ID, append([]byte{'N'}, tuple("\x00\x00\x00\x01", "happy")...))
+	b = AppendChange(b, KindUpdate, rel.ID, append(append([]byte{'K'}, tuple("\x00\x00\x00\x01", "NULL")...),
+		append([]byte{'N'}, tuple("\x00\x00\x00\x02", "UNCHANGED")...)...))
+	b = AppendChange(b, KindDelete, rel.ID, append([]byte{'K'}, tuple("\x00\x00\x00\x02", "NULL")...))
+	b = AppendTruncate(b, 2, []uint32{rel.ID})
+	b = AppendCommit(b)
+	b = AppendChunk(b, 5, 300, []byte("cut anywhere"))
+	b = AppendNumber(b, KindRunAbort, 4)
+	b = AppendLargeCommit(b, LargeCommit{Begin: Begin{Seq: 8, Stamp: 800, CommitTime: 800, CommitLSN: 1 << 34, XID: 791},
+		Run: 5, Length: 312, Changes: 9, Aborts: 1})
+	return &Frame{Header: Header{Cluster: "demo", Sender: "a", Origin: origin.Origin{Node: "a", Epoch: 1}, WriterEpoch: 3,
+		FirstSeq: 7, LastSeq: 8, LastStamp: 800, FirstCommitTime: 699, LastCommitTime: 800, Up: vector("b", 3), Low: vector("b", 2),
+		ResumeLSN: 1<<34 + 48, Back: 12, Mark: Mark{XID: 789, Seq: 6}, SystemID: 1 << 62, Timeline: 1}, Body: b}
+}
+
+func TestFrameRoundTrip(t *testing.T) {
+	for _, zstd := range []bool{false, true} {
+		f := exampleFrame()
+		if zstd {
+			f.Body = append(f.Body, AppendChunk(nil, 6, 0, bytes.Repeat([]byte("compressible "), 500))...)
+		}
+		e := Encoder{Zstd: zstd}
+		b, err := e.Append([]byte("in front"), f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b = b[len("in front"):]; zstd && len(b) > len(f.Body)/2 {
+			t.Errorf("%d bytes for a body of %d: not compressed", len(b), len(f.Body))
+		}
+		var d Decoder
+		got, err := d.Decode(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(got, f) {
+			t.Fatalf("got %+v, want %+v", got, f)
+		}
+	}
+}
+
+// TestEveryFlippedByteIsNoticed: no single corrupted byte, and no cut, passes for a frame.
+func TestEveryFlippedByteIsNoticed(t *testing.T) {
+	b, err := new(Encoder).Append(nil, exampleFrame())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var d Decoder
+	for i := range b {
+		c := bytes.Clone(b)
+		c[i] ^= 0x41
+		if _, err := d.Decode(c); !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrVersion) {
+			t.Fatalf("byte %d flipped: %v", i, err)
+		}
+		if _, err := d.Decode(b[:i]); !errors.Is(err, ErrCorrupt) {
+			t.Fatalf("cut at %d: %v", i, err)
+		}
+	}
+	b[4] = Version + 1
+	if _, err := d.Decode(b); !errors.Is(err, ErrVersion) {
+		t.Fatalf("newer version: %v", err)
+	}
+}
+
+func TestRecordsOfAFrame(t *testing.T) {
+	f := exampleFrame()
+	recs := NewRecords(f.Body)
+	var kinds []byte
+	for {
+		r, err := recs.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		kinds = append(kinds, byte(r.Kind))
+		switch r.Kind {
+		case KindVector:
+			up, low, err := ParseDeps(r.Payload)
+			if err != nil || !up.Equal(f.Up) || !low.Equal(f.Low) {
+				t.Errorf("deps %v %v %v", up, low, err)
+			}
+		case KindRelation:
+			rel, err := ParseRelation(r.Payload)
+			if err != nil || rel.Name != "täble" || len(rel.Columns) != 2 || rel.Columns[1].TypeName != "mood" || !rel.Columns[0].Key {
+				t.Errorf("relation %+v %v", rel, err)
+			}
+		case KindBegin:
+			if begin, err := ParseBegin(r.Payload); err != nil || begin.Seq != 7 || begin.XID != 790 || begin.CommitLSN != 1<<33 {
+				t.Errorf("begin %+v %v", begin, err)
+			}
+		case KindInsert, KindUpdate, KindDelete:
+			var c Change
+			if err := c.Parse(r); err != nil {
+				t.Error(err)
+			}
+			if r.Kind == KindUpdate && (c.New[1].Format != Unchanged || c.Old[0].Data[3] != 1 || c.OldFull) {
+				t.Errorf("update %+v", c)
+			}
+		case KindTruncate:
+			if o, ids, err := ParseTruncate(r.Payload); err != nil || o != 2 || len(ids) != 1 {
+				t.Errorf("truncate %v %v %v", o, ids, err)
+			}
+		case KindChunk:
+			if run, off, data, err := ParseChunk(r.Payload); err != nil || run != 5 || off != 300 || string(data) != "cut anywhere" {
+				t.Errorf("chunk %v %v %q %v", run, off, data, err)
+			}
+		case KindLargeCommit:
+			if c, err := ParseLargeCommit(r.Payload); err != nil || c.Seq != 8 || c.Run != 5 || c.Length != 312 || c.Aborts != 1 {
+				t.Errorf("large commit %+v %v", c, err)
+			}
+		case KindRunAbort:
+			if n, err := ParseNumber(r.Payload); err != nil || n != 4 {
+				t.Errorf("abort %v %v", n, err)
+			}
+		}
+	}
+	if string(kinds) != "VRBIUDTCKXL" {
+		t.Errorf("records %s", kinds)
+	}
+}
+
+// TestRunIsTheSameHoweverCut: a run read back through a file gives the records that went in.
+func TestRunIsTheSameHoweverCut(t *testing.T) {
+	r := rand.New(rand.NewSource(3))
+	var run []byte
+	var want [][]byte
+	for range 50 {
+		p := make([]byte, r.Intn(5000))
+		r.Read(p)
+		run = AppendChange(run, KindInsert, 9, p)
+		want = append(want, p)
+	}
+	in := bufio.NewReaderSize(bytes.NewReader(run), 16)
+	for _, w := range want {
+		rec, err := ReadRecord(in, nil, 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, got, err := ParseChange(rec.Payload); err != nil || !bytes.Equal(got, w) {
+			t.Fatalf("%v, %d bytes, want %d", err, len(got), len(w))
+		}
+	}
+	if _, err := ReadRecord(in, nil, 1<<20); err != io.EOF {
+		t.Fatalf("at the end: %v", err)
+	}
+	in.Reset(bytes.NewReader(run[:len(run)-1]))
+	var err error
+	for err == nil {
+		_, err = ReadRecord(in, nil, 1<<20)
+	}
+	if !errors.Is(err, ErrCorrupt) {
+		t.Fatalf("a run that is cut off: %v", err)
+	}
+	in.Reset(bytes.NewReader(AppendChange(nil, KindInsert, 9, make([]byte, 100))))
+	if _, err := ReadRecord(in, nil, 50); err == nil {
+		t.Fatal("the limit must hold")
+	}
+}
+
+func TestMarkerRoundTrip(t *testing.T) {
+	up, done := vector("a", 9, "b", 4), vector("a", 7)
+	m, err := ParseMarker(append(AppendMarker(nil, up, done), 0, 0, 0, 0, 0, 0, 3, 20))
+	if err != nil || !m.Up.Equal(up) || !m.Done.Equal(done) || m.XMin != 788 {
+		t.Fatalf("%+v %v", m, err)
+	}
+	if _, err := ParseMarker([]byte("somebody else's message")); !errors.Is(err, ErrCorrupt) {
+		t.Fatal(err)
+	}
+}
+
+func TestEqualKeysHashAlike(t *testing.T) {
+	bin := func(b ...byte) Value { return Value{Binary, b} }
+	h := NewKeyHasher("public", "t", []uint32{1700})
+	one, oneOh := bin(0, 1, 0, 0, 0, 0, 0, 0, 0, 1), bin(0, 1, 0, 0, 0, 0, 0, 2, 0, 1) // 1 and 1.00
+	if h.Hash([]Value{one}) != h.Hash([]Value{oneOh}) {
+		t.Error("numeric 1 and 1.00 are one key")
+	}
+	f := NewKeyHasher("public", "t", []uint32{701})
+	if f.Hash([]Value{bin(0x80, 0, 0, 0, 0, 0, 0, 0)}) != f.Hash([]Value{bin(0, 0, 0, 0, 0, 0, 0, 0)}) {
+		t.Error("float -0 and 0 are one key")
+	}
+	two := NewKeyHasher("public", "t", []uint32{25, 25})
+	if two.Hash([]Value{bin('a', 'b'), bin('c')}) == two.Hash([]Value{bin('a'), bin('b', 'c')}) {
+		t.Error("the border between columns counts")
+	}
+	if h.Hash([]Value{one}) == NewKeyHasher("public", "u", []uint32{1700}).Hash([]Value{one}) {
+		t.Error("the table counts")
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	for _, z := range []bool{false, true} {
+		b, _ := (&Encoder{Zstd: z}).Append(nil, exampleFrame())
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var d Decoder
+		fr, err := d.Decode(data)
+		if err != nil {
+			return
+		}
+		b, err := new(Encoder).Append(nil, fr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := d.Decode(b)
+		if err != nil || !reflect.DeepEqual(again, fr) {
+			t.Fatalf("%+v, %v, want %+v", again, err, fr)
+		}
+	})
+}
+
+// FuzzRecords feeds arbitrary bodies to everything that takes records apart.
+func FuzzRecords(f *testing.F) {
+	f.Add(exampleFrame().Body)
+	f.Fuzz(func(t *testing.T, body []byte) {
+		recs := NewRecords(body)
+		var c Change
+		for {
+			r, err := recs.Next()
+			if err != nil {
+				return
+			}
+			ParseDeps(r.Payload)
+			ParseRelation(r.Payload)
+			ParseBegin(r.Payload)
+			ParseTruncate(r.Payload)
+			ParseChunk(r.Payload)
+			ParseLargeCommit(r.Payload)
+			ParseNumber(r.Payload)
+			ParseMarker(r.Payload)
+			c.Parse(r)
+		}
+	})
+}
+
+func TestChangeParseDoesNotAllocate(t *testing.T) {
+	body := AppendChange(nil, KindInsert, 16400, append([]byte{'N'}, tuple("\x00\x00\x00\x01", "happy", "NULL")...))
+	var c Change
+	n := testing.AllocsPerRun(100, func() {
+		recs := NewRecords(body)
+		r, _ := recs.Next()
+		if c.Parse(r) != nil {
+			t.Fatal("parse")
+		}
+	})
+	if n > 0 {
+		t.Errorf("%v allocations per row", n)
+	}
+}
+
+func BenchmarkChangeParse(b *testing.B) {
+	body := AppendChange(nil, KindInsert, 16400, append([]byte{'N'}, tuple("1234", "5678", "a name", "NULL", "12345678", "x", "y", "z")...))
+	recs := NewRecords(body)
+	r, _ := recs.Next()
+	var c Change
+	b.ReportAllocs()
+	b.SetBytes(int64(len(body)))
+	for range b.N {
+		c.Parse(r)
+	}
+}
