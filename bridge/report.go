@@ -1,0 +1,84 @@
+package bridge
+
+import "time"
+
+// Report is what an operator asks a bridge: where it stands, what waits, and what to do about it. Its
+// JSON is that of "pgbridge status --json"; keys are those of the log. Counters are since the bridge
+// started.
+type Report struct {
+	Cluster     string    `json:"cluster"`
+	Node        string    `json:"node"`
+	Epoch       uint32    `json:"epoch"`        // of this node's numbering
+	WriterEpoch uint64    `json:"writer_epoch"` // of this bridge's fence
+	At          time.Time `json:"at"`           // when the report was made
+	// Waiting says why the bridge as a whole stands still, with the mend; empty while its parts run.
+	Waiting string `json:"waiting,omitempty"`
+	// Seq and Stamp are of the last local transaction that was captured.
+	Seq   uint64    `json:"seq"`
+	Stamp time.Time `json:"stamp,omitzero"`
+
+	Slot      SlotReport      `json:"slot"`
+	Publisher PublisherReport `json:"publisher"`
+	Stream    StreamReport    `json:"stream"`
+	Links     []LinkReport    `json:"links"`  // one per node that is read from, by name
+	Alarms    []Alarm         `json:"alarms"` // what a person should look at, gravest first
+}
+
+// SlotReport is how much of the local WAL has been read, and what its slot holds back.
+type SlotReport struct {
+	Slot         string `json:"slot"`
+	State        string `json:"state"`         // active, inactive, invalidated or missing
+	CapturedLSN  string `json:"captured_lsn"`  // read up to here, as in "0/16B3748"
+	ConfirmedLSN string `json:"confirmed_lsn"` // safe at the broker up to here
+	WALHeldBytes int64  `json:"wal_held_bytes"`
+}
+
+// PublisherReport is how the own stream is written.
+type PublisherReport struct {
+	State          string `json:"state"` // connected, away or paused
+	Waiting        string `json:"waiting,omitempty"`
+	FramesInFlight int    `json:"frames_in_flight"`
+	DurableSeq     uint64 `json:"durable_seq"` // last own transaction that is safe at the broker
+}
+
+// StreamReport is what the own stream holds for the others.
+type StreamReport struct {
+	Stream         string `json:"stream"`
+	Bytes          uint64 `json:"bytes"`
+	LimitBytes     uint64 `json:"limit_bytes"`      // 0: no limit
+	FirstStreamSeq uint64 `json:"first_stream_seq"` // frames; 0 while there is none
+	LastStreamSeq  uint64 `json:"last_stream_seq"`
+}
+
+// LinkReport is how far another node's transactions have come here.
+type LinkReport struct {
+	Link   string `json:"link"`   // the node that is read from
+	URL    string `json:"url"`    // without password
+	Origin string `json:"origin"` // whose transactions the figures count
+	State  string `json:"state"`  // connected, away or waiting
+	// Waiting says what it waits for, with the mend; empty if State is connected.
+	Waiting      string    `json:"waiting,omitempty"`
+	AppliedSeq   uint64    `json:"applied_seq"`
+	AppliedStamp time.Time `json:"applied_stamp,omitzero"`
+	ReceivedSeq  uint64    `json:"received_seq"`
+	LagSeconds   float64   `json:"lag_seconds"` // age of the oldest transaction that arrived and is not applied
+	Conflicts    uint64    `json:"conflicts"`
+	Parked       uint64    `json:"parked"` // transactions put aside
+}
+
+// Severity says how soon a person must look.
+type Severity string
+
+// The severities of an [Alarm], gravest first.
+const (
+	SeverityError   Severity = "error"   // a person must act
+	SeverityWarning Severity = "warning" // a person should know
+)
+
+// Alarm is one thing that needs a person; docs/alarms.md has a heading for each Code.
+type Alarm struct {
+	Code     string   `json:"code"` // kebab-case and stable, such as slot-invalidated
+	Severity Severity `json:"severity"`
+	Text     string   `json:"text"` // the thing and the fault
+	Mend     string   `json:"mend"` // what to do
+}
