@@ -19,8 +19,8 @@ const queryTimeout = time.Minute
 // Database is a database of one test.
 type Database struct {
 	// Name is unique on the server and fits pgbridge's rule for cluster and node
-	// names ([a-z0-9_]{1,16}). Slots and origins that begin with pgb_<Name>_ are
-	// dropped at the end, as are all slots of the database.
+	// names ([a-z0-9_]{1,16}). The database's slots are dropped at the end, and the
+	// origins that begin with pgb_<Name>_.
 	Name string
 	// Major is the major version of its server.
 	Major int
@@ -53,9 +53,9 @@ func (s *Server) NewDatabase(t testing.TB) *Database {
 	return db
 }
 
-// drop removes a database with its slots and origins. A walsender is ended
-// before its slot is dropped, and all sessions before the origins that they may
-// hold.
+// drop removes a database with its slots and origins. The server itself drops
+// the slots with the database, but only those that no walsender uses; and an
+// origin only once the session that held it has ended.
 func drop(admin, name string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
 	defer cancel()
@@ -64,19 +64,12 @@ func drop(admin, name string) error {
 		return err
 	}
 	defer conn.Close(ctx)
-	const mine = `(database = $1 OR starts_with(slot_name, 'pgb_' || $1 || '_'))`
 	for _, step := range []string{
-		`SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots WHERE active AND ` + mine,
-		`SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE ` + mine,
+		`SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots WHERE active AND database = '` + name + `'`,
 		`DROP DATABASE ` + name + ` WITH (FORCE)`,
-		`SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin
-		  WHERE starts_with(roname, 'pgb_' || $1 || '_')`,
+		`SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin WHERE starts_with(roname, 'pgb_` + name + `_')`,
 	} {
-		var args []any
-		if strings.Contains(step, "$1") {
-			args = []any{name}
-		}
-		if _, err := conn.Exec(ctx, step, args...); err != nil {
+		if _, err := conn.Exec(ctx, step); err != nil {
 			return fmt.Errorf("%s: %w", step, err)
 		}
 	}
