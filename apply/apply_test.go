@@ -1,0 +1,177 @@
+package apply
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/pgbridge/pgbridge/integration/pgtest"
+	"github.com/pgbridge/pgbridge/origin"
+)
+
+const tableT = `CREATE TABLE t (id int PRIMARY KEY, v text, n numeric)`
+
+func TestRowsOfEveryShapeAreApplied(t *testing.T) {
+	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
+		p := newPair(t, s, tableT)
+		p.do(`INSERT INTO t VALUES (1, 'one', 1.50), (2, NULL, NULL)`)
+		p.do(`INSERT INTO t SELECT i, 'row ' || i, i / 3.0 FROM generate_series(10, 3000) i`)
+		p.do(`UPDATE t SET v = v || '!' WHERE id % 3 = 0`)
+		p.do(`UPDATE t SET v = NULL WHERE id = 1`)
+		p.do(`UPDATE t SET id = 5 WHERE id = 1`)
+		p.do(`DELETE FROM t WHERE id = 2`)
+		p.do(`DELETE FROM t WHERE id > 100 AND id % 2 = 0`)
+		p.do(`BEGIN; INSERT INTO t VALUES (7, 'a'); UPDATE t SET v = 'b' WHERE id = 7; DELETE FROM t WHERE id = 7; INSERT INTO t VALUES (7, 'c'); COMMIT`)
+		p.same(`SELECT * FROM t ORDER BY id`)
+		if st := p.status(); st.Seq != p.seq || st.Careful != 0 {
+			t.Errorf("status %+v, want seq %d and nothing on the careful path", st, p.seq)
+		}
+		if got := p.to.Value(t, `SELECT seq FROM pgbridge.position WHERE origin = 'a'`); got == "0" {
+			t.Error("the position did not move")
+		}
+	})
+}
+
+func TestLargeTransactions(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
+	large := func(sql string) {
+		p.from.Exec(t, sql)
+		p.ship(nil, true)
+		p.await()
+	}
+	large(`INSERT INTO t SELECT i, repeat('x', i % 50), i FROM generate_series(1, 30000) i`)
+	large(`UPDATE t SET v = 'y' || id`)
+	large(`DELETE FROM t WHERE id % 2 = 0`)
+	p.same(`SELECT count(*), sum(hashtext(t::text)) FROM t`)
+	if st := p.status(); st.Careful != 0 {
+		t.Errorf("status %+v, want nothing on the careful path", st)
+	}
+	large(`TRUNCATE t`)
+	p.same(`SELECT count(*) FROM t`)
+}
+
+// TestStampAndOriginAreInTheCommit: the row version carries its stamp and origin (R1, R5).
+func TestStampAndOriginAreInTheCommit(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
+	p.do(`INSERT INTO t VALUES (1, 'x')`)
+	p.do(`INSERT INTO t VALUES (2, 'y')`)
+	got := p.to.Query(t, `SELECT (extract(epoch FROM c.timestamp - '2000-01-01 UTC') * 1000000)::int8, o.roname
+		FROM t, pg_xact_commit_timestamp_origin(t.xmin) c JOIN pg_replication_origin o ON o.roident = c.roident ORDER BY id`)
+	if len(got) != 2 || !strings.HasSuffix(got[0], "_b_a_1") || got[0] == got[1] {
+		t.Errorf("got %q", got)
+	}
+	want := p.to.Value(t, `SELECT stamp FROM pgbridge.position WHERE origin = 'a'`)
+	if !strings.HasPrefix(got[1], want+"|") {
+		t.Errorf("the last row has %s, the position %s", got[1], want)
+	}
+}
+
+// TestConcurrentUpdatesConverge: a local write that the author had not seen meets a remote one; the later
+// wins and the loser is kept.
+func TestConcurrentUpdatesConverge(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
+	p.do(`INSERT INTO t VALUES (1, 'x'), (2, 'x')`)
+	p.from.Exec(t, `UPDATE t SET v = 'remote, earlier' WHERE id = 1`)
+	p.to.Exec(t, `UPDATE t SET v = 'local' WHERE id = 1`)
+	p.to.Exec(t, `UPDATE t SET v = 'local' WHERE id = 2`)
+	p.from.Exec(t, `UPDATE t SET v = 'remote, later' WHERE id = 2`)
+	p.ship(nil, false)
+	p.await()
+	if got := p.to.Query(t, `SELECT v FROM t ORDER BY id`); got[0] != "local" || got[1] != "remote, later" {
+		t.Errorf("rows %q", got)
+	}
+	got := p.to.Query(t, `SELECT kind, outcome, local_row->>'v', remote_row->>'v' FROM pgbridge.conflict ORDER BY id`)
+	want := []string{"update_update|local wins|local|remote, earlier", "update_update|remote wins|local|remote, later"}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("history %q", got)
+	}
+	if st := p.status(); st.Careful != 2 || st.Conflicts != 2 {
+		t.Errorf("status %+v", st)
+	}
+}
+
+// TestSeenWritesAreNoConflict: an update whose author had seen the local version applies on the
+// optimistic path, however far its clock is behind (invariant 5).
+func TestSeenWritesAreNoConflict(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
+	p.do(`INSERT INTO t VALUES (1, 'x')`)
+	p.to.Exec(t, `UPDATE t SET v = 'local' WHERE id = 1`)
+	stamp := p.to.Value(t, `SELECT (extract(epoch FROM pg_xact_commit_timestamp(xmin) - '2000-01-01 UTC') * 1000000)::int8 FROM t`)
+	p.wal.mu.Lock()
+	p.wal.mark = func(seq uint64) (uint64, bool) {
+		if seq < 1 {
+			return 0, false
+		}
+		return xmin(t, p), true
+	}
+	p.wal.mu.Unlock()
+	p.from.Exec(t, `UPDATE t SET v = 'had seen it' WHERE id = 1`)
+	up := origin.Vector{{Origin: origin.Origin{Node: "b", Epoch: 1}, Seq: 1, Stamp: parseStamp(t, stamp)}}
+	p.ship(up, false)
+	p.await()
+	if got := p.to.Value(t, `SELECT v FROM t`); got != "had seen it" {
+		t.Errorf("row %q", got)
+	}
+	if st := p.status(); st.Careful != 0 || st.Conflicts != 0 {
+		t.Errorf("status %+v", st)
+	}
+}
+
+// TestDeleteTakesBackAnOlderRemoteInsert: capture meets a local delete only after apply has inserted the
+// row that it beats (R19); the tombstone stays for what arrives later still.
+func TestDeleteTakesBackAnOlderRemoteInsert(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
+	p.do(`INSERT INTO t VALUES (1, 'x'), (2, 'x')`)
+	tab, err := p.a.catalog.table(t.Context(), "public", "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := intKey(1)
+	v := origin.Version{Stamp: p.last + 1000, Origin: origin.Origin{Node: "b", Epoch: 1}}
+	// Capture tells of a local delete of key 1, later than the insert: the row must go.
+	p.a.LocalDelete("public", "t", key, tab.hasher.Hash(key), v, 1, 500)
+	if p.a.HoldLSN() != 500 {
+		t.Errorf("the slot must be held at the delete, it is at %d", p.a.HoldLSN())
+	}
+	awaitValue(t, p, `SELECT count(*) FROM t WHERE id = 1`, "0")
+	awaitTrue(t, func() bool { return p.a.HoldLSN() == 0 })
+	// An insert of the same key that is older still loses to the tombstone.
+	p.from.Exec(t, `DELETE FROM t WHERE id = 1`)
+	p.ship(nil, false)
+	p.from.Exec(t, `INSERT INTO t VALUES (1, 'older')`)
+	p.last = min(p.last, v.Stamp-10)
+	p.ship(nil, false)
+	p.await()
+	if got := p.to.Value(t, `SELECT count(*) FROM t WHERE id = 1`); got != "0" && p.last < v.Stamp {
+		t.Errorf("an insert at %d came through a delete at %d", p.last, v.Stamp)
+	}
+}
+
+func TestMissingTableWaitsAndGoesOn(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
+	p.from.Exec(t, `CREATE TABLE late (id int PRIMARY KEY)`)
+	p.from.Exec(t, `INSERT INTO late VALUES (1)`)
+	p.from.Exec(t, `INSERT INTO t VALUES (1, 'behind it')`)
+	p.ship(nil, false)
+	awaitTrue(t, func() bool { return strings.Contains(p.status().Waiting, `table "public"."late" is not here`) })
+	p.to.Exec(t, `CREATE TABLE late (id int PRIMARY KEY)`)
+	p.await()
+	p.same(`SELECT * FROM late`)
+	p.same(`SELECT * FROM t`)
+	if w := p.status().Waiting; w != "" {
+		t.Errorf("still says %q", w)
+	}
+}
+
+func TestRestartGoesOnWhereItWas(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
+	p.do(`INSERT INTO t VALUES (1, 'x')`)
+	if err := p.stop(); err != nil && !strings.Contains(err.Error(), "canceled") {
+		t.Fatal(err)
+	}
+	p.start()
+	if got := p.a.Received(nodeA); got != p.seq {
+		t.Errorf("begins behind transaction %d, want %d", got, p.seq)
+	}
+	p.do(`UPDATE t SET v = 'y'`)
+	p.same(`SELECT * FROM t`)
+}
