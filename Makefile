@@ -24,8 +24,9 @@ UNIT := $$(go list ./... | grep -v '/integration$$')
 # What one fuzz test, and one run of the soak, may take.
 FUZZTIME ?= 20s
 SOAKTIMEOUT ?= 6h
-# Which tests: make integration RUN=TestCrash
+# Which cluster tests, and how: make integration RUN=TestCrash RACE=-race
 RUN ?= .
+RACE ?=
 
 .PHONY: help build demo test lint unit integration compose fuzz soak bench postgres clean
 
@@ -46,6 +47,7 @@ lint: $(STATICCHECK) ## gofmt, go vet, staticcheck
 		if [ -n "$$unformatted" ]; then echo "gofmt -w is needed for:"; echo "$$unformatted"; exit 1; fi
 	go vet ./...
 	$(STATICCHECK) ./...
+	cd integration/compose && $(CURDIR)/$(STATICCHECK) ./...
 
 $(STATICCHECK):
 	@mkdir -p $(@D)
@@ -56,8 +58,8 @@ $(STATICCHECK):
 unit: postgres ## each package by itself, with the race detector
 	go test -race -count=1 -timeout 10m $(UNIT)
 
-integration: postgres ## bridges between real primaries; RUN=TestName picks some
-	go test -count=1 -timeout 20m -run '$(RUN)' ./integration
+integration: postgres ## bridges between real primaries; RUN=TestName picks some, RACE=-race
+	go test $(RACE) -count=1 -timeout 20m -run '$(RUN)' ./integration
 
 compose: ## docker-compose.yml against the rules of compose itself
 	cd integration/compose && go vet ./... && go test -count=1 ./...
