@@ -75,7 +75,7 @@ const (
 	SeverityWarning Severity = "warning" // a person should know
 )
 
-// Alarm is one thing that needs a person; docs/alarms.md has a heading for each Code.
+// Alarm is one thing that needs a person.
 type Alarm struct {
 	Code     string   `json:"code"` // kebab-case and stable, such as slot-invalidated
 	Severity Severity `json:"severity"`
