@@ -1,0 +1,302 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/pgbridge/pgbridge/bridge"
+	"github.com/pgbridge/pgbridge/config"
+)
+
+var update = flag.Bool("update", false, "write the golden files in testdata anew")
+
+// requireGolden compares text with a file in testdata.
+func requireGolden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s differs; run go test ./cmd/pgbridge -update if this is right:\n%s", path, got)
+	}
+}
+
+// outcome is what a command line leaves behind.
+type outcome struct {
+	code     int
+	out, err string
+}
+
+// call runs one command line against b, without signals.
+func call(t *testing.T, b backend, args ...string) outcome {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code := execute(t.Context(), args, terminal{&out, &errs}, b, nil, func(int) { t.Error("left at once") })
+	return outcome{code, out.String(), errs.String()}
+}
+
+// writeConfig writes a file that loads, and returns its path.
+func writeConfig(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "pgbridge.yaml")
+	text := "cluster: shop\nnode: a\npostgres:\n  dsn: host=/tmp dbname=app\n" +
+		"topology:\n  nodes:\n    a: nats://127.0.0.1:4222\n    b: nats://127.0.0.1:4223\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestHelp(t *testing.T) {
+	var all strings.Builder
+	for _, args := range [][]string{{}, {"run", "--help"}, {"setup", "--help"}, {"status", "--help"}, {"demo", "--help"}, {"version", "--help"}} {
+		got := call(t, backend{}, args...)
+		if got.code != exitDone || got.err != "" {
+			t.Errorf("pgbridge %q: code %d, %s", args, got.code, got.err)
+		}
+		fmt.Fprintf(&all, "$ pgbridge %s\n%s\n", strings.Join(args, " "), got.out)
+	}
+	requireGolden(t, "help.txt", all.String())
+}
+
+// TestWrongUsage: exit code 2 and one line that names the mend.
+func TestWrongUsage(t *testing.T) {
+	path := writeConfig(t)
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"stat"}, `unknown command "stat"; did you mean "status"?`},
+		{[]string{"replicate"}, `unknown command "replicate"; "pgbridge --help" lists the commands`},
+		{[]string{"--config", path}, `unknown flag: --config; "pgbridge --help" lists the flags`},
+		{[]string{"run", "--confg", path}, `unknown flag: --confg; "pgbridge run --help" lists the flags`},
+		{[]string{"run", "--config"}, `flag needs an argument: --config; "pgbridge run --help" lists the flags`},
+		{[]string{"run", path}, fmt.Sprintf("run takes no arguments, got %q; %q shows its use", path, "pgbridge run --help")},
+		{[]string{"version", "x"}, `version takes no arguments, got "x"; "pgbridge version --help" shows its use`},
+		{[]string{"run", "--set", "node"}, `--set "node" is not key=value; write it as in --set log.level=debug`},
+		{[]string{"run", "--config", path, "--set", "log.levle=x"}, `--set: log.levle: unknown key; the nearest one is log.level`},
+		{[]string{"status", "--config", path, "--set", "node=c"},
+			path + `:6: topology.nodes: lacks this node, "c"; the names there are a, b: add it, or correct node`},
+		{[]string{"setup", "--config", "absent.yaml"},
+			"open absent.yaml: no such file or directory; name a readable file with --config, or set every key by PGBRIDGE_ variables"},
+		{[]string{"demo", "--nodes", "1"}, `--nodes 1 is out of range; use 2 to 9`},
+		{[]string{"demo", "--seconds", "0"}, `--seconds 0 is out of range; use 1 to 3600`},
+		{[]string{"demo", "--nodes", "many"},
+			`invalid argument "many" for "--nodes" flag: strconv.ParseInt: parsing "many": invalid syntax; "pgbridge demo --help" lists the flags`},
+	} {
+		got := call(t, backend{}, c.args...)
+		if want := (outcome{exitUsage, "", "pgbridge: " + c.want + "\n"}); got != want {
+			t.Errorf("pgbridge %q:\n got %+v\nwant %+v", c.args, got, want)
+		}
+	}
+}
+
+// TestEveryProblemHasItsLine: a configuration with two faults is told in two lines, each with the name of
+// the program.
+func TestEveryProblemHasItsLine(t *testing.T) {
+	got := call(t, backend{}, "run", "--config", writeConfig(t), "--set", "log.level=loud", "--set", "cluster=A")
+	if got.code != exitUsage || strings.Count(got.err, "pgbridge: --set: ") != 2 || strings.Count(got.err, "\n") != 2 {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestVerbsReachTheBackend(t *testing.T) {
+	var called []string
+	check := func(verb string, cfg *config.Config) {
+		if called = append(called, verb); cfg.Cluster != "shop" || cfg.Log.Level != "debug" {
+			t.Errorf("%s: configuration\n%s", verb, cfg)
+		}
+	}
+	b := backend{
+		run: func(ctx context.Context, cfg *config.Config, opts bridge.Options) error {
+			check("run", cfg)
+			if !opts.Logger.Enabled(ctx, slog.LevelDebug) {
+				t.Error("run: the log level is not handed on")
+			}
+			return nil
+		},
+		setup: func(_ context.Context, cfg *config.Config) error { check("setup", cfg); return nil },
+		setupSQL: func(_ context.Context, cfg *config.Config) ([]string, error) {
+			check("setup --print-sql", cfg)
+			return []string{"CREATE SCHEMA IF NOT EXISTS pgbridge", "SELECT 1;\n"}, nil
+		},
+		status: func(_ context.Context, cfg *config.Config) (*bridge.Report, error) {
+			check("status", cfg)
+			return &bridge.Report{}, nil
+		},
+		demo: func(_ context.Context, opts demoOptions, _ terminal) error {
+			called = append(called, fmt.Sprintf("demo %d %s %t", opts.nodes, opts.duration, opts.keep))
+			return nil
+		},
+	}
+	flags := []string{"--config", writeConfig(t), "--set", "log.level=debug"}
+	for _, c := range []struct{ verb, out string }{
+		{"run", ""},
+		{"setup", "node a of cluster shop is set up\n"},
+		{"setup --print-sql", "-- pgbridge setup of node a, cluster shop\n\nCREATE SCHEMA IF NOT EXISTS pgbridge;\n\nSELECT 1;\n"},
+	} {
+		if got := call(t, b, append(strings.Fields(c.verb), flags...)...); got != (outcome{exitDone, c.out, ""}) {
+			t.Errorf("%s: %+v", c.verb, got)
+		}
+	}
+	call(t, b, append([]string{"status"}, flags...)...)
+	call(t, b, "demo")
+	call(t, b, "demo", "--nodes", "2", "--seconds", "5", "--keep")
+	want := "run, setup, setup --print-sql, status, demo 3 20s false, demo 2 5s true"
+	if got := strings.Join(called, ", "); got != want {
+		t.Errorf("called %s\nwant %s", got, want)
+	}
+}
+
+// TestFailureIsTold: what a verb returns is printed once and mapped to an exit code.
+func TestFailureIsTold(t *testing.T) {
+	fenced := fmt.Errorf("publish: %w", coded{exitFenced})
+	b := backend{
+		run:      func(context.Context, *config.Config, bridge.Options) error { return fenced },
+		setup:    func(context.Context, *config.Config) error { return errors.New("create slot: no") },
+		setupSQL: func(context.Context, *config.Config) ([]string, error) { return nil, errors.New("plan: no") },
+		status: func(context.Context, *config.Config) (*bridge.Report, error) {
+			return nil, errors.New("no bridge runs")
+		},
+		demo: func(context.Context, demoOptions, terminal) error {
+			return fmt.Errorf("compare rows: %w", coded{exitFound})
+		},
+	}
+	path := writeConfig(t)
+	for _, c := range []struct {
+		args []string
+		want outcome
+	}{
+		{[]string{"run", "-c", path}, outcome{exitFenced, "", "pgbridge: publish: coded\n"}},
+		{[]string{"setup", "-c", path}, outcome{exitFailed, "", "pgbridge: create slot: no\n"}},
+		{[]string{"setup", "-c", path, "--print-sql"}, outcome{exitFailed, "", "pgbridge: plan: no\n"}},
+		{[]string{"status", "-c", path}, outcome{exitFailed, "", "pgbridge: no bridge runs\n"}},
+		{[]string{"demo"}, outcome{exitFound, "", "pgbridge: compare rows: coded\n"}},
+	} {
+		if got := call(t, b, c.args...); got != c.want {
+			t.Errorf("pgbridge %q:\n got %+v\nwant %+v", c.args, got, c.want)
+		}
+	}
+}
+
+// TestFirstSignalStopsSecondLeaves drives run through both signals; each step awaits the one before.
+func TestFirstSignalStopsSecondLeaves(t *testing.T) {
+	signals, left := make(chan os.Signal), make(chan int, 1)
+	b := backend{run: func(ctx context.Context, _ *config.Config, _ bridge.Options) error {
+		signals <- syscall.SIGTERM
+		<-ctx.Done() // the first signal ends the context
+		signals <- os.Interrupt
+		if code := <-left; code != exitFailed { // the second does not wait for run to return
+			t.Errorf("left with code %d", code)
+		}
+		return nil
+	}}
+	var errs bytes.Buffer
+	code := execute(t.Context(), []string{"run", "-c", writeConfig(t)}, terminal{&errs, &errs}, b, signals, func(code int) { left <- code })
+	if want := "pgbridge: terminated: stopping; a second signal leaves at once\n"; code != exitDone || errs.String() != want {
+		t.Errorf("code %d, said %q; want %q", code, errs.String(), want)
+	}
+}
+
+// TestSignalIsTheReason: a verb that a signal interrupts has failed, and says why.
+func TestSignalIsTheReason(t *testing.T) {
+	signals := make(chan os.Signal)
+	b := backend{setup: func(ctx context.Context, _ *config.Config) error {
+		signals <- os.Interrupt
+		<-ctx.Done()
+		return fmt.Errorf("create slot: %w", ctx.Err())
+	}}
+	var errs bytes.Buffer
+	code := execute(t.Context(), []string{"setup", "-c", writeConfig(t)}, terminal{&errs, &errs}, b, signals, func(int) {})
+	if want := "pgbridge: stopped by signal: interrupt\n"; code != exitFailed || !strings.HasSuffix(errs.String(), want) {
+		t.Errorf("code %d, said %q; want %q at its end", code, errs.String(), want)
+	}
+}
+
+func TestLogger(t *testing.T) {
+	for _, c := range []struct {
+		cfg  config.Log
+		want string
+	}{
+		{config.Log{Level: "warn", Format: "text"}, "level=WARN msg=\"slot is behind\" wal_held_bytes=5"},
+		{config.Log{Level: "debug", Format: "json"}, `"level":"WARN","msg":"slot is behind","wal_held_bytes":5}`},
+	} {
+		var b bytes.Buffer
+		log := newLogger(&b, c.cfg)
+		log.Warn("slot is behind", "wal_held_bytes", 5)
+		if !strings.Contains(b.String(), c.want) {
+			t.Errorf("%+v: %s", c.cfg, b.String())
+		}
+		var least slog.Level
+		if err := least.UnmarshalText([]byte(c.cfg.Level)); err != nil {
+			t.Fatal(err)
+		}
+		if !log.Enabled(t.Context(), least) || log.Enabled(t.Context(), least-1) {
+			t.Errorf("%+v: the level is not kept", c.cfg)
+		}
+	}
+}
+
+func TestReport(t *testing.T) {
+	at := time.Date(2026, 11, 24, 10, 0, 0, 0, time.UTC)
+	full := &bridge.Report{
+		Cluster: "shop", Node: "a", Epoch: 1, WriterEpoch: 7, At: at, Seq: 1204, Stamp: at.Add(-time.Second),
+		Slot: bridge.SlotReport{Slot: "pgb_shop_a", State: "active", CapturedLSN: "0/16B3748", ConfirmedLSN: "0/16B3700", WALHeldBytes: 12 << 20},
+		Publisher: bridge.PublisherReport{State: "away", FramesInFlight: 2, DurableSeq: 1202,
+			Waiting: "connect nats://127.0.0.1:4222: connection refused; start the server or correct nats.url"},
+		Stream: bridge.StreamReport{Stream: "PGB_shop_a", Bytes: 3_250_000, LimitBytes: 8 << 30, FirstStreamSeq: 1, LastStreamSeq: 345},
+		Links: []bridge.LinkReport{
+			{Link: "b", URL: "nats://10.0.0.2:4222", Origin: "b", State: "connected", AppliedSeq: 1190, AppliedStamp: at, ReceivedSeq: 1192, LagSeconds: 0.21},
+			{Link: "c", URL: "nats://10.0.0.3:4222", Origin: "c", State: "waiting", AppliedSeq: 100002, AppliedStamp: at.Add(-5 * time.Minute),
+				ReceivedSeq: 100400, LagSeconds: 303, Conflicts: 4, Parked: 1,
+				Waiting: "table app.items does not exist here; create it as on node c"},
+		},
+		Alarms: []bridge.Alarm{{Code: "slot-lag", Severity: bridge.SeverityWarning, Text: `slot "pgb_shop_a" holds 12.0 MiB of WAL`,
+			Mend: "bring the broker back"}},
+	}
+	for name, r := range map[string]*bridge.Report{"status": full, "status_new": {Cluster: "shop", Node: "a", At: at,
+		Waiting: "connect to PostgreSQL: connection refused; start it or correct postgres.dsn"}} {
+		b := backend{status: func(context.Context, *config.Config) (*bridge.Report, error) { return r, nil }}
+		path := writeConfig(t)
+		requireGolden(t, name+".txt", call(t, b, "status", "-c", path).out)
+		requireGolden(t, name+".json", call(t, b, "status", "-c", path, "--json").out)
+	}
+}
+
+// TestReportOfABridgeThatIsAway: what is known is shown, and the exit code still says that it is away.
+func TestReportOfABridgeThatIsAway(t *testing.T) {
+	b := backend{status: func(context.Context, *config.Config) (*bridge.Report, error) {
+		return &bridge.Report{Node: "a"}, errors.New("no bridge runs")
+	}}
+	for _, flag := range []string{"--json=false", "--json"} {
+		got := call(t, b, "status", "-c", writeConfig(t), flag)
+		if got.code != exitFailed || got.err != "pgbridge: no bridge runs\n" || !strings.Contains(got.out, "node") {
+			t.Errorf("status %s: %+v", flag, got)
+		}
+	}
+}
+
+func TestSize(t *testing.T) {
+	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1536: "1.5 KiB", 12 << 20: "12.0 MiB", 3 << 40: "3.0 TiB", 5000 << 40: "5000.0 TiB"} {
+		if got := size(n); got != want {
+			t.Errorf("size(%d) = %q; want %q", n, got, want)
+		}
+	}
+}
