@@ -9,7 +9,7 @@ import (
 // foreign matches variables that begin like ours and are not: those of this project's own tests, and the
 // ones that Kubernetes and Docker links set in every container for a service that is named pgbridge or
 // pgbridge-something (Kubernetes documentation, "Service", environment variables).
-var foreign = regexp.MustCompile(`^PGBRIDGE_(TEST_.*|(\w+_)?SERVICE_(HOST|PORT(_\w+)?)|(\w+_)?PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$`)
+var foreign = regexp.MustCompile(`^PGBRIDGE_(TEST_.*|PG_CACHE|(\w+_)?SERVICE_(HOST|PORT(_\w+)?)|(\w+_)?PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$`)
 
 // unknownVariables refuses each PGBRIDGE_ variable that sets no key, naming the nearest one.
 func unknownVariables(environ []string) problems {

@@ -1,0 +1,66 @@
+package bridge
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/pgbridge/pgbridge/apply"
+	"github.com/pgbridge/pgbridge/capture"
+	"github.com/pgbridge/pgbridge/config"
+	"github.com/pgbridge/pgbridge/stream"
+)
+
+// slotName is the name of the node's slot and of its publication.
+func slotName(cfg *config.Config) string { return fmt.Sprintf("pgb_%s_%s", cfg.Cluster, cfg.Node) }
+
+// peerNames lists the other nodes, sorted.
+func peerNames(cfg *config.Config) []string {
+	var names []string
+	for name := range cfg.Topology.Nodes {
+		if name != cfg.Node {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+func applySetup(cfg *config.Config) apply.SetupOptions {
+	return apply.SetupOptions{DSN: cfg.Postgres.DSN, Cluster: cfg.Cluster, Node: cfg.Node, Peers: peerNames(cfg)}
+}
+
+func captureSetup(cfg *config.Config) capture.SetupOptions {
+	return capture.SetupOptions{DSN: cfg.Postgres.DSN, Cluster: cfg.Cluster, Node: cfg.Node,
+		Slot: slotName(cfg), Publication: slotName(cfg), Tables: cfg.Tables}
+}
+
+func checkOptions(cfg *config.Config) capture.CheckOptions {
+	return capture.CheckOptions{DSN: cfg.Postgres.DSN, Cluster: cfg.Cluster, Node: cfg.Node,
+		Slot: slotName(cfg), Publication: slotName(cfg), Tables: cfg.Tables}
+}
+
+// Setup creates in the local database what the bridge needs and is missing: the schema pgbridge and the
+// replication origins first, then publication and slot, so that whatever the slot does not see is older
+// than the node's first transaction id. It is idempotent.
+func Setup(ctx context.Context, cfg *config.Config) error {
+	if err := apply.Setup(ctx, applySetup(cfg)); err != nil {
+		return err
+	}
+	return capture.Setup(ctx, captureSetup(cfg))
+}
+
+// SetupSQL returns what Setup runs, for a person to run by hand.
+func SetupSQL(ctx context.Context, cfg *config.Config) ([]string, error) {
+	sql, err := capture.SetupSQL(ctx, captureSetup(cfg))
+	if err != nil {
+		return nil, err
+	}
+	return append(apply.SetupSQL(applySetup(cfg)), sql...), nil
+}
+
+// connectOptions are those of a connection to a NATS server.
+func (b *bridge) connectOptions(to string) stream.ConnectOptions {
+	return stream.ConnectOptions{Name: fmt.Sprintf("pgbridge %s/%s to %s", b.cfg.Cluster, b.cfg.Node, to),
+		CredsFile: b.cfg.NATS.CredsFile, Token: b.cfg.NATS.Token, Logger: b.log}
+}

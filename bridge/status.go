@@ -1,0 +1,214 @@
+package bridge
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+
+	"github.com/pgbridge/pgbridge/apply"
+	"github.com/pgbridge/pgbridge/capture"
+	"github.com/pgbridge/pgbridge/config"
+)
+
+// current is the life that runs, if one does, and why the last one ended.
+type current struct {
+	mu   sync.Mutex
+	life *life
+	err  error
+}
+
+func (c *current) set(l *life) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.life = l
+	if l != nil {
+		c.err = nil
+	}
+}
+
+func (c *current) fail(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.err = err
+}
+
+func (c *current) get() (*life, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.life, c.err
+}
+
+// socketPath is where a running bridge answers status. A Unix socket's path holds about a hundred bytes;
+// for a longer data_dir the socket is in the directory for temporary files.
+func socketPath(dataDir string) string {
+	p := filepath.Join(dataDir, "status.sock")
+	if len(p) < 100 {
+		return p
+	}
+	h := fnv.New64a()
+	h.Write([]byte(dataDir))
+	return filepath.Join(os.TempDir(), fmt.Sprintf("pgbridge-%x.sock", h.Sum64()))
+}
+
+// serveStatus answers on the status socket until stop is called.
+func (b *bridge) serveStatus() (stop func(), err error) {
+	path := socketPath(b.cfg.DataDir)
+	os.Remove(path) // the lock on data_dir says that nobody else serves it
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("status socket: %w; make data_dir writable or choose another", err)
+	}
+	os.Chmod(path, 0o600)
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(b.report(r.Context()))
+	})
+	s := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.Serve(l)
+	}()
+	return func() { s.Close(); <-done }, nil
+}
+
+// ErrNotRunning means that no bridge runs for the node on this machine.
+var ErrNotRunning = errors.New("no bridge runs for this node here; start it with pgbridge run")
+
+// Status asks the running bridge of this configuration for its report. If none runs, the report holds
+// what the database says, and the error is ErrNotRunning.
+func Status(ctx context.Context, cfg *config.Config) (*Report, error) {
+	path := socketPath(cfg.DataDir)
+	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", path)
+	}}}
+	defer client.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://bridge/status", nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		b := &bridge{cfg: cfg}
+		r := b.report(ctx)
+		r.Waiting = ErrNotRunning.Error()
+		return r, ErrNotRunning
+	}
+	defer resp.Body.Close()
+	r := &Report{}
+	if err := json.NewDecoder(resp.Body).Decode(r); err != nil {
+		return nil, fmt.Errorf("read status from %s: %w", path, err)
+	}
+	return r, nil
+}
+
+func (b *bridge) report(ctx context.Context) *Report {
+	r := &Report{Cluster: b.cfg.Cluster, Node: b.cfg.Node, At: time.Now().UTC(), Alarms: []Alarm{}, Links: []LinkReport{}}
+	r.Stream.Stream = fmt.Sprintf("PGB_%s_%s", b.cfg.Cluster, b.cfg.Node)
+	r.Slot.Slot = slotName(b.cfg)
+	b.reportSlot(ctx, r)
+	l, err := b.current.get()
+	if l == nil {
+		if r.Waiting = "the bridge is starting"; err != nil {
+			r.Waiting = err.Error()
+		}
+		return r
+	}
+	n := l.applier.Node()
+	r.Epoch, r.WriterEpoch = n.Epoch, n.WriterEpoch
+	s := l.capture.Status()
+	r.Seq = s.Seq
+	if s.Seq > 0 {
+		r.Stamp = s.Stamp.Time()
+	}
+	r.Slot.CapturedLSN = pglogrepl.LSN(s.PassedLSN).String()
+	r.Slot.ConfirmedLSN = pglogrepl.LSN(s.ConfirmedLSN).String()
+	l.reportPublisher(ctx, r)
+	for _, o := range l.applier.Status() {
+		r.Links = append(r.Links, l.reportLink(o))
+	}
+	return r
+}
+
+func (b *bridge) reportSlot(ctx context.Context, r *Report) {
+	slot, err := capture.ReadSlot(ctx, b.cfg.Postgres.DSN, r.Slot.Slot)
+	if err != nil {
+		r.Slot.State = "unknown"
+		r.Alarms = append(r.Alarms, Alarm{Code: "postgres-away", Severity: SeverityError, Text: err.Error(),
+			Mend: "start PostgreSQL, or correct postgres.dsn"})
+		return
+	}
+	r.Slot.State, r.Slot.WALHeldBytes = slot.State, slot.HeldBytes
+	r.Slot.ConfirmedLSN = pglogrepl.LSN(slot.ConfirmedLSN).String()
+	if slot.State == "missing" || slot.State == "invalidated" {
+		r.Alarms = append(r.Alarms, Alarm{Code: "slot-" + slot.State, Severity: SeverityError,
+			Text: fmt.Sprintf("replication slot %s is %s", r.Slot.Slot, slot.State),
+			Mend: "local changes since then were not captured; join the node anew"})
+	}
+}
+
+func (l *life) reportPublisher(ctx context.Context, r *Report) {
+	p := &r.Publisher
+	var err error
+	if p.State, err = l.publisher.State(); err != nil {
+		p.Waiting = err.Error()
+	}
+	p.FramesInFlight, p.DurableSeq = l.publisher.InFlight(), l.outbox.durableSeq()
+	r.Stream.LimitBytes = uint64(l.cfg.Stream.MaxBytes)
+	if p.State != "connected" {
+		r.Alarms = append(r.Alarms, Alarm{Code: "broker-away", Severity: SeverityError,
+			Text: fmt.Sprintf("own stream cannot be written: %s; the slot holds %d bytes of WAL", p.Waiting, r.Slot.WALHeldBytes),
+			Mend: "bring the NATS server back; nothing is lost meanwhile, but the WAL grows"})
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if info, err := l.publisher.Info(ctx); err == nil {
+		r.Stream.Bytes, r.Stream.FirstStreamSeq, r.Stream.LastStreamSeq = info.Bytes, info.First, info.Last
+	}
+}
+
+func (l *life) reportLink(o apply.OriginStatus) LinkReport {
+	r := LinkReport{Link: o.Origin.Node, Origin: o.Origin.String(), State: "connected", Waiting: o.Waiting,
+		AppliedSeq: o.Seq, ReceivedSeq: o.Received, LagSeconds: o.Lag.Seconds(), Conflicts: o.Conflicts}
+	if o.Seq > 0 {
+		r.AppliedStamp = o.Stamp.Time()
+	}
+	if o.Waiting != "" {
+		r.State = "waiting"
+	}
+	for _, p := range l.peers {
+		if p.origin != o.Origin {
+			continue
+		}
+		r.URL = p.shownURL()
+		if state, err := p.state(); err != nil {
+			r.State, r.Waiting = state, err.Error()
+		}
+	}
+	return r
+}
+
+// state is how the link to the peer is, and why it is not connected.
+func (p *peer) state() (string, error) {
+	if reason := p.problem.Load(); reason != nil {
+		return "waiting", errors.New(*reason)
+	}
+	if r := p.reader.Load(); r != nil {
+		return r.State()
+	}
+	return "away", errors.New("not connected yet")
+}
+
+func (p *peer) shownURL() string { return p.cfg.Redacted().Topology.Nodes[p.name] }

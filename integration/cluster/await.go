@@ -1,0 +1,39 @@
+package cluster
+
+import (
+	"context"
+
+	"github.com/pgbridge/pgbridge/bridge"
+)
+
+// Report is a bridge's own report.
+type Report = bridge.Report
+
+// Await waits until a query gives a value on the node.
+func (n *Node) Await(sql, want string) {
+	n.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), convergeTime)
+	defer cancel()
+	got := ""
+	for ctx.Err() == nil {
+		if got = n.Value(sql); got == want {
+			return
+		}
+		pause(ctx)
+	}
+	n.t.Fatalf("node %s: %s gives %s, not %s\n%s\n%s", n.Name, sql, got, want, n.statusText(), n.LogTail())
+}
+
+// AwaitStatus waits until the node's bridge reports what ok wants.
+func (n *Node) AwaitStatus(ok func(*Report) bool) {
+	n.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), convergeTime)
+	defer cancel()
+	for ctx.Err() == nil {
+		if ok(n.Status()) {
+			return
+		}
+		pause(ctx)
+	}
+	n.t.Fatalf("node %s reports\n%s\n%s", n.Name, n.statusText(), n.LogTail())
+}

@@ -1,0 +1,278 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pgbridge/pgbridge/bridge"
+	"github.com/pgbridge/pgbridge/config"
+	"github.com/pgbridge/pgbridge/integration/pgcluster"
+	"github.com/pgbridge/pgbridge/integration/pgtest"
+)
+
+// Options say what New makes.
+type Options struct {
+	Nodes  int    // 3 if zero
+	Majors []int  // PostgreSQL versions, round the nodes; the newest if nil
+	Schema string // run on every node before the bridges are set up
+	Tables []string
+	// Own gives each node a PostgreSQL cluster of its own, which the test may kill; else the nodes are
+	// databases of shared servers.
+	Own      bool
+	Settings map[string]string // of own clusters
+	// Processes runs bridges as processes of their own, which the test may kill, instead of in process.
+	Processes bool
+	// Config changes a node's configuration file's keys.
+	Config map[string]string
+	// NoHold switches the causal hold off (in process only).
+	NoHold bool
+	// Idle does not start the bridges.
+	Idle bool
+}
+
+// Cluster is a mesh of nodes.
+type Cluster struct {
+	t     testing.TB
+	opts  Options
+	Name  string
+	Nodes []*Node
+	round int // of sentinels
+}
+
+// Node is one node: a database and a bridge.
+type Node struct {
+	c      *Cluster
+	t      testing.TB
+	Name   string
+	DSN    string
+	PG     *pgcluster.Cluster // nil on a shared server
+	Major  int
+	Dir    string
+	File   string           // configuration
+	Listen string           // of the embedded broker
+	Links  map[string]*Link // to the other nodes, by name
+
+	stop    func() error
+	process *process
+}
+
+// New makes a mesh and waits until every bridge runs.
+func New(t testing.TB, o Options) *Cluster {
+	t.Helper()
+	if o.Nodes == 0 {
+		o.Nodes = 3
+	}
+	if o.Majors == nil {
+		o.Majors = []int{pgtest.Newest(t)}
+	}
+	c := &Cluster{t: t, opts: o}
+	for i := range o.Nodes {
+		c.add(i)
+	}
+	c.link()
+	c.Exec(sentinelTable + o.Schema)
+	for _, n := range c.Nodes {
+		n.writeConfig()
+	}
+	if !o.Idle {
+		for _, n := range c.Nodes {
+			n.Start()
+		}
+	}
+	return c
+}
+
+const sentinelTable = "CREATE TABLE pgb_sentinel (node text PRIMARY KEY, round int NOT NULL);\n"
+
+func (c *Cluster) add(i int) {
+	n := &Node{c: c, t: c.t, Name: string(rune('a' + i)), Major: c.opts.Majors[i%len(c.opts.Majors)], Links: map[string]*Link{}}
+	if c.opts.Own {
+		n.PG = pgtest.NewCluster(c.t, n.Major, c.opts.Settings)
+		n.DSN = n.PG.SocketDSN("postgres")
+		if c.Name == "" {
+			c.Name = "test"
+		}
+	} else {
+		db := pgtest.SharedServer(c.t, n.Major).NewDatabase(c.t)
+		n.DSN = db.DSN
+		if c.Name == "" {
+			c.Name = db.Name
+		}
+	}
+	n.Dir = c.t.TempDir()
+	n.File = filepath.Join(n.Dir, "pgbridge.yaml")
+	n.Listen = freeAddr(c.t)
+	c.Nodes = append(c.Nodes, n)
+}
+
+// freeAddr finds a loopback port that is free now.
+func freeAddr(t testing.TB) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func (c *Cluster) link() {
+	for _, n := range c.Nodes {
+		for _, m := range c.Nodes {
+			if n != m {
+				n.Links[m.Name] = newLink(c.t, m.Listen)
+			}
+		}
+	}
+}
+
+func (n *Node) writeConfig() {
+	var b strings.Builder
+	fmt.Fprintf(&b, "cluster: %s\nnode: %s\ndata_dir: %s\npostgres:\n  dsn: %q\n", n.c.Name, n.Name, filepath.Join(n.Dir, "data"), n.DSN)
+	fmt.Fprintf(&b, "nats:\n  embedded:\n    listen: %s\ntopology:\n  kind: mesh\n  nodes:\n", n.Listen)
+	for _, m := range n.c.Nodes {
+		addr := m.Listen
+		if l := n.Links[m.Name]; l != nil {
+			addr = l.addr()
+		}
+		fmt.Fprintf(&b, "    %s: nats://%s\n", m.Name, addr)
+	}
+	if n.c.opts.Tables != nil {
+		fmt.Fprintf(&b, "tables: [%s]\n", strings.Join(quoteAll(n.c.opts.Tables), ", "))
+	}
+	if err := os.WriteFile(n.File, []byte(b.String()), 0o600); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func quoteAll(s []string) []string {
+	q := make([]string, len(s))
+	for i := range s {
+		q[i] = fmt.Sprintf("%q", s[i])
+	}
+	return q
+}
+
+// Load reads the node's configuration.
+func (n *Node) Load() *config.Config {
+	n.t.Helper()
+	cfg, err := config.Load(n.File, n.c.opts.Config)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return cfg
+}
+
+// Start starts the node's bridge and waits until it runs.
+func (n *Node) Start() {
+	n.t.Helper()
+	if n.c.opts.Processes {
+		n.startProcess()
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ready := make(chan struct{})
+	done := make(chan error, 1)
+	log := slog.New(slog.NewTextHandler(logWriter{n}, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	cfg := n.Load()
+	go func() {
+		done <- bridge.Run(ctx, cfg, bridge.Options{Logger: log, NoHold: n.c.opts.NoHold, Ready: func() { close(ready) }})
+	}()
+	stopped := false
+	n.stop = func() error {
+		if stopped {
+			return nil
+		}
+		stopped = true
+		cancel()
+		return <-done
+	}
+	n.t.Cleanup(func() { n.stop() })
+	select {
+	case <-ready:
+	case err := <-done:
+		done <- err
+		n.t.Fatalf("bridge of node %s: %v\n%s", n.Name, err, n.LogTail())
+	case <-time.After(60 * time.Second):
+		n.t.Fatalf("bridge of node %s does not come up\n%s", n.Name, n.LogTail())
+	}
+}
+
+// Stop stops the node's bridge in an orderly way.
+func (n *Node) Stop() {
+	n.t.Helper()
+	if n.process != nil {
+		n.process.terminate(n.t)
+		n.process = nil
+		return
+	}
+	if err := n.stop(); err != nil {
+		n.t.Errorf("bridge of node %s: %v", n.Name, err)
+	}
+}
+
+// logWriter writes a bridge's log into the node's directory.
+type logWriter struct{ n *Node }
+
+func (w logWriter) Write(b []byte) (int, error) {
+	f, err := os.OpenFile(w.n.logPath(), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	return f.Write(b)
+}
+
+func (n *Node) logPath() string { return filepath.Join(n.Dir, "bridge.log") }
+
+// LogTail returns the end of the bridge's log.
+func (n *Node) LogTail() string {
+	b, _ := os.ReadFile(n.logPath())
+	if len(b) > 6000 {
+		b = b[len(b)-6000:]
+	}
+	return string(b)
+}
+
+// Exec runs SQL on the node.
+func (n *Node) Exec(sql string, args ...any) {
+	n.t.Helper()
+	pgtest.Exec(n.t, n.DSN, sql, args...)
+}
+
+// Value runs SQL on the node and returns its only value.
+func (n *Node) Value(sql string, args ...any) string {
+	n.t.Helper()
+	return pgtest.Value(n.t, n.DSN, sql, args...)
+}
+
+// Query runs SQL on the node and returns its rows.
+func (n *Node) Query(sql string, args ...any) []string {
+	n.t.Helper()
+	return pgtest.Query(n.t, n.DSN, sql, args...)
+}
+
+// Exec runs SQL on every node.
+func (c *Cluster) Exec(sql string) {
+	c.t.Helper()
+	for _, n := range c.Nodes {
+		n.Exec(sql)
+	}
+}
+
+// Node returns the node of that name.
+func (c *Cluster) Node(name string) *Node {
+	for _, n := range c.Nodes {
+		if n.Name == name {
+			return n
+		}
+	}
+	c.t.Fatalf("no node %s", name)
+	return nil
+}

@@ -1,0 +1,128 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// convergeTime is how long all nodes may take to become equal after the last write.
+const convergeTime = 90 * time.Second
+
+// WaitConverged waits until everything that was committed before on any node is applied on all of them,
+// and then requires that all tables hold the same rows. It judges from outside: it knows nothing of
+// positions or vectors.
+func (c *Cluster) WaitConverged() {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), convergeTime)
+	defer cancel()
+	c.awaitSentinels(ctx)
+	var diff string
+	for ctx.Err() == nil {
+		if diff = c.difference(ctx); diff == "" {
+			return
+		}
+		pause(ctx)
+	}
+	c.t.Fatalf("nodes differ: %s", diff)
+}
+
+// awaitSentinels writes a row on each node, behind everything else, and waits until every node has all
+// of them: an origin's transactions are applied in order.
+func (c *Cluster) awaitSentinels(ctx context.Context) {
+	c.t.Helper()
+	c.round++
+	for _, n := range c.Nodes {
+		n.Exec(`INSERT INTO pgb_sentinel VALUES ($1, $2) ON CONFLICT (node) DO UPDATE SET round = EXCLUDED.round`, n.Name, c.round)
+	}
+	for _, n := range c.Nodes {
+		for n.Value(`SELECT count(*) FROM pgb_sentinel WHERE round = $1`, c.round) != fmt.Sprint(len(c.Nodes)) {
+			if ctx.Err() != nil {
+				c.t.Fatalf("node %s has not received everything: %v\n%s\n%s", n.Name,
+					n.Query(`SELECT node, round FROM pgb_sentinel ORDER BY 1`), n.statusText(), n.LogTail())
+			}
+			pause(ctx)
+		}
+	}
+}
+
+// pause waits between two looks at what no event tells of.
+func pause(ctx context.Context) {
+	select {
+	case <-time.After(20 * time.Millisecond):
+	case <-ctx.Done():
+	}
+}
+
+const tablesSQL = `
+SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p'
+  AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgbridge') AND n.nspname NOT LIKE 'pg_toast%'
+ORDER BY 1`
+
+// difference describes the first rows that are not on all nodes, "" if there are none.
+func (c *Cluster) difference(ctx context.Context) string {
+	c.t.Helper()
+	first := c.Nodes[0]
+	for _, table := range first.Query(tablesSQL) {
+		want := first.rows(ctx, table, true)
+		for _, n := range c.Nodes[1:] {
+			if got := n.rows(ctx, table, true); strings.Join(got, "") != strings.Join(want, "") {
+				return fmt.Sprintf("table %s, nodes %s and %s:\n%s", table, first.Name, n.Name,
+					firstDifferences(first.rows(ctx, table, false), n.rows(ctx, table, false)))
+			}
+		}
+	}
+	return ""
+}
+
+// rows returns a table's rows as text, columns by name, sorted; or just their number and a digest.
+func (n *Node) rows(ctx context.Context, table string, digest bool) []string {
+	n.t.Helper()
+	conn, err := pgx.Connect(ctx, n.DSN)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	defer conn.Close(ctx)
+	row := "to_jsonb(t)::text"
+	sql := fmt.Sprintf(`SELECT count(*) || ' ' || COALESCE(sum(('x' || substr(md5(%s), 1, 15))::bit(60)::int8), 0) FROM %s t`, row, table)
+	if !digest {
+		sql = fmt.Sprintf(`SELECT %s FROM %s t`, row, table)
+	}
+	rows, err := conn.Query(ctx, sql)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	all, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return []string{err.Error()}
+	}
+	sort.Strings(all)
+	return all
+}
+
+func firstDifferences(a, b []string) string {
+	count := map[string]int{}
+	for _, r := range a {
+		count[r]++
+	}
+	for _, r := range b {
+		count[r]--
+	}
+	var lines []string
+	for r, n := range count {
+		if n != 0 {
+			lines = append(lines, fmt.Sprintf("%+d %s", n, r))
+		}
+	}
+	sort.Strings(lines)
+	if len(lines) > 12 {
+		lines = append(lines[:12], fmt.Sprintf("... and %d more", len(lines)-12))
+	}
+	return strings.Join(lines, "\n")
+}

@@ -1,0 +1,184 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/pgbridge/pgbridge/bridge"
+)
+
+var build struct {
+	sync.Once
+	path string
+	err  error
+	out  []byte
+}
+
+// Binary builds the command once per test binary and returns its path.
+func Binary(t testing.TB) string {
+	t.Helper()
+	build.Do(func() {
+		dir, err := os.MkdirTemp("", "pgbridge")
+		if err != nil {
+			build.err = err
+			return
+		}
+		build.path = filepath.Join(dir, "pgbridge")
+		cmd := exec.Command("go", "build", "-o", build.path, "github.com/pgbridge/pgbridge/cmd/pgbridge")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		build.out, build.err = cmd.CombinedOutput()
+	})
+	if build.err != nil {
+		t.Fatalf("build pgbridge: %v\n%s", build.err, build.out)
+	}
+	return build.path
+}
+
+// process is a bridge as a process of its own.
+type process struct {
+	cmd  *exec.Cmd
+	done chan struct{}
+	err  error
+}
+
+func (n *Node) startProcess() {
+	n.t.Helper()
+	n.Launch()
+	end := time.Now().Add(60 * time.Second)
+	for {
+		if r, err := bridge.Status(context.Background(), n.Load()); err == nil && r.Waiting == "" {
+			return
+		}
+		select {
+		case <-n.process.done:
+			n.t.Fatalf("bridge of node %s ended: %v\n%s", n.Name, n.process.err, n.LogTail())
+		case <-time.After(20 * time.Millisecond):
+		}
+		if time.Now().After(end) {
+			n.t.Fatalf("bridge of node %s does not come up\n%s", n.Name, n.LogTail())
+		}
+	}
+}
+
+// Launch starts the bridge as a process and does not wait until it runs.
+func (n *Node) Launch() {
+	n.t.Helper()
+	p, err := n.spawn()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.process = p
+	n.t.Cleanup(func() { p.cmd.Process.Kill(); <-p.done })
+}
+
+func (n *Node) spawn() (*process, error) {
+	log, err := os.OpenFile(n.logPath(), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	p := &process{cmd: exec.Command(Binary(n.t), "run", "--config", n.File), done: make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = log, log
+	started := make(chan error)
+	go func() {
+		// The kernel kills the child when the thread that started it ends, so this one stays.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		err := p.cmd.Start()
+		started <- err
+		if err == nil {
+			p.err = p.cmd.Wait()
+			close(p.done)
+		}
+	}()
+	return p, <-started
+}
+
+// Kill ends the bridge's process with SIGKILL.
+func (n *Node) Kill() {
+	n.t.Helper()
+	if n.process == nil {
+		return
+	}
+	n.process.cmd.Process.Kill()
+	<-n.process.done
+	n.process = nil
+}
+
+// Running reports whether the bridge's process is alive.
+func (n *Node) Running() bool {
+	if n.process == nil {
+		return false
+	}
+	select {
+	case <-n.process.done:
+		return false
+	default:
+		return true
+	}
+}
+
+func (p *process) terminate(t testing.TB) {
+	p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+		if p.err != nil {
+			t.Errorf("bridge ended with %v", p.err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("bridge does not stop")
+		p.cmd.Process.Kill()
+		<-p.done
+	}
+}
+
+// Status asks the node's bridge.
+func (n *Node) Status() *bridge.Report {
+	r, _ := bridge.Status(context.Background(), n.Load())
+	return r
+}
+
+func (n *Node) statusText() string {
+	b, _ := json.MarshalIndent(n.Status(), "", "  ")
+	return string(b)
+}
+
+// Supervise starts the bridge's process again whenever it ends, until the test does.
+func (n *Node) Supervise() {
+	n.t.Helper()
+	stop := make(chan struct{})
+	done := make(chan struct{})
+	p := n.process
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-p.done:
+				next, err := n.spawn()
+				if err != nil {
+					n.t.Error(err)
+					return
+				}
+				p = next
+				select {
+				case <-time.After(100 * time.Millisecond): // as a supervisor would
+				case <-stop:
+				}
+			case <-stop:
+				p.cmd.Process.Kill()
+				<-p.done
+				return
+			}
+		}
+	}()
+	n.t.Cleanup(func() { close(stop); <-done })
+}

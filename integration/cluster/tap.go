@@ -1,0 +1,99 @@
+package cluster
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"sync"
+	"testing"
+
+	"github.com/pgbridge/pgbridge/stream"
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// Tap counts what crosses the links from one node: it reads the node's stream beside its peers.
+type Tap struct {
+	mu     sync.Mutex
+	seqs   map[uint64]int
+	frames int
+	err    error
+}
+
+// Tap begins to count on every node, in the order of Nodes, from the beginning of the streams.
+func (c *Cluster) Tap() []*Tap {
+	var taps []*Tap
+	for _, n := range c.Nodes {
+		taps = append(taps, n.tap(c.t))
+	}
+	return taps
+}
+
+// Rounds returns how many sentinel transactions each node has written.
+func (c *Cluster) Rounds() int { return c.round }
+
+func (n *Node) tap(t testing.TB) *Tap {
+	p := &Tap{seqs: map[uint64]int{}}
+	ctx, cancel := context.WithCancel(context.Background())
+	nc, err := stream.Connect(ctx, "nats://"+n.Listen, stream.ConnectOptions{Name: "tap", Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: n.c.Name, Sender: n.Name, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		err := r.Run(ctx, 1, func(_ context.Context, m stream.Message) error { p.count(m.Frame); return nil })
+		if ctx.Err() == nil {
+			p.mu.Lock()
+			p.err = err
+			p.mu.Unlock()
+		}
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+		nc.Close()
+		if p.err != nil {
+			t.Errorf("tap of node %s: %v", n.Name, p.err)
+		}
+	})
+	return p
+}
+
+func (p *Tap) count(f *wire.Frame) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.frames++
+	for recs := wire.NewRecords(f.Body); ; {
+		rec, err := recs.Next()
+		if err == io.EOF {
+			return
+		}
+		if err != nil {
+			p.err = err
+			return
+		}
+		switch rec.Kind {
+		case wire.KindBegin:
+			b, _ := wire.ParseBegin(rec.Payload)
+			p.seqs[b.Seq]++
+		case wire.KindLargeCommit:
+			l, _ := wire.ParseLargeCommit(rec.Payload)
+			p.seqs[l.Seq]++
+		}
+	}
+}
+
+// Crossed returns how often each transaction was sent, by seq.
+func (p *Tap) Crossed() map[uint64]int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := make(map[uint64]int, len(p.seqs))
+	for s, n := range p.seqs {
+		out[s] = n
+	}
+	return out
+}

@@ -1,0 +1,71 @@
+package integration
+
+import (
+	"context"
+	"math/rand"
+	"testing"
+	"time"
+
+	"github.com/pgbridge/pgbridge/integration/cluster"
+	"github.com/pgbridge/pgbridge/integration/pgcluster"
+	"github.com/pgbridge/pgbridge/integration/pgtest"
+)
+
+// TestCrashes kills bridges (and with each the NATS server inside it) and PostgreSQL servers at random
+// moments under load, and starts them again as a supervisor would; nobody else touches anything. Nothing
+// may be lost, nothing may be there twice.
+func TestCrashes(t *testing.T) {
+	kills := 20
+	if pgtest.Soak() {
+		kills = 120
+	}
+	c := cluster.New(t, cluster.Options{Schema: loadSchema, Own: true, Processes: true})
+	s := seed(t)
+	l := startLoad(t, c, 2, s)
+	r := rand.New(rand.NewSource(s))
+	for i := range kills {
+		moment, cancel := context.WithTimeout(context.Background(), time.Duration(r.Intn(1200))*time.Millisecond)
+		<-moment.Done() // the random moment
+		cancel()
+		n := c.Nodes[r.Intn(len(c.Nodes))]
+		switch what := r.Intn(3); what {
+		case 0, 1:
+			t.Logf("kill %d: bridge of %s", i, n.Name)
+			n.Kill()
+		case 2:
+			t.Logf("kill %d: PostgreSQL of %s", i, n.Name)
+			crash(t, n, r)
+		}
+		for _, n := range c.Nodes {
+			if !n.Running() {
+				n.Launch()
+			}
+		}
+	}
+	l.stop()
+	for _, n := range c.Nodes {
+		n.Supervise()
+	}
+	c.WaitConverged()
+	requireCounts(t, c, l)
+	for i, n := range c.Nodes {
+		t.Logf("node %s: %d committed, %d unsure", n.Name, l.commits[i].Load(), l.unsure[i].Load())
+	}
+}
+
+// crash stops a server without a checkpoint, and starts it again.
+func crash(t *testing.T, n *cluster.Node, r *rand.Rand) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if r.Intn(2) == 0 {
+		if err := n.PG.Kill(); err != nil {
+			t.Fatal(err)
+		}
+	} else if err := n.PG.Stop(ctx, pgcluster.Immediate); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.PG.Restart(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
