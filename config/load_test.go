@@ -124,9 +124,22 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 }
 
 func TestExternalBroker(t *testing.T) {
-	cfg := load(t, tenLines+"nats:\n  url: tls://nats.example.com\n  creds_file: /etc/pgbridge/a.creds\n", nil)
+	cfg := load(t, tenLines+"nats:\n  url: tls://nats.example.com\n  creds_file: /etc/pgbridge/a.creds\n", map[string]string{
+		"topology.nodes":      "a=tls://nats.example.com,b=tls://nats.example.com", // one server may hold several streams
+		"capture.frame_bytes": "4MiB",                                              // its limits are its own
+		"stream.max_bytes":    "1TiB",
+	})
 	if cfg.Embedded() || cfg.NATS.Embedded.Listen != "" || cfg.NATS.CredsFile != "/etc/pgbridge/a.creds" {
 		t.Errorf("%+v", cfg.NATS)
+	}
+}
+
+// TestLoopbackNeedsNoPermission: only other machines are kept out of a plaintext listener.
+func TestLoopbackNeedsNoPermission(t *testing.T) {
+	for _, listen := range []string{"localhost:4222", "127.0.0.9:0", "[::1]:4222"} {
+		if cfg := load(t, tenLines, map[string]string{"nats.embedded.listen": listen}); cfg.NATS.Embedded.Listen != listen {
+			t.Errorf("listens on %q; want %q", cfg.NATS.Embedded.Listen, listen)
+		}
 	}
 }
 
@@ -170,6 +183,10 @@ func TestRedacted(t *testing.T) {
 	})
 	if text := cfg.String(); strings.Contains(text, "hunter2") || strings.Count(text, hidden) != 5 {
 		t.Errorf("secrets show, or are not hidden five times:\n%s", text)
+	}
+	external := load(t, tenLines, map[string]string{"nats.url": "nats://me:hunter2@127.0.0.1:4222"})
+	if got, want := external.Redacted().NATS.URL, "nats://me:xxxxx@127.0.0.1:4222"; got != want {
+		t.Errorf("nats.url shows as %q; want %q", got, want)
 	}
 	if cfg.NATS.Token != "hunter2" || cfg.Topology.Nodes["a"] != "nats://me:hunter2@127.0.0.1:4222" {
 		t.Error("the original was changed")
