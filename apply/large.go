@@ -21,6 +21,7 @@ func (w *worker) applyRun(ctx context.Context, t *txn) error {
 	}
 	if surprise {
 		w.locks.release(h)
+		w.absence.withdraw(w.origin, t.Seq)
 		return w.carefully(ctx, t)
 	}
 	marked, err := w.markers.announce(ctx, t.entry())
@@ -66,6 +67,7 @@ func (w *worker) stream(ctx context.Context, t *txn, h *held) error {
 	p.spill = nil
 	if err != nil && !launched {
 		w.locks.release(h)
+		w.absence.withdraw(w.origin, t.Seq)
 		w.inbox.rewind()
 		for _, s := range b.parses {
 			s.sent = false

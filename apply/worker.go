@@ -109,6 +109,8 @@ func (w *worker) run(ctx context.Context) error {
 			continue
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
+		case errors.Is(err, wire.ErrCorrupt):
+			b = &Blocked{Reason: "a transaction cannot be read; upgrade pgbridge or make the table equal on both nodes", Err: err}
 		case !errors.As(err, &b):
 			return fmt.Errorf("apply %s: %w", w.origin, err)
 		}
