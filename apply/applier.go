@@ -47,8 +47,10 @@ type Options struct {
 	BatchTransactions int              // at most in one network round trip; 256
 	BatchBytes        int              // about so many in one network round trip; 1 MiB
 	InboxBytes        int64            // received and not applied, per origin; 16 MiB
+	SpoolLimit        int64            // bytes of large transactions on disk, per origin; 10 GiB; negative: no bound
 	MaxClockSkew      time.Duration    // 1 minute; a transaction from further in the future waits
-	ConflictRetention time.Duration    // 30 days
+	ConflictRetention time.Duration    // 30 days; negative: for ever
+	ConflictRows      int              // kept at most, the newest; 1 000 000; negative: all
 	Now               func() time.Time // time.Now
 	Logger            *slog.Logger     // slog.Default
 	// NoHold switches the causal hold off, so that a test can show what it is for.
@@ -69,12 +71,16 @@ func (o Options) withDefaults() Options {
 	if o.InboxBytes == 0 {
 		o.InboxBytes = 16 << 20
 	}
+	if o.SpoolLimit == 0 {
+		o.SpoolLimit = 10 << 30
+	}
 	if o.MaxClockSkew == 0 {
 		o.MaxClockSkew = time.Minute
 	}
 	if o.ConflictRetention == 0 {
 		o.ConflictRetention = 30 * 24 * time.Hour
 	}
+	set(&o.ConflictRows, 1_000_000)
 	if o.Policy == "" {
 		o.Policy = "last_writer_wins"
 	}
@@ -310,7 +316,7 @@ func (a *Applier) openWorker(ctx context.Context, ids *remotes, i int, policy co
 		return nil, fmt.Errorf("read position of %s: %w", o, err)
 	}
 	a.progress.advance(origin.Entry{Origin: o, Seq: uint64(seq), Stamp: origin.Stamp(stamp)})
-	w.inbox = newInbox(o, a.opts.InboxBytes, a.opts.SpoolDir, uint64(seq))
+	w.inbox = newInbox(o, &a.opts, uint64(seq))
 	return w, nil
 }
 

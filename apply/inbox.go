@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/wire"
@@ -39,12 +40,14 @@ func (t *txn) entry() origin.Entry {
 
 // run is a large transaction in a file: the concatenated chunks.
 type run struct {
-	file   *os.File
-	length uint64
-	commit wire.LargeCommit
+	file    *os.File
+	length  uint64
+	spooled *atomic.Int64
+	commit  wire.LargeCommit
 }
 
 func (r *run) remove() {
+	r.spooled.Add(-int64(r.length))
 	r.file.Close()
 	os.Remove(r.file.Name())
 }
@@ -53,8 +56,7 @@ func (r *run) remove() {
 // applied them. What is in it is bounded in bytes: push waits. Runs wait on disk.
 type inbox struct {
 	origin origin.Origin
-	limit  int64
-	dir    string
+	opts   *Options
 
 	mu      sync.Mutex
 	queue   []*txn
@@ -65,12 +67,13 @@ type inbox struct {
 
 	// Only touched by push, which one goroutine calls.
 	runs        map[uint64]*run
+	spooled     atomic.Int64 // bytes on disk; given back by whoever removes a run
 	writerEpoch uint64
 	back        uint64 // of the frame before
 }
 
-func newInbox(o origin.Origin, limit int64, dir string, last uint64) *inbox {
-	return &inbox{origin: o, limit: limit, dir: dir, last: last, changed: make(chan struct{}), runs: map[uint64]*run{}}
+func newInbox(o origin.Origin, opts *Options, last uint64) *inbox {
+	return &inbox{origin: o, opts: opts, last: last, changed: make(chan struct{}), runs: map[uint64]*run{}}
 }
 
 // close removes the files of runs that are still open.
@@ -129,7 +132,7 @@ func (b *inbox) push(ctx context.Context, seq uint64, f *wire.Frame) error {
 func (b *inbox) add(ctx context.Context, txns []*txn) error {
 	for _, t := range txns {
 		b.mu.Lock()
-		for b.bytes > 0 && b.bytes+t.size > b.limit {
+		for b.bytes > 0 && b.bytes+t.size > b.opts.InboxBytes {
 			changed := b.changed
 			b.mu.Unlock()
 			select {
@@ -365,16 +368,20 @@ func (b *inbox) chunk(payload []byte) error {
 		if offset != 0 {
 			return nil
 		}
-		f, err := os.Create(filepath.Join(b.dir, fmt.Sprintf("%s-%d-%d.run", b.origin.Node, b.writerEpoch, id)))
+		f, err := os.Create(filepath.Join(b.opts.SpoolDir, fmt.Sprintf("%s-%d-%d.run", b.origin.Node, b.writerEpoch, id)))
 		if err != nil {
 			return fmt.Errorf("spool a large transaction: %w; make room in data_dir or make it writable", err)
 		}
-		r = &run{file: f}
+		r = &run{file: f, spooled: &b.spooled}
 		b.runs[id] = r
 	}
 	if offset != r.length {
 		return fmt.Errorf("%w: run %d goes on at byte %d, %d are here", wire.ErrCorrupt, id, offset, r.length)
 	}
+	if limit := b.opts.SpoolLimit; limit > 0 && b.spooled.Load()+int64(len(data)) > limit {
+		return fmt.Errorf("spool a large transaction: apply.spool_limit of %d bytes is reached; raise it", limit)
+	}
+	b.spooled.Add(int64(len(data)))
 	if _, err := r.file.Write(data); err != nil {
 		return fmt.Errorf("spool a large transaction: %w; make room in data_dir or make it writable", err)
 	}

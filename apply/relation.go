@@ -59,6 +59,7 @@ type Blocked struct {
 	Err    error  // the server's error, if there is one
 }
 
+// Error gives the reason, and the server's error if there is one.
 func (b *Blocked) Error() string {
 	if b.Err != nil {
 		return fmt.Sprintf("%s: %v", b.Reason, b.Err)
@@ -66,6 +67,7 @@ func (b *Blocked) Error() string {
 	return b.Reason
 }
 
+// Unwrap returns the server's error, if there is one.
 func (b *Blocked) Unwrap() error { return b.Err }
 
 func isBlocked(err error) bool {

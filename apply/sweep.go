@@ -45,10 +45,17 @@ func (a *Applier) purge(ctx context.Context) error {
 			return fmt.Errorf("purge tombstones: %w", err)
 		}
 	}
-	_, err := a.catalog.conn.Exec(ctx, `DELETE FROM pgbridge.conflict WHERE at < now() - make_interval(secs => $1)`,
-		a.opts.ConflictRetention.Seconds())
-	if err != nil {
-		return fmt.Errorf("purge conflict history: %w", err)
+	if d := a.opts.ConflictRetention; d > 0 {
+		_, err := a.catalog.conn.Exec(ctx, `DELETE FROM pgbridge.conflict WHERE at < now() - make_interval(secs => $1)`, d.Seconds())
+		if err != nil {
+			return fmt.Errorf("purge conflict history: %w", err)
+		}
+	}
+	if n := a.opts.ConflictRows; n > 0 {
+		_, err := a.catalog.conn.Exec(ctx, `DELETE FROM pgbridge.conflict WHERE id <= (SELECT max(id) FROM pgbridge.conflict) - $1`, int64(n))
+		if err != nil {
+			return fmt.Errorf("purge conflict history: %w", err)
+		}
 	}
 	return nil
 }

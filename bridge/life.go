@@ -107,11 +107,20 @@ func (l *life) openApplier(ctx context.Context) error {
 		DSN: l.cfg.Postgres.DSN, Cluster: l.cfg.Cluster, Node: l.cfg.Node, Peers: peerNames(l.cfg),
 		SpoolDir: filepath.Join(l.cfg.DataDir, "spool"), Policy: l.cfg.Conflict.Default,
 		BatchTransactions: l.cfg.Apply.BatchTransactions, BatchBytes: int(l.cfg.Apply.BatchBytes),
-		MaxClockSkew: l.cfg.Apply.MaxClockSkew, ConflictRetention: l.cfg.Apply.ConflictRetention,
+		MaxClockSkew: l.cfg.Apply.MaxClockSkew, ConflictRetention: bound(l.cfg.Apply.ConflictRetention),
+		ConflictRows: bound(l.cfg.Apply.ConflictRows), SpoolLimit: bound(int64(l.cfg.Apply.SpoolLimit)),
 		Logger: l.log, NoHold: l.opts.NoHold,
 	})
 	l.applier = a
 	return err
+}
+
+// bound turns the configuration's "0 is no bound" into the options' "negative is no bound".
+func bound[T int | int64 | time.Duration](v T) T {
+	if v == 0 {
+		return -1
+	}
+	return v
 }
 
 func (l *life) connectOwn(ctx context.Context) (*nats.Conn, error) {
