@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/pgbridge/pgbridge/apply"
-	"github.com/pgbridge/pgbridge/capture"
+	"github.com/pgbridge/pgbridge/capture0"
 	"github.com/pgbridge/pgbridge/config"
 	"github.com/pgbridge/pgbridge/stream"
 )
@@ -75,6 +75,9 @@ func (b *bridge) live(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
+		if errors.Is(err, stream.ErrFenced) {
+			return fmt.Errorf("%w: %w", err, apply.ErrFenced)
+		}
 		if permanent(err) {
 			return err
 		}
@@ -101,7 +104,7 @@ func permanent(err error) bool {
 	var exit interface{ ExitCode() int }
 	var check *capture.CheckError
 	return errors.As(err, &exit) || errors.As(err, &check) || errors.Is(err, apply.ErrNotSetUp) ||
-		errors.Is(err, stream.ErrFenced) || errors.Is(err, stream.ErrStreamLost)
+		errors.Is(err, stream.ErrForeignStream) || errors.Is(err, stream.ErrStreamLost)
 }
 
 // lockDataDir makes sure that one bridge at a time uses the directory: the embedded server does not lock

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/pgbridge/pgbridge/apply"
-	"github.com/pgbridge/pgbridge/capture"
+	"github.com/pgbridge/pgbridge/capture0"
 	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/stream"
 	"github.com/pgbridge/pgbridge/wire"
@@ -42,20 +42,17 @@ func (l *life) run(ctx context.Context) (err error) {
 	if err := l.openPublisher(ctx); err != nil {
 		return err
 	}
+	if err := l.openCapture(ctx); err != nil {
+		return err
+	}
+	l.openPeers()
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return named("publish", l.publisher.Run(ctx)) })
-	g.Go(func() error {
-		if err := l.openCapture(ctx); err != nil {
-			return err
-		}
-		l.openPeers()
-		l.start(ctx, g)
-		return nil
-	})
+	l.start(ctx, g)
 	return g.Wait()
 }
 
 func (l *life) start(ctx context.Context, g *errgroup.Group) {
+	g.Go(func() error { return named("publish", l.publisher.Run(ctx)) })
 	g.Go(func() error { return named("apply", l.applier.Run(ctx, l.capture)) })
 	g.Go(func() error { return named("capture", l.capture.Run(ctx)) })
 	g.Go(func() error { return named("retention", l.retain(ctx)) })
@@ -86,6 +83,9 @@ func (l *life) close() {
 	l.current.set(nil)
 	if l.applier != nil {
 		l.applier.Close()
+	}
+	if l.publisher != nil {
+		l.publisher.Close()
 	}
 	for _, nc := range l.conns {
 		nc.Close()
@@ -129,11 +129,13 @@ func (l *life) connectOwn(ctx context.Context) (*nats.Conn, error) {
 	if l.server != nil {
 		nc, err = l.server.Connect()
 	} else {
-		nc, err = stream.Connect(ctx, l.cfg.NATS.URL, l.connectOptions("own"))
+		nc, err = l.connect(l.cfg.NATS.URL, "its own stream")
 	}
-	if err == nil {
-		l.conns = append(l.conns, nc)
+	if err != nil {
+		return nil, err
 	}
+	l.conns = append(l.conns, nc)
+	_, err = stream.CheckBroker(ctx, nc, "")
 	return nc, err
 }
 
@@ -158,19 +160,9 @@ func (l *life) openCapture(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, tail := l.publisher.Tail()
-	if err := l.checkTail(tail, node, info); err != nil {
+	fence, err := l.fence(ctx, node, info, o)
+	if err != nil {
 		return err
-	}
-	fence := &wire.Frame{Header: wire.Header{Fence: true, Cluster: l.cfg.Cluster, Sender: l.cfg.Node, Origin: o,
-		WriterEpoch: node.WriterEpoch, SystemID: info.SystemID, Timeline: info.Timeline, ResumeLSN: info.ConfirmedLSN}}
-	if tail != nil {
-		t := tail.Header
-		t.Fence, t.WriterEpoch, t.Back, t.FirstSeq = true, node.WriterEpoch, 0, 0
-		fence.Header = t
-	}
-	if _, err := l.publisher.Fence(ctx, fence); err != nil {
-		return fmt.Errorf("fence own stream: %w", err)
 	}
 	if err := l.applier.CheckDeletesFrom(ctx, info.ConfirmedLSN); err != nil {
 		return err
@@ -186,6 +178,33 @@ func (l *life) openCapture(ctx context.Context) error {
 		return err
 	}
 	return l.restore(ctx)
+}
+
+// fence takes the own stream over and returns the state from which capture goes on.
+func (l *life) fence(ctx context.Context, node apply.Node, info capture.SlotInfo, o origin.Origin) (*wire.Frame, error) {
+	for {
+		_, tail := l.publisher.Tail()
+		if err := l.checkTail(tail, node, info); err != nil {
+			return nil, err
+		}
+		f := l.fenceFrame(tail, node, info, o)
+		_, err := l.publisher.Fence(ctx, f)
+		if errors.Is(err, stream.ErrTailMoved) { // an older bridge wrote to the last
+			continue
+		}
+		return f, named("fence own stream", err)
+	}
+}
+
+func (l *life) fenceFrame(tail *wire.Frame, node apply.Node, info capture.SlotInfo, o origin.Origin) *wire.Frame {
+	fence := &wire.Frame{Header: wire.Header{Fence: true, Cluster: l.cfg.Cluster, Sender: l.cfg.Node, Origin: o,
+		WriterEpoch: node.WriterEpoch, SystemID: info.SystemID, Timeline: info.Timeline, ResumeLSN: info.ConfirmedLSN}}
+	if tail != nil {
+		t := tail.Header
+		t.Fence, t.WriterEpoch, t.Back, t.FirstSeq = true, node.WriterEpoch, 0, 0
+		fence.Header = t
+	}
+	return fence
 }
 
 func (l *life) checkTail(tail *wire.Frame, node apply.Node, slot capture.SlotInfo) error {
@@ -216,7 +235,7 @@ func (l *life) restore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if info.Last == 0 {
+	if info.Last < info.First {
 		return nil
 	}
 	err = l.publisher.Scan(ctx, info.First, info.Last, func(seq uint64, f *wire.Frame) error {
@@ -243,8 +262,7 @@ func (l *life) watchServer(ctx context.Context) error {
 		select {
 		case <-tick.C:
 			if err := l.server.Healthy(); err != nil {
-				l.stopServer()
-				return errors.Join(err, l.startServer())
+				return errors.Join(err, l.server.Restart())
 			}
 		case <-ctx.Done():
 			return nil

@@ -24,7 +24,7 @@ type peer struct {
 // run reads until ctx ends. What goes wrong with one peer's stream concerns that peer alone: it is said,
 // tried again, and the others go on.
 func (p *peer) run(ctx context.Context) error {
-	nc, err := stream.Connect(ctx, p.url, p.connectOptions(p.name))
+	nc, err := p.connect(p.url, p.name)
 	if err != nil {
 		return err
 	}

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/pgbridge/pgbridge/apply"
-	"github.com/pgbridge/pgbridge/capture"
+	"github.com/pgbridge/pgbridge/capture0"
 	"github.com/pgbridge/pgbridge/config"
 	"github.com/pgbridge/pgbridge/stream"
 )
@@ -59,8 +61,8 @@ func SetupSQL(ctx context.Context, cfg *config.Config) ([]string, error) {
 	return append(apply.SetupSQL(applySetup(cfg)), sql...), nil
 }
 
-// connectOptions are those of a connection to a NATS server.
-func (b *bridge) connectOptions(to string) stream.ConnectOptions {
-	return stream.ConnectOptions{Name: fmt.Sprintf("pgbridge %s/%s to %s", b.cfg.Cluster, b.cfg.Node, to),
-		CredsFile: b.cfg.NATS.CredsFile, Token: b.cfg.NATS.Token, Logger: b.log}
+// connect returns a connection to a NATS server, which may be away for now.
+func (b *bridge) connect(url, to string) (*nats.Conn, error) {
+	return stream.Connect(stream.ConnectOptions{URL: url, Name: fmt.Sprintf("pgbridge %s/%s to %s", b.cfg.Cluster, b.cfg.Node, to),
+		CredentialsFile: b.cfg.NATS.CredsFile, Token: b.cfg.NATS.Token, Logger: b.log})
 }

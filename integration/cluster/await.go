@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"strings"
 
 	"github.com/pgbridge/pgbridge/bridge"
 )
@@ -16,7 +17,7 @@ func (n *Node) Await(sql, want string) {
 	defer cancel()
 	got := ""
 	for ctx.Err() == nil {
-		if got = n.Value(sql); got == want {
+		if got = strings.Join(n.Query(sql), "\n"); got == want {
 			return
 		}
 		pause(ctx)

@@ -3,10 +3,12 @@ package cluster
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -181,4 +183,21 @@ func (n *Node) Supervise() {
 		}
 	}()
 	n.t.Cleanup(func() { close(stop); <-done })
+}
+
+// PeakMemory returns the highest resident memory of the bridge's process so far, in bytes.
+func (n *Node) PeakMemory() int64 {
+	n.t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", n.process.cmd.Process.Pid))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	for line := range strings.SplitSeq(string(b), "\n") {
+		var kb int64
+		if _, err := fmt.Sscanf(line, "VmHWM: %d kB", &kb); err == nil {
+			return kb << 10
+		}
+	}
+	n.t.Fatal("no VmHWM in the process's status")
+	return 0
 }

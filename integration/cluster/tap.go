@@ -34,7 +34,7 @@ func (c *Cluster) Rounds() int { return c.round }
 func (n *Node) tap(t testing.TB) *Tap {
 	p := &Tap{seqs: map[uint64]int{}}
 	ctx, cancel := context.WithCancel(context.Background())
-	nc, err := stream.Connect(ctx, "nats://"+n.Listen, stream.ConnectOptions{Name: "tap", Logger: slog.New(slog.DiscardHandler)})
+	nc, err := stream.Connect(stream.ConnectOptions{URL: "nats://" + n.Listen, Name: "tap", Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// bridges is pgbridge: one process beside each server.
+type bridges struct {
+	*pair
+	command          func(node, config string) []string // what runs a bridge
+	logDir           string
+	line             string // what the log files are named after
+	sourceEnd, recvr *process
+}
+
+// nodes are the names of the two ends in the bridges' configuration.
+const (
+	sourceNode   = "source"
+	receiverNode = "receiver"
+)
+
+// connect writes the configuration files, lets the bridges set the servers up, and waits until both run.
+func (r *bridges) connect(ctx context.Context) error {
+	var urls strings.Builder
+	for _, node := range []string{sourceNode, receiverNode} {
+		address, err := freeAddress()
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(&urls, "    %s: nats://%s\n", node, address)
+	}
+	for node, s := range map[string]*server{sourceNode: r.source, receiverNode: r.receiver} {
+		text := fmt.Sprintf("cluster: bench\nnode: %s\ndata_dir: %s\npostgres:\n  dsn: %q\ntopology:\n  nodes:\n%s",
+			node, filepath.Join(r.dir, "bridge-"+node), s.dsn, &urls)
+		if err := os.WriteFile(r.configFile(node), []byte(text), 0o600); err != nil {
+			return err
+		}
+	}
+	if err := r.launch(); err != nil {
+		return err
+	}
+	for _, p := range []*process{r.sourceEnd, r.recvr} {
+		if _, err := p.awaitRunning(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *bridges) configFile(node string) string { return filepath.Join(r.dir, node+".yaml") }
+
+// freeAddress finds a loopback port that is free now.
+func freeAddress() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	return l.Addr().String(), l.Close()
+}
+
+// launch starts both bridges at once.
+func (r *bridges) launch() (err error) {
+	logFile := func(node string) string { return filepath.Join(r.logDir, fmt.Sprintf("bench-%s-%s.log", r.line, node)) }
+	if r.sourceEnd, err = startProcess(r.command(sourceNode, r.configFile(sourceNode)), logFile(sourceNode)); err != nil {
+		return err
+	}
+	r.recvr, err = startProcess(r.command(receiverNode, r.configFile(receiverNode)), logFile(receiverNode))
+	return err
+}
+
+func (r *bridges) pause(context.Context) error { return r.close() }
+
+// resume starts both bridges and waits until the source's runs, which is when it begins to read the WAL:
+// from then on catching up counts. What the receiver's bridge still lacks then counts too.
+func (r *bridges) resume(ctx context.Context) (time.Time, time.Duration, error) {
+	launched := time.Now()
+	if err := r.launch(); err != nil {
+		return launched, 0, err
+	}
+	running, err := r.sourceEnd.awaitRunning(ctx)
+	return running, running.Sub(launched), err
+}
+
+func (r *bridges) failed() error { return errors.Join(r.sourceEnd.ended(), r.recvr.ended()) }
+
+func (r *bridges) processes() map[string]int {
+	return map[string]int{"source bridge": r.sourceEnd.pid(), "receiver bridge": r.recvr.pid()}
+}
+
+func (r *bridges) warnings() []string {
+	return append(r.sourceEnd.complaints(), r.recvr.complaints()...)
+}
+
+// close stops both bridges in an orderly way.
+func (r *bridges) close() error {
+	err := errors.Join(r.sourceEnd.stop(), r.recvr.stop())
+	r.sourceEnd, r.recvr = nil, nil
+	return err
+}

@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"github.com/pgbridge/pgbridge/integration/pgcluster"
+)
+
+// major is the PostgreSQL that both rivals run on.
+const major = 18
+
+// bench is what all runs share.
+type bench struct {
+	opts    options
+	install pgcluster.Install
+	pgbench string // path
+	self    string // path of this program, for -profile
+}
+
+func newBench(ctx context.Context, o options) (*bench, error) {
+	in, err := pgcluster.Find(major)
+	if err != nil {
+		return nil, err
+	}
+	b := &bench{opts: o, install: in}
+	if b.pgbench, err = findPgbench(in); err != nil {
+		return nil, err
+	}
+	if b.self, err = os.Executable(); err != nil {
+		return nil, err
+	}
+	if o.runs(pgbridgeName) {
+		if err := exec.CommandContext(ctx, o.binary, "version").Run(); err != nil {
+			return nil, fmt.Errorf("run %s: %w; run make build", o.binary, err)
+		}
+	}
+	return b, os.MkdirAll(filepath.Dir(o.out), 0o755)
+}
+
+// findPgbench looks on PATH, then in the places of the system's packages.
+func findPgbench(in pgcluster.Install) (string, error) {
+	if path, err := exec.LookPath("pgbench"); err == nil {
+		return path, nil
+	}
+	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/pgbench") // fails for a bad pattern only
+	found = append(found, filepath.Join(in.BinDir, "pgbench"))
+	for _, path := range found {
+		if _, err := os.Stat(path); err == nil {
+			return path, nil
+		}
+	}
+	return "", errors.New("pgbench is not on this machine; install PostgreSQL's client package (Debian: postgresql-contrib)")
+}
+
+// sample is one run of one line by one rival.
+type sample struct {
+	// Seconds is the catch-up; for latency the median. 0 if the run failed.
+	Seconds float64 `json:"seconds"`
+	// StartSeconds is how long the bridge took before its catch-up began to count.
+	StartSeconds float64            `json:"start_seconds,omitempty"`
+	Latency      *percentiles       `json:"latency_ms,omitempty"`
+	CPU          map[string]float64 `json:"cpu_seconds,omitempty"`
+	PeakRSS      map[string]int64   `json:"peak_rss_bytes,omitempty"`
+	Warnings     []string           `json:"warnings,omitempty"`
+	Error        string             `json:"error,omitempty"`
+}
+
+// text tells of a run that went well.
+func (s sample) text() string {
+	if s.Latency != nil {
+		return s.Latency.String()
+	}
+	return fmt.Sprintf("%.2f s", s.Seconds)
+}
+
+// measure runs one line once with one rival, on servers of its own. What goes wrong is in the sample.
+func (b *bench) measure(ctx context.Context, l line, name string) sample {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	p, err := newPair(ctx, b.install, b.pgbench)
+	if err != nil {
+		return sample{Error: err.Error()}
+	}
+	var r rival = &native{pair: p, both: b.opts.both}
+	if name == pgbridgeName {
+		r = &bridges{pair: p, command: b.bridgeCommand(l), logDir: filepath.Dir(b.opts.out), line: l.name}
+	}
+	s, err := b.run(ctx, l, p, r)
+	s.Warnings = r.warnings()
+	if err = errors.Join(err, r.close(), p.close()); err != nil {
+		s.Seconds, s.Latency, s.Error = 0, nil, err.Error()
+	}
+	return s
+}
+
+// bridgeCommand returns what runs a bridge.
+func (b *bench) bridgeCommand(l line) func(node, config string) []string {
+	return func(node, config string) []string {
+		if !b.opts.profile {
+			return []string{b.opts.binary, "run", "--config", config}
+		}
+		prefix := filepath.Join(filepath.Dir(b.opts.out), fmt.Sprintf("bench-%s-%s", l.name, node))
+		return []string{b.self, profiledBridge, config, prefix}
+	}
+}
+
+// Rounds of the sentinel.
+const (
+	roundWarm = 1
+	roundEnd  = 2
+)
+
+// run prepares both ends, sets replication up and measures.
+func (b *bench) run(ctx context.Context, l line, p *pair, r rival) (sample, error) {
+	n := l.at(b.opts.scale)
+	if err := p.prepare(ctx, l, n); err != nil {
+		return sample{}, err
+	}
+	if err := r.connect(ctx); err != nil {
+		return sample{}, err
+	}
+	warm, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("replication does not begin within %s", startTimeout))
+	defer cancel()
+	err := errors.Join(p.markEnd(warm, roundWarm), p.awaitEnd(warm, roundWarm, r.failed))
+	if err != nil {
+		return sample{}, err
+	}
+	if l.write == nil {
+		return b.probe(ctx, p, r, n)
+	}
+	return b.catchUp(ctx, l, p, r, n)
+}
+
+// catchUp commits the work while replication rests, and measures how long it then takes. Whoever shows
+// the last row must hold all the others too.
+func (b *bench) catchUp(ctx context.Context, l line, p *pair, r rival, n int) (s sample, err error) {
+	if err := r.pause(ctx); err != nil {
+		return s, err
+	}
+	if err := errors.Join(l.write(ctx, p.source, n), p.markEnd(ctx, roundEnd)); err != nil {
+		return s, err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, b.opts.timeout, fmt.Errorf("not caught up after %s", b.opts.timeout))
+	defer cancel()
+	before := p.ticks(nil)
+	begun, startup, err := r.resume(ctx)
+	if err != nil {
+		return s, err
+	}
+	if err := p.awaitEnd(ctx, roundEnd, r.failed); err != nil {
+		return s, err
+	}
+	s.Seconds = round(time.Since(begun).Seconds())
+	s.StartSeconds = round(startup.Seconds())
+	s.CPU, s.PeakRSS = p.ticks(r.processes()).since(before), peakRSS(r.processes())
+	return s, p.compare(ctx)
+}
+
+// round keeps milliseconds.
+func round(seconds float64) float64 { return math.Round(seconds*1000) / 1000 }

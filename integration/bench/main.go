@@ -1,0 +1,181 @@
+// Command bench measures pgbridge against PostgreSQL's own logical replication, on one machine, in one
+// run, on the same work.
+//
+// Each line (line.go) is run by each rival in turn on two new PostgreSQL 18 servers of its own, with the
+// same settings (pair.go). Catch-up: both ends get the line's tables and rows, replication is set up and
+// seen to work, it is stopped, the work is committed at the source, and the clock runs from the moment
+// at which replication goes on (catchup.go says which that is) until the receiver shows a row that was
+// committed after all the work. Latency: single rows at a fixed rate, from the commit's return until the
+// receiver shows them (latency.go). Then both ends are compared, row counts and digests of all tables: a
+// run in which they differ has no time, and the command ends with 1.
+//
+// The rivals are native (native.go): a subscription with origin = none, binary = true, streaming =
+// parallel; and pgbridge (bridges.go): two processes of the built binary with embedded brokers and
+// default settings. Neither gets a setting that the other does not get.
+//
+// Out goes a table on standard output, and build/bench.json with every single run, the CPU seconds that
+// each kind of process took, and the bridges' peak memory (usage.go). With -profile the bridges are this
+// program itself, started again (profile.go), and leave pprof files beside the JSON.
+//
+// It knows bridge only through its command line, its configuration file and its log, but for -profile.
+// Goroutines: those that write the latency probe's rows and that read the bridges' logs; all are joined
+// before the run that needs them ends.
+//
+// docs/benchmarks.md says how to read the result. Begin reading at runAll.
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// options are what the command line says.
+type options struct {
+	scale   float64       // share of the full amount of work
+	only    []string      // names of lines; nil is all
+	rivals  []string      // names of rivals; nil is both
+	repeat  int           // runs of each line
+	binary  string        // pgbridge
+	out     string        // JSON file
+	timeout time.Duration // for one catch-up
+	profile bool
+	both    bool // native replicates in both directions
+}
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == profiledBridge {
+		os.Exit(runProfiledBridge(os.Args[2:]))
+	}
+	o, err := parseFlags(os.Args[1:])
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err = runAll(ctx, o)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func parseFlags(args []string) (options, error) {
+	var o options
+	var only, rivals string
+	f := flag.NewFlagSet("bench", flag.ContinueOnError)
+	scale := 1.0
+	if text := os.Getenv("BENCH_SCALE"); text != "" {
+		var err error
+		if scale, err = strconv.ParseFloat(text, 64); err != nil {
+			return o, fmt.Errorf("BENCH_SCALE=%q is not a number; write a share of the full work such as 0.1", text)
+		}
+	}
+	f.Float64Var(&o.scale, "scale", scale, "share of the full amount of work (BENCH_SCALE)")
+	f.StringVar(&only, "only", "", "run these `lines`: "+strings.Join(lineNames(), ","))
+	f.StringVar(&rivals, "rivals", "", "run these `rivals`: native,pgbridge")
+	f.IntVar(&o.repeat, "repeat", 1, "runs of each line; the median counts")
+	f.StringVar(&o.binary, "binary", filepath.Join("bin", "pgbridge"), "the built `pgbridge`")
+	f.StringVar(&o.out, "out", filepath.Join("build", "bench.json"), "JSON `file`; profiles and logs go beside it")
+	f.DurationVar(&o.timeout, "timeout", 5*time.Minute, "how long one catch-up may take")
+	f.BoolVar(&o.profile, "profile", false, "leave CPU and allocation profiles of both bridges, one pair per line")
+	f.BoolVar(&o.both, "native-both", false, "let native replicate in both directions, as pgbridge always does")
+	if err := f.Parse(args); err != nil {
+		return o, err
+	}
+	o.only, o.rivals = fields(only), fields(rivals)
+	return o, o.validate()
+}
+
+func fields(list string) []string {
+	if list == "" {
+		return nil
+	}
+	return strings.Split(list, ",")
+}
+
+func (o options) validate() error {
+	for _, name := range o.only {
+		if !slices.Contains(lineNames(), name) {
+			return fmt.Errorf("-only: no line %q; there are %s", name, strings.Join(lineNames(), ", "))
+		}
+	}
+	for _, name := range o.rivals {
+		if name != nativeName && name != pgbridgeName {
+			return fmt.Errorf("-rivals: no rival %q; there are %s, %s", name, nativeName, pgbridgeName)
+		}
+	}
+	if o.scale <= 0 || o.repeat < 1 {
+		return errors.New("-scale and -repeat must be above 0")
+	}
+	return nil
+}
+
+// runs reports whether the rival is among those that were asked for.
+func (o options) runs(rival string) bool { return o.rivals == nil || slices.Contains(o.rivals, rival) }
+
+// runAll runs the chosen lines, writes the report after each of them, and prints the table at the end.
+func runAll(ctx context.Context, o options) error {
+	b, err := newBench(ctx, o)
+	if err != nil {
+		return err
+	}
+	r := &report{At: time.Now().UTC(), Scale: o.scale, Repeat: o.repeat, NativeBothWays: o.both,
+		Machine: readMachine(), Versions: b.versions(ctx), Settings: serverSettings()}
+	for _, l := range lines() {
+		if o.only != nil && !slices.Contains(o.only, l.name) {
+			continue
+		}
+		result, err := b.runLine(ctx, l)
+		if err != nil {
+			return err
+		}
+		r.Lines = append(r.Lines, result)
+		if err := r.write(o.out); err != nil {
+			return err
+		}
+	}
+	r.print(os.Stdout)
+	fmt.Printf("\nwritten to %s\n", o.out)
+	return r.failure()
+}
+
+// runLine runs one line: the rivals take turns, and the one that begins changes with each round.
+func (b *bench) runLine(ctx context.Context, l line) (*result, error) {
+	result := newResult(l, b.opts.scale)
+	for round := range b.opts.repeat {
+		order := []string{nativeName, pgbridgeName}
+		if round%2 == 1 {
+			slices.Reverse(order)
+		}
+		for _, name := range order {
+			if !b.opts.runs(name) {
+				continue
+			}
+			s := b.measure(ctx, l, name)
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
+			}
+			fmt.Fprintf(os.Stderr, "%-13s %-9s %s\n", l.name, name, cmp.Or(s.Error, s.text()))
+			if len(s.Warnings) > 0 {
+				fmt.Fprintf(os.Stderr, "%d warnings, the last one: %s\n", len(s.Warnings), s.Warnings[len(s.Warnings)-1])
+			}
+			result.add(name, s)
+		}
+	}
+	return result, nil
+}

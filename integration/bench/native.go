@@ -1,0 +1,98 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// rival is one way to replicate from the source to the receiver.
+type rival interface {
+	// connect sets replication up; it runs afterwards.
+	connect(ctx context.Context) error
+	// pause stops it and waits until it has stopped.
+	pause(ctx context.Context) error
+	// resume starts it again. It returns the moment from which catching up counts, and how long it took
+	// to get there.
+	resume(ctx context.Context) (begun time.Time, startup time.Duration, err error)
+	// failed says why replication cannot go on, nil if it can.
+	failed() error
+	// processes names the processes that are not PostgreSQL's.
+	processes() map[string]int
+	// warnings are what the rival complained about since resume.
+	warnings() []string
+	// close ends what connect started; the servers go after it.
+	close() error
+}
+
+const (
+	nativeName   = "native"
+	pgbridgeName = "pgbridge"
+)
+
+// native is PostgreSQL's own logical replication.
+type native struct {
+	*pair
+	both bool // from the receiver to the source too
+}
+
+// subscriptionOptions are all that differs from the defaults; the rows are there already.
+const subscriptionOptions = "WITH (origin = none, binary = true, streaming = parallel, copy_data = false)"
+
+func (r *native) connect(ctx context.Context) error {
+	if err := subscribe(ctx, r.receiver, r.source); err != nil {
+		return err
+	}
+	if r.both {
+		return subscribe(ctx, r.source, r.receiver)
+	}
+	return nil
+}
+
+// subscribe makes to receive what from commits.
+func subscribe(ctx context.Context, to, from *server) error {
+	if err := from.exec(ctx, "CREATE PUBLICATION bench_"+from.name+" FOR ALL TABLES"); err != nil {
+		return err
+	}
+	return to.exec(ctx, fmt.Sprintf("CREATE SUBSCRIPTION bench_%s CONNECTION '%s' PUBLICATION bench_%s %s",
+		to.name, from.dsn, from.name, subscriptionOptions))
+}
+
+// pause leaves the other direction alone: nothing comes from there.
+func (r *native) pause(ctx context.Context) error {
+	if err := r.receiver.exec(ctx, "ALTER SUBSCRIPTION bench_receiver DISABLE"); err != nil {
+		return err
+	}
+	for {
+		var busy bool
+		const sql = "SELECT EXISTS (SELECT FROM pg_stat_subscription WHERE subname = 'bench_receiver' AND pid IS NOT NULL)"
+		if err := r.receiver.conn.QueryRow(ctx, sql).Scan(&busy); err != nil {
+			return err
+		}
+		if !busy {
+			const sql = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = 'bench_receiver' AND active)"
+			if err := r.source.conn.QueryRow(ctx, sql).Scan(&busy); err != nil {
+				return err
+			}
+		}
+		if !busy {
+			return nil
+		}
+		select {
+		case <-time.After(pollPause):
+		case <-ctx.Done():
+			return fmt.Errorf("the subscription does not stop: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// resume counts from the statement's start: the launcher is woken when it commits.
+func (r *native) resume(ctx context.Context) (time.Time, time.Duration, error) {
+	begun := time.Now()
+	return begun, 0, r.receiver.exec(ctx, "ALTER SUBSCRIPTION bench_receiver ENABLE")
+}
+
+func (r *native) failed() error             { return nil }
+func (r *native) processes() map[string]int { return nil }
+func (r *native) warnings() []string        { return nil }
+func (r *native) close() error              { return nil }
