@@ -73,6 +73,9 @@ func (s *Server) URL() string { return "nats://" + s.Addr() }
 // Addr is the server's host and port.
 func (s *Server) Addr() string { return address(s.opts.Port) }
 
+// Port is the server's port, which stays the same over a restart.
+func (s *Server) Port() int { return s.opts.Port }
+
 // Dir is where the server keeps its streams.
 func (s *Server) Dir() string { return filepath.Join(s.opts.Dir, "jetstream") }
 
