@@ -14,10 +14,11 @@ import (
 // bridges is pgbridge: one process beside each server.
 type bridges struct {
 	*pair
-	command          func(node, config string) []string // what runs a bridge
-	logDir           string
-	line             string // what the log files are named after
-	sourceEnd, recvr *process
+	command func(node, config string) []string // what runs a bridge
+	logDir  string
+	line    string // what the log files are named after
+
+	sourceEnd, receiverEnd *process
 }
 
 // nodes are the names of the two ends in the bridges' configuration.
@@ -42,11 +43,14 @@ func (r *bridges) connect(ctx context.Context) error {
 		if err := os.WriteFile(r.configFile(node), []byte(text), 0o600); err != nil {
 			return err
 		}
+		if err := os.WriteFile(r.logFile(node), nil, 0o644); err != nil { // an earlier run's goes
+			return err
+		}
 	}
 	if err := r.launch(); err != nil {
 		return err
 	}
-	for _, p := range []*process{r.sourceEnd, r.recvr} {
+	for _, p := range []*process{r.sourceEnd, r.receiverEnd} {
 		if _, err := p.awaitRunning(ctx); err != nil {
 			return err
 		}
@@ -55,6 +59,10 @@ func (r *bridges) connect(ctx context.Context) error {
 }
 
 func (r *bridges) configFile(node string) string { return filepath.Join(r.dir, node+".yaml") }
+
+func (r *bridges) logFile(node string) string {
+	return filepath.Join(r.logDir, fmt.Sprintf("bench-%s-%s.log", r.line, node))
+}
 
 // freeAddress finds a loopback port that is free now.
 func freeAddress() (string, error) {
@@ -67,11 +75,10 @@ func freeAddress() (string, error) {
 
 // launch starts both bridges at once.
 func (r *bridges) launch() (err error) {
-	logFile := func(node string) string { return filepath.Join(r.logDir, fmt.Sprintf("bench-%s-%s.log", r.line, node)) }
-	if r.sourceEnd, err = startProcess(r.command(sourceNode, r.configFile(sourceNode)), logFile(sourceNode)); err != nil {
+	if r.sourceEnd, err = startProcess(r.command(sourceNode, r.configFile(sourceNode)), r.logFile(sourceNode)); err != nil {
 		return err
 	}
-	r.recvr, err = startProcess(r.command(receiverNode, r.configFile(receiverNode)), logFile(receiverNode))
+	r.receiverEnd, err = startProcess(r.command(receiverNode, r.configFile(receiverNode)), r.logFile(receiverNode))
 	return err
 }
 
@@ -88,19 +95,19 @@ func (r *bridges) resume(ctx context.Context) (time.Time, time.Duration, error) 
 	return running, running.Sub(launched), err
 }
 
-func (r *bridges) failed() error { return errors.Join(r.sourceEnd.ended(), r.recvr.ended()) }
+func (r *bridges) failed() error { return errors.Join(r.sourceEnd.ended(), r.receiverEnd.ended()) }
 
 func (r *bridges) processes() map[string]int {
-	return map[string]int{"source bridge": r.sourceEnd.pid(), "receiver bridge": r.recvr.pid()}
+	return map[string]int{"source bridge": r.sourceEnd.pid(), "receiver bridge": r.receiverEnd.pid()}
 }
 
 func (r *bridges) warnings() []string {
-	return append(r.sourceEnd.complaints(), r.recvr.complaints()...)
+	return append(r.sourceEnd.complaints(), r.receiverEnd.complaints()...)
 }
 
 // close stops both bridges in an orderly way.
 func (r *bridges) close() error {
-	err := errors.Join(r.sourceEnd.stop(), r.recvr.stop())
-	r.sourceEnd, r.recvr = nil, nil
+	err := errors.Join(r.sourceEnd.stop(), r.receiverEnd.stop())
+	r.sourceEnd, r.receiverEnd = nil, nil
 	return err
 }
