@@ -1,0 +1,126 @@
+package stream
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+const (
+	dialTimeout = 3 * time.Second
+	// pingInterval and pingsOut find a half-open connection within 10 to 15 s.
+	pingInterval = 5 * time.Second
+	pingsOut     = 2
+	// writeTimeout ends a connection whose other side takes nothing any more.
+	writeTimeout = 10 * time.Second
+)
+
+// ConnectOptions say how to reach a NATS server: an external broker, or a peer's.
+type ConnectOptions struct {
+	URL             string // nats://host:port, or several of one cluster separated by commas
+	Name            string // shown in the server's list of connections
+	CredentialsFile string // a NATS .creds file
+	NKeyFile        string // a file with an nkey seed
+	User, Password  string
+	Token           string
+	TLS             *tls.Config
+	Logger          *slog.Logger // nil: slog.Default()
+	// OnState, if set, is told of each change: connected, or not and why (nil: closed). It must not block.
+	OnState func(connected bool, cause error)
+}
+
+// Connect returns a connection that looks for its server for ever: a server that is away is no error.
+// Options that cannot be used are. Nothing is buffered while the server is away.
+func Connect(o ConnectOptions) (*nats.Conn, error) {
+	if o.URL == "" {
+		return nil, errors.New("connect to NATS: no URL is configured")
+	}
+	opts := o.clientOptions()
+	if o.CredentialsFile != "" {
+		opts = append(opts, nats.UserCredentials(o.CredentialsFile))
+	}
+	if o.NKeyFile != "" {
+		key, err := nats.NkeyOptionFromSeed(o.NKeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("read the nkey for %s from %q: %w", redact(o.URL), o.NKeyFile, err)
+		}
+		opts = append(opts, key)
+	}
+	if o.User != "" {
+		opts = append(opts, nats.UserInfo(o.User, o.Password))
+	}
+	if o.Token != "" {
+		opts = append(opts, nats.Token(o.Token))
+	}
+	if o.TLS != nil {
+		opts = append(opts, nats.Secure(o.TLS))
+	}
+	nc, err := nats.Connect(o.URL, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("connect to NATS at %s: %w", redact(o.URL), err)
+	}
+	return nc, nil
+}
+
+// clientOptions are those that every connection has, also the one in the process.
+func (o ConnectOptions) clientOptions() []nats.Option {
+	log := o.Logger
+	if log == nil {
+		log = slog.Default()
+	}
+	onState := o.OnState
+	if onState == nil {
+		onState = func(bool, error) {}
+	}
+	return []nats.Option{
+		nats.Name(o.Name),
+		nats.Timeout(dialTimeout),
+		nats.RetryOnFailedConnect(true),
+		nats.MaxReconnects(-1),
+		nats.IgnoreAuthErrorAbort(), // credentials may be put right while we try
+		nats.CustomReconnectDelay(backoff),
+		nats.ReconnectBufSize(-1),
+		nats.PingInterval(pingInterval),
+		nats.MaxPingsOutstanding(pingsOut),
+		nats.FlusherTimeout(writeTimeout),
+		nats.ErrorHandler(func(nc *nats.Conn, sub *nats.Subscription, err error) { logAsync(log, nc, sub, err) }),
+		nats.ConnectHandler(func(*nats.Conn) { onState(true, nil) }),
+		nats.ReconnectHandler(func(*nats.Conn) { onState(true, nil) }),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { onState(false, err) }),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { onState(false, err) }),
+		nats.ClosedHandler(func(*nats.Conn) { onState(false, nil) }),
+	}
+}
+
+// logAsync logs what comes back on no call: above all a missing permission, whose text names the subject.
+func logAsync(log *slog.Logger, nc *nats.Conn, sub *nats.Subscription, err error) {
+	switch {
+	case errors.Is(err, nats.ErrPermissionViolation):
+		log.Error("broker refused a subject; grant it to this user", "broker", brokerName(nc), "err", err)
+	case errors.Is(err, nats.ErrSlowConsumer):
+		log.Debug("messages dropped, they will be read again", "broker", brokerName(nc), "subject", sub.Subject)
+	default:
+		log.Warn("broker reported an error", "broker", brokerName(nc), "err", err)
+	}
+}
+
+// redact takes user and password out of a list of URLs.
+func redact(list string) string {
+	urls := strings.Split(list, ",")
+	for i, s := range urls {
+		u, err := url.Parse(strings.TrimSpace(s))
+		if err != nil {
+			urls[i] = "(a URL that cannot be parsed)"
+			continue
+		}
+		u.User = nil
+		urls[i] = u.String()
+	}
+	return strings.Join(urls, ",")
+}

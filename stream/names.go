@@ -1,0 +1,40 @@
+package stream
+
+import (
+	"fmt"
+
+	"github.com/nats-io/nats.go"
+)
+
+// StreamName is the name of the stream that a node writes.
+func StreamName(cluster, node string) string { return "PGB_" + cluster + "_" + node }
+
+// Subject is where a sender publishes the frames of an origin's node.
+func Subject(cluster, sender, origin string) string {
+	return "pgb." + cluster + "." + sender + "." + origin
+}
+
+// wildcard is all that a node publishes, which is what its stream stores.
+func wildcard(cluster, node string) string { return "pgb." + cluster + "." + node + ".>" }
+
+const maxName = 16
+
+// checkName keeps names to what fits a subject's token, a slot and a stream alike.
+func checkName(what, name string) error {
+	ok := len(name) > 0 && len(name) <= maxName
+	for _, c := range []byte(name) {
+		ok = ok && (c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '_')
+	}
+	if !ok {
+		return fmt.Errorf("%s name %q: a name is 1 to %d of a-z, 0-9 and _", what, name, maxName)
+	}
+	return nil
+}
+
+// brokerName names a broker in errors, without a password.
+func brokerName(nc *nats.Conn) string {
+	if u := nc.ConnectedUrlRedacted(); u != "" {
+		return u
+	}
+	return redact(nc.Opts.Url)
+}
