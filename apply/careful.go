@@ -248,6 +248,7 @@ func (c *carefulRun) each(row func(wire.Record, *mapping, *wire.Change) error, t
 		if err != nil {
 			return err
 		}
+		m.readable(&ch)
 		if err := row(rec, m, &ch); err != nil {
 			return err
 		}

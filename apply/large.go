@@ -12,7 +12,7 @@ import (
 // applyRun applies one large transaction from its file, as one transaction, alone in the pipeline. It
 // locks and registers whole tables instead of keys, and keeps nothing in memory but its tombstones.
 func (w *worker) applyRun(ctx context.Context, t *txn) error {
-	if err := w.reap(ctx, 0); err != nil {
+	if ok, err := w.alone(ctx, t); !ok {
 		return err
 	}
 	h, surprise, err := w.claimRun(ctx, t)

@@ -116,6 +116,7 @@ func (p *planner) record(rec wire.Record, relations map[uint32]*wire.Relation) e
 	if err != nil {
 		return err
 	}
+	m.readable(&p.change)
 	switch rec.Kind {
 	case wire.KindInsert:
 		err = p.insert(m)

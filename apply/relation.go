@@ -49,7 +49,29 @@ type mapping struct {
 	// key gives for each key column, in the table's key order, the remote column.
 	key        []int
 	statements map[string]*statement
-	usable     bool // a key that the origin's old images carry
+	usable     bool  // a key that the origin's old images carry
+	oneWay     []int // remote columns of types in oneWayTypes
+}
+
+// oneWayTypes are types whose receive function refuses what their send function makes of the empty value
+// (tsqueryrecv wants an operand, int2vectorrecv and oidvectorrecv a dimension, as of PostgreSQL 18), with
+// that form. Their empty values travel as text.
+var oneWayTypes = map[uint32]string{
+	3615: "\x00\x00\x00\x00",                                                                 // tsquery: no items
+	22:   "\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x15\x00\x00\x00\x00\x00\x00\x00\x00", // int2vector: array of length 0
+	30:   "\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x1a\x00\x00\x00\x00\x00\x00\x00\x00", // oidvector
+}
+
+// readable turns the values of a change that this server would not take in binary into text.
+func (m *mapping) readable(c *wire.Change) {
+	for _, i := range m.oneWay {
+		empty := oneWayTypes[m.local.cols[m.cols[i]].param()]
+		for _, tuple := range [][]wire.Value{c.Old, c.New} {
+			if i < len(tuple) && tuple[i].Format == wire.Binary && string(tuple[i].Data) == empty {
+				tuple[i] = wire.Value{Format: wire.Text}
+			}
+		}
+	}
 }
 
 // Blocked means that a transaction cannot be applied here for now: its origin waits, nothing is lost,
@@ -193,6 +215,8 @@ func newMapping(r *wire.Relation, t *table) (*mapping, error) {
 		}
 		if lc.generated {
 			li = -1
+		} else if _, ok := oneWayTypes[lc.param()]; ok {
+			m.oneWay = append(m.oneWay, i)
 		}
 		m.cols = append(m.cols, li)
 	}
@@ -216,20 +240,27 @@ func newMapping(r *wire.Relation, t *table) (*mapping, error) {
 	return m, nil
 }
 
+// sameType compares what a column's values are made of: a Type message names the type below a domain
+// (logicalrep_write_typ in src/backend/replication/logical/proto.c), and a domain adds nothing to a value.
 func sameType(t *table, lc *column, rc *wire.Column) error {
-	same := rc.TypeOID == lc.oid
-	if rc.TypeName != "" || rc.TypeOID >= firstUserOID {
-		same = rc.TypeName == lc.typ.name && rc.TypeSchema == lc.typ.schema
+	root := lc.typ.root()
+	schema, name := rc.TypeSchema, rc.TypeName
+	same := rc.TypeOID == root.oid
+	if name != "" {
+		if schema == "" {
+			schema = "pg_catalog" // as the Type message says it
+		}
+		same = name == root.name && schema == root.schema
 	}
 	if same {
 		return nil
 	}
-	origin := fmt.Sprintf("%s.%s", rc.TypeSchema, rc.TypeName)
-	if rc.TypeName == "" {
+	origin := fmt.Sprintf("%s.%s", schema, name)
+	if name == "" {
 		origin = fmt.Sprintf("the type with object id %d", rc.TypeOID)
 	}
 	return blocked("column %s of %s is of type %s.%s here and of %s at the origin; give it the same type on both nodes",
-		lc.quoted, t.quoted, lc.typ.schema, lc.typ.name, origin)
+		lc.quoted, t.quoted, root.schema, root.name, origin)
 }
 
 // needsKey is the error for an update or a delete whose old image does not carry this node's key.

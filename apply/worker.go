@@ -149,20 +149,51 @@ func (w *worker) step(ctx context.Context) error {
 	if err := w.ready(ctx, t); err != nil {
 		return err
 	}
+	if next, _ := w.inbox.peek(w.passed); next != t {
+		return nil // while we waited, one in front of it failed
+	}
 	if t.run != nil {
 		return w.applyRun(ctx, t)
 	}
-	err = w.gather(ctx)
+	err = w.gather()
 	if len(w.current.txns) > 0 {
 		return w.send(ctx)
 	}
-	if errors.Is(err, errSurprise) {
-		if err := w.reap(ctx, 0); err != nil {
+	var busy *busyError
+	switch {
+	case errors.Is(err, errSurprise):
+		if ok, err := w.alone(ctx, t); !ok {
 			return err
 		}
 		return w.carefully(ctx, t)
+	case errors.As(err, &busy):
+		return w.yield(ctx, busy)
 	}
 	return err
+}
+
+// yield waits until another origin's transaction has released keys. Whoever waits holds nothing: what
+// was in flight may have failed, and gives its own keys back only when it is reaped.
+func (w *worker) yield(ctx context.Context, busy *busyError) error {
+	if err := w.reap(ctx, 0); err != nil {
+		return err
+	}
+	select {
+	case <-busy.freed:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// alone waits until nothing is in flight and reports whether t is still the next transaction: if one in
+// front of it failed, what was behind that one comes first again.
+func (w *worker) alone(ctx context.Context, t *txn) (bool, error) {
+	if err := w.reap(ctx, 0); err != nil {
+		return false, err
+	}
+	next, _ := w.inbox.peek(w.passed)
+	return next == t, nil
 }
 
 // nextTxn waits for the next transaction. While batches are in flight it looks after them instead of
@@ -233,7 +264,7 @@ func (w *worker) deps(ctx context.Context, t *txn) error {
 
 // gather plans transactions into a new batch until one is not ready, does not fit, or cannot go the
 // optimistic path; the error says why if it is the first.
-func (w *worker) gather(ctx context.Context) error {
+func (w *worker) gather() error {
 	w.current = &batch{done: make(chan struct{})}
 	w.planner.out = w.planner.out[:0]
 	for len(w.current.txns) < w.opts.BatchTransactions && len(w.planner.out) < w.opts.BatchBytes {
@@ -247,7 +278,7 @@ func (w *worker) gather(ctx context.Context) error {
 				return nil
 			}
 		}
-		if err := w.add(ctx, t); err != nil {
+		if err := w.add(t); err != nil {
 			return err
 		}
 		w.inbox.take()
@@ -256,10 +287,10 @@ func (w *worker) gather(ctx context.Context) error {
 }
 
 // add plans t into the current batch, or leaves the batch as it was.
-func (w *worker) add(ctx context.Context, t *txn) error {
+func (w *worker) add(t *txn) error {
 	p, b := &w.planner, w.current
 	out, parses := len(p.out), len(b.parses)
-	held, err := w.planSmall(ctx, t)
+	held, err := w.planSmall(t)
 	if err != nil {
 		w.locks.release(held)
 		p.out = p.out[:out]
@@ -276,23 +307,20 @@ func (w *worker) add(ctx context.Context, t *txn) error {
 	return nil
 }
 
-// errBusy means that another origin's transaction holds a key of this one.
-var errBusy = errors.New("key is locked")
+// busyError means that another origin's transaction holds a key of this one.
+type busyError struct{ freed <-chan struct{} }
 
-func (w *worker) planSmall(ctx context.Context, t *txn) (*held, error) {
+func (*busyError) Error() string { return "key is locked" }
+
+func (w *worker) planSmall(t *txn) (*held, error) {
 	p := &w.planner
 	p.spill = nil
 	if err := p.plan(t); err != nil {
 		return nil, err
 	}
 	h := &held{origin: w.origin, keys: append([]wire.KeyHash(nil), p.print.locks...)}
-	if ok, _ := w.locks.try(h); !ok {
-		if len(w.current.txns) > 0 {
-			return nil, errBusy // send what there is first: nobody may wait for the unsent
-		}
-		if err := w.locks.lock(ctx, h); err != nil {
-			return nil, err
-		}
+	if ok, freed := w.locks.try(h); !ok {
+		return nil, &busyError{freed}
 	}
 	r := registration{w.origin, t.Seq}
 	for _, c := range p.print.creates {
