@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -34,12 +36,32 @@ type carefulRun struct {
 	unsure map[uint32]bool // local writers seen since
 	// Of one attempt:
 	xmax   uint32 // ids from here on began behind the transaction's marker
-	lost   map[wire.KeyHash]bool
+	rows   map[wire.KeyHash]*rowState
+	queue  []queued
 	buried []wire.KeyHash
 	wiped  []tableName
 	parts  int
 	losses int
 }
+
+// rowState is what an attempt knows of one key: first what the server shows, then what the attempt has
+// decided and queued.
+type rowState struct {
+	look
+	lost bool // the transaction's writes of this key have lost
+	mine bool // the row, or its absence, is the transaction's own work
+}
+
+// queued is a statement that an attempt will execute, in order, when its window is full.
+type queued struct {
+	what  string
+	sql   string
+	types []uint32
+	ps    []param
+}
+
+// window is how many changes of a transaction are looked at and written in one go.
+const window = 500
 
 // carefully applies t row by row: it locks each row, looks at what is there, decides by the policy and
 // records who lost. Only here does a conflict cost anything.
@@ -157,13 +179,13 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 			c.absence.withdraw(c.origin, c.t.Seq)
 		}
 	}()
-	c.lost, c.unsure = map[wire.KeyHash]bool{}, map[uint32]bool{}
+	c.rows, c.unsure, c.queue = map[wire.KeyHash]*rowState{}, map[uint32]bool{}, c.queue[:0]
 	c.buried, c.wiped, c.parts, c.losses = nil, nil, 0, 0
 	tx, err := c.conn.Begin(ctx)
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
-	if err := c.rows(ctx); err != nil {
+	if err := c.changes(ctx); err != nil {
 		if rerr := tx.Rollback(ctx); rerr != nil {
 			return errors.Join(err, rerr)
 		}
@@ -255,129 +277,177 @@ func (c *carefulRun) each(row func(wire.Record, *mapping, *wire.Change) error, t
 	}
 }
 
-// rows does all the transaction's changes within the open transaction, then the position.
-func (c *carefulRun) rows(ctx context.Context) error {
+// changes does all the transaction's changes within the open transaction, then the position.
+func (c *carefulRun) changes(ctx context.Context) error {
 	var xmax int64
 	if err := c.conn.QueryRow(ctx, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::int8`).Scan(&xmax); err != nil {
 		return fmt.Errorf("read snapshot: %w", err)
 	}
 	c.xmax = uint32(xmax)
-	unknown := false
-	note := func(err error) error { // find out everything that is unknown in one attempt
-		if errors.Is(err, errUnknown) {
-			unknown = true
+	var pending []step
+	err := c.each(func(_ wire.Record, m *mapping, ch *wire.Change) error {
+		pending = append(pending, copyStep(m, ch))
+		if len(pending) < window {
 			return nil
 		}
-		return err
-	}
-	err := c.each(func(rec wire.Record, m *mapping, ch *wire.Change) error {
-		return note(c.row(ctx, m, ch))
+		defer func() { pending = pending[:0] }()
+		return c.steps(ctx, pending)
 	}, func(ms []*mapping) error {
+		if err := c.steps(ctx, pending); err != nil {
+			return err
+		}
+		pending = pending[:0]
 		for _, m := range ms {
-			if err := note(c.truncate(ctx, m)); err != nil {
+			if err := c.truncate(ctx, m); err != nil {
 				return err
 			}
 		}
+		clear(c.rows)
 		return nil
 	})
+	if err == nil {
+		err = c.steps(ctx, pending)
+	}
+	if err != nil {
+		return err
+	}
+	c.bury()
+	t := c.t
+	c.push("move position", c.positionStatement.sql, c.positionStatement.types, []param{
+		int64Param(int64(t.Seq)), int64Param(int64(t.Stamp)), int64Param(int64(t.resume)), int64Param(int64(t.Stamp))})
+	return c.flush(ctx)
+}
+
+// step is one change with its keys, in memory of its own.
+type step struct {
+	m        *mapping
+	ch       wire.Change
+	from, to wire.KeyHash // the key before and after; equal unless an update moves the row
+}
+
+func copyStep(m *mapping, ch *wire.Change) step {
+	clone := func(t []wire.Value) []wire.Value {
+		out := make([]wire.Value, len(t))
+		for i, v := range t {
+			out[i] = wire.Value{Format: v.Format, Data: append([]byte(nil), v.Data...)}
+		}
+		return out
+	}
+	return step{m: m, ch: wire.Change{Kind: ch.Kind, Relation: ch.Relation, OldFull: ch.OldFull, Old: clone(ch.Old), New: clone(ch.New)}}
+}
+
+// before is the tuple that holds the row's key before the change.
+func (s *step) before() []wire.Value {
+	if len(s.ch.Old) > 0 {
+		return s.ch.Old
+	}
+	return s.ch.New
+}
+
+// steps looks at the rows of a window's changes, all at once, then decides one after the other.
+func (c *carefulRun) steps(ctx context.Context, pending []step) error {
+	for i := range pending {
+		s := &pending[i]
+		if s.ch.Kind != wire.KindInsert && !s.m.usable {
+			return s.m.needsKey()
+		}
+		if s.ch.Kind == wire.KindUpdate {
+			fillUnchanged(&s.ch)
+		}
+		var err error
+		if s.from, err = c.planner.hash(s.m, s.before()); err != nil {
+			return err
+		}
+		s.to = s.from
+		if s.ch.Kind == wire.KindUpdate {
+			if s.to, err = c.planner.hash(s.m, s.ch.New); err != nil {
+				return err
+			}
+		}
+	}
+	c.register(pending)
+	unknown, err := c.lookAll(ctx, pending)
 	if err != nil {
 		return err
 	}
 	if unknown {
 		return errUnknown
 	}
-	if err := c.bury(ctx); err != nil {
-		return err
-	}
-	t := c.t
-	_, err = c.exec(ctx, c.positionStatement.sql, c.positionStatement.types, []param{
-		int64Param(int64(t.Seq)), int64Param(int64(t.Stamp)), int64Param(int64(t.resume)), int64Param(int64(t.Stamp))})
-	if err != nil {
-		return fmt.Errorf("move position to %d: %w", t.Seq, err)
-	}
-	return nil
-}
-
-// row does one change. A changed key is a delete of the old one and an insert of the new one (R31).
-func (c *carefulRun) row(ctx context.Context, m *mapping, ch *wire.Change) error {
-	old := ch.New
-	if len(ch.Old) > 0 {
-		old = ch.Old
-	}
-	if ch.Kind != wire.KindInsert && !m.usable {
-		return m.needsKey()
-	}
-	if ch.Kind == wire.KindUpdate {
-		fillUnchanged(ch)
-	}
-	k, err := c.planner.hash(m, old)
-	if err != nil {
-		return err
-	}
-	switch ch.Kind {
-	case wire.KindInsert:
-		return c.write(ctx, m, ch.New, k, conflict.Insert)
-	case wire.KindDelete:
-		return c.remove(ctx, m, ch.Old, k)
-	}
-	to, err := c.planner.hash(m, ch.New)
-	if err != nil {
-		return err
-	}
-	if to == k {
-		return c.write(ctx, m, ch.New, k, conflict.Update)
-	}
-	if err := c.move(ctx, m, ch, k); err != nil {
-		return err
-	}
-	return c.write(ctx, m, ch.New, to, conflict.Insert)
-}
-
-// move deletes the row of an old key; the values that the new row leaves unchanged come from it.
-func (c *carefulRun) move(ctx context.Context, m *mapping, ch *wire.Change, k wire.KeyHash) error {
-	l, err := c.look(ctx, m, ch.Old, k)
-	if err != nil {
-		return err
-	}
-	if l.found && c.trueBase(m, l, k) == nil {
-		if err := c.fillFrom(ctx, m, ch); err != nil {
+	for i := range pending {
+		if err := c.step(ctx, &pending[i]); err != nil {
 			return err
 		}
 	}
-	return c.remove(ctx, m, ch.Old, k)
+	return c.flush(ctx)
+}
+
+// register says which rows the transaction may create, before it looks at anything (R18).
+func (c *carefulRun) register(pending []step) {
+	for i := range pending {
+		s := &pending[i]
+		if s.ch.Kind != wire.KindDelete {
+			c.absence.create(s.m.name(), s.to, registration{c.origin, c.t.Seq}, c.t.version())
+		}
+	}
+}
+
+func (m *mapping) name() tableName { return tableName{m.local.schema, m.local.name} }
+
+// step does one change. A changed key is a delete of the old one and an insert of the new one (R31).
+func (c *carefulRun) step(ctx context.Context, s *step) error {
+	switch {
+	case s.ch.Kind == wire.KindInsert:
+		return c.write(s.m, s.ch.New, s.to, conflict.Insert)
+	case s.ch.Kind == wire.KindDelete:
+		return c.remove(s.m, s.ch.Old, s.from)
+	case s.from == s.to:
+		return c.write(s.m, s.ch.New, s.to, conflict.Update)
+	}
+	if hasUnchanged(s.ch.New) && c.rows[s.from].found && c.trueBase(s.m, c.rows[s.from], s.from) == nil {
+		if err := c.flush(ctx); err != nil {
+			return err
+		}
+		if err := c.fillFrom(ctx, s.m, &s.ch); err != nil {
+			return err
+		}
+	}
+	if err := c.remove(s.m, s.ch.Old, s.from); err != nil {
+		return err
+	}
+	return c.write(s.m, s.ch.New, s.to, conflict.Insert)
 }
 
 // write lets the transaction's version of a row meet what is there.
-func (c *carefulRun) write(ctx context.Context, m *mapping, tuple []wire.Value, k wire.KeyHash, kind conflict.Write) error {
-	if c.lost[k] {
+func (c *carefulRun) write(m *mapping, tuple []wire.Value, k wire.KeyHash, kind conflict.Write) error {
+	r := c.rows[k]
+	if r.lost {
 		return nil
 	}
-	n := tableName{m.local.schema, m.local.name}
-	c.absence.create(n, k, registration{c.origin, c.t.Seq}, c.t.version()) // first register, then look (R18)
-	l, err := c.look(ctx, m, tuple, k)
-	if err != nil {
-		return err
+	d := conflict.Decision{RemoteWins: true}
+	if !r.mine {
+		d = c.policy(conflict.Case{Write: kind, Remote: c.t.version(), Local: r.local, Seen: r.seen})
 	}
-	d := c.policy(conflict.Case{Write: kind, Remote: c.t.version(), Local: l.local, Seen: l.seen})
 	if !d.RemoteWins {
-		c.lost[k] = true
-		return c.record(ctx, m, tuple, l, d)
+		r.lost = true
+		return c.record(m, tuple, r.look, d)
 	}
 	if hasUnchanged(tuple) {
-		if err := c.trueBase(m, l, k); err != nil {
+		if err := c.trueBase(m, r, k); err != nil {
 			return err
 		}
 	}
-	if d.Conflict {
-		if err := c.record(ctx, m, tuple, l, d); err != nil {
-			return err
-		}
+	if err := c.record(m, tuple, r.look, d); err != nil {
+		return err
 	}
-	if l.found {
-		return c.overwrite(ctx, m, tuple)
+	found := r.found
+	r.found, r.mine = true, true
+	if found {
+		set := m.set(nil, tuple, false)
+		sql, types := m.updateSQL(set, nil)
+		return c.change(m, sql, types, tuple, set, tuple)
 	}
 	sql, types := m.insertSQL()
-	return c.change(ctx, m, sql, types, tuple, m.insertSet(), nil)
+	return c.change(m, sql, types, tuple, m.insertSet(), nil)
 }
 
 func hasUnchanged(tuple []wire.Value) bool {
@@ -390,11 +460,14 @@ func hasUnchanged(tuple []wire.Value) bool {
 }
 
 // trueBase checks that the row's unchanged TOAST values are those of the transaction's author (R16).
-func (c *carefulRun) trueBase(m *mapping, l look, k wire.KeyHash) error {
+func (c *carefulRun) trueBase(m *mapping, r *rowState, k wire.KeyHash) error {
+	if r.mine && r.found {
+		return nil
+	}
 	if c.unsettled(m, k, c.t) {
 		return errUnknown
 	}
-	if l.found && (l.local.Ancient || l.own || c.t.low.Get(l.local.Version.Origin).Stamp >= l.local.Version.Stamp) {
+	if r.found && (r.local.Ancient || r.own || c.t.low.Get(r.local.Version.Origin).Stamp >= r.local.Version.Stamp) {
 		return nil
 	}
 	return blocked("transaction %d leaves a large value of table %s unchanged that another node has changed at the same time; "+
@@ -412,41 +485,35 @@ func (m *mapping) insertSet() []int {
 	return set
 }
 
-func (c *carefulRun) overwrite(ctx context.Context, m *mapping, tuple []wire.Value) error {
-	set := m.set(nil, tuple, false)
-	sql, types := m.updateSQL(set, nil)
-	return c.change(ctx, m, sql, types, tuple, set, tuple)
-}
-
 // remove lets the transaction's delete meet what is there.
-func (c *carefulRun) remove(ctx context.Context, m *mapping, old []wire.Value, k wire.KeyHash) error {
-	if c.lost[k] {
+func (c *carefulRun) remove(m *mapping, old []wire.Value, k wire.KeyHash) error {
+	r := c.rows[k]
+	if r.lost {
 		return nil
 	}
-	l, err := c.look(ctx, m, old, k)
-	if err != nil {
+	d := conflict.Decision{RemoteWins: true}
+	if !r.mine {
+		d = c.policy(conflict.Case{Write: conflict.Delete, Remote: c.t.version(), Local: r.local, Seen: r.seen})
+	}
+	if err := c.record(m, nil, r.look, d); err != nil {
 		return err
 	}
-	d := c.policy(conflict.Case{Write: conflict.Delete, Remote: c.t.version(), Local: l.local, Seen: l.seen})
 	if !d.RemoteWins {
-		c.lost[k] = true
-		return c.record(ctx, m, nil, l, d)
-	}
-	c.buried = append(c.buried, k)
-	if !l.found {
+		r.lost = true
 		return nil
 	}
-	if d.Conflict {
-		if err := c.record(ctx, m, nil, l, d); err != nil {
-			return err
-		}
+	c.buried = append(c.buried, k)
+	found := r.found
+	r.found, r.mine = false, true
+	if !found {
+		return nil
 	}
 	sql, types := m.deleteSQL(nil)
-	return c.change(ctx, m, sql, types, nil, nil, old)
+	return c.change(m, sql, types, nil, nil, old)
 }
 
-// change executes a statement for one row: the columns of set from tuple, then the key from old.
-func (c *carefulRun) change(ctx context.Context, m *mapping, sql string, types []uint32, tuple []wire.Value, set []int, old []wire.Value) error {
+// change queues a statement for one row: the columns of set from tuple, then the key from old.
+func (c *carefulRun) change(m *mapping, sql string, types []uint32, tuple []wire.Value, set []int, old []wire.Value) error {
 	var ps []param
 	for _, i := range set {
 		p, err := m.param(i, tuple[i])
@@ -464,25 +531,55 @@ func (c *carefulRun) change(ctx context.Context, m *mapping, sql string, types [
 			ps = append(ps, p)
 		}
 	}
-	if _, err := c.exec(ctx, sql, types, ps); err != nil {
-		return fmt.Errorf("table %s: %w", m.local.quoted, err)
-	}
+	c.push("table "+m.local.quoted, sql, types, ps)
 	return nil
 }
 
-// exec runs one statement with parameters as they are and returns its rows as text.
-func (w *worker) exec(ctx context.Context, sql string, types []uint32, ps []param) ([][][]byte, error) {
-	values := make([][]byte, len(ps))
-	formats := make([]int16, len(ps))
+func (c *carefulRun) push(what, sql string, types []uint32, ps []param) {
+	c.queue = append(c.queue, queued{what, sql, types, ps})
+}
+
+// flush executes what is queued, in one round trip.
+func (c *carefulRun) flush(ctx context.Context) error {
+	if len(c.queue) == 0 {
+		return nil
+	}
+	batch := &pgconn.Batch{}
+	for _, q := range c.queue {
+		values, formats := raw(q.ps)
+		batch.ExecParams(q.sql, values, q.types, formats, nil)
+	}
+	r := c.conn.PgConn().ExecBatch(ctx, batch)
+	n := 0
+	for r.NextResult() {
+		if _, err := r.ResultReader().Close(); err != nil {
+			break
+		}
+		n++
+	}
+	if err := r.Close(); err != nil {
+		return fmt.Errorf("%s: %w", c.queue[min(n, len(c.queue)-1)].what, err)
+	}
+	c.queue = c.queue[:0]
+	return nil
+}
+
+func raw(ps []param) (values [][]byte, formats []int16) {
+	values, formats = make([][]byte, len(ps)), make([]int16, len(ps))
 	for i, p := range ps {
 		formats[i] = int16(p.format)
 		if !p.null {
-			values[i] = p.value
-			if values[i] == nil {
+			if values[i] = p.value; values[i] == nil {
 				values[i] = []byte{}
 			}
 		}
 	}
+	return values, formats
+}
+
+// exec runs one statement with parameters as they are and returns its rows as text.
+func (w *worker) exec(ctx context.Context, sql string, types []uint32, ps []param) ([][][]byte, error) {
+	values, formats := raw(ps)
 	r := w.conn.PgConn().ExecParams(ctx, sql, values, types, formats, nil).Read()
 	return r.Rows, r.Err
 }
@@ -497,31 +594,141 @@ type look struct {
 }
 
 const (
-	lookColumns = `SELECT t.xmin::text, c.timestamp IS NULL,
-		COALESCE((extract(epoch FROM c.timestamp) * 1000000)::int8, 0), COALESCE(c.roident, 0), to_jsonb(t.*) FROM `
-	lookFrom = ` t, LATERAL pg_xact_commit_timestamp_origin(t.xmin) c WHERE `
+	lookColumns = `t.xmin::text, c.timestamp IS NULL,
+		COALESCE((extract(epoch FROM c.timestamp) * 1000000)::int8, 0), COALESCE(c.roident, 0), to_jsonb(t.*)`
+	lookVersion = `LATERAL pg_xact_commit_timestamp_origin(t.xmin) c`
 )
 
-// look locks the row, if there is one, and finds out its version; errUnknown if capture must read on
-// first.
-func (c *carefulRun) look(ctx context.Context, m *mapping, tuple []wire.Value, k wire.KeyHash) (look, error) {
-	where, types, ps, err := m.keyCondition(tuple)
-	if err != nil {
-		return look{}, err
+// lookAll locks the rows of all keys in pending that were not looked at before, and finds out their
+// versions; it reports whether capture must read on before something can be decided.
+func (c *carefulRun) lookAll(ctx context.Context, pending []step) (unknown bool, err error) {
+	groups := map[*mapping]*keyGroup{}
+	var order []*mapping
+	want := func(m *mapping, tuple []wire.Value, k wire.KeyHash) {
+		if c.rows[k] != nil {
+			return
+		}
+		g := groups[m]
+		if g == nil {
+			g = &keyGroup{}
+			groups[m], order = g, append(order, m)
+		}
+		g.hashes, g.tuples = append(g.hashes, k), append(g.tuples, tuple)
+		c.rows[k] = &rowState{}
 	}
-	// First the lock, then a look with a new snapshot: what a locking query itself returns of other
-	// relations and functions may belong to the version before the lock wait.
-	if _, err := c.exec(ctx, "SELECT 1 FROM "+m.local.quoted+" t WHERE "+where+" FOR UPDATE", types, ps); err != nil {
-		return look{}, fmt.Errorf("lock row of %s: %w", m.local.quoted, err)
+	for i := range pending {
+		s := &pending[i]
+		want(s.m, s.before(), s.from)
+		if s.to != s.from {
+			want(s.m, s.ch.New, s.to)
+		}
 	}
-	rows, err := c.exec(ctx, lookColumns+m.local.quoted+lookFrom+where, types, ps)
-	if err != nil {
-		return look{}, fmt.Errorf("look at row of %s: %w", m.local.quoted, err)
+	for _, m := range order {
+		g := groups[m]
+		found, err := c.fetch(ctx, m, g)
+		if err != nil {
+			return false, err
+		}
+		for i, k := range g.hashes {
+			l, err := c.judge(m, k, found[i])
+			if errors.Is(err, errUnknown) {
+				unknown = true
+			} else if err != nil {
+				return false, err
+			}
+			c.rows[k].look = l
+		}
 	}
-	if len(rows) == 0 {
+	return unknown, nil
+}
+
+func (c *carefulRun) judge(m *mapping, k wire.KeyHash, row [][]byte) (look, error) {
+	if row == nil {
 		return c.absent(m, k)
 	}
-	return c.present(rows[0], k)
+	return c.present(row, k)
+}
+
+// keyGroup are the keys of one table that a window touches.
+type keyGroup struct {
+	hashes []wire.KeyHash
+	tuples [][]wire.Value
+}
+
+// fetch locks the rows of a group and returns, by place in it, what stands there. First the lock, then a
+// look with a new snapshot: what a locking query itself returns of functions may belong to the version
+// before the lock wait.
+func (c *carefulRun) fetch(ctx context.Context, m *mapping, g *keyGroup) (map[int][][]byte, error) {
+	found := map[int][][]byte{}
+	if !m.runs(nil) || !g.binary(m) {
+		return found, c.fetchSingly(ctx, m, g, found)
+	}
+	var types []uint32
+	var ps []param
+	var args, names, where []string
+	for n, i := range m.key {
+		var a array
+		a.reset()
+		for _, t := range g.tuples {
+			p, err := m.param(i, t[i])
+			if err != nil {
+				return nil, err
+			}
+			a.add(p.value, p.null)
+		}
+		col := &m.local.cols[m.cols[i]]
+		types, ps = append(types, col.typ.root().array), append(ps, binaryParam(a.value(col.param())))
+		args, names = append(args, fmt.Sprintf("$%d", n+1)), append(names, fmt.Sprintf("k%d", n+1))
+		where = append(where, fmt.Sprintf("t.%s %s v.k%d", col.quoted, col.equals, n+1))
+	}
+	keys := fmt.Sprintf("unnest(%s) WITH ORDINALITY v(%s, n)", strings.Join(args, ", "), strings.Join(names, ", "))
+	from := keys + ", " + m.local.quoted + " t"
+	cond := " WHERE " + strings.Join(where, " AND ")
+	if _, err := c.exec(ctx, "SELECT 1 FROM "+from+cond+" ORDER BY v.n FOR UPDATE OF t", types, ps); err != nil {
+		return nil, fmt.Errorf("lock rows of %s: %w", m.local.quoted, err)
+	}
+	rows, err := c.exec(ctx, "SELECT v.n, "+lookColumns+" FROM "+from+", "+lookVersion+cond, types, ps)
+	if err != nil {
+		return nil, fmt.Errorf("look at rows of %s: %w", m.local.quoted, err)
+	}
+	for _, r := range rows {
+		n, err := strconv.Atoi(string(r[0]))
+		if err != nil {
+			return nil, fmt.Errorf("look at rows of %s: %w", m.local.quoted, err)
+		}
+		found[n-1] = r[1:]
+	}
+	return found, nil
+}
+
+func (g *keyGroup) binary(m *mapping) bool {
+	for _, t := range g.tuples {
+		if !allBinary(t, m.key) {
+			return false
+		}
+	}
+	return true
+}
+
+// fetchSingly is fetch for keys whose type cannot travel in arrays.
+func (c *carefulRun) fetchSingly(ctx context.Context, m *mapping, g *keyGroup, found map[int][][]byte) error {
+	for i, tuple := range g.tuples {
+		where, types, ps, err := m.keyCondition(tuple)
+		if err != nil {
+			return err
+		}
+		if _, err := c.exec(ctx, "SELECT 1 FROM "+m.local.quoted+" t WHERE "+where+" FOR UPDATE", types, ps); err != nil {
+			return fmt.Errorf("lock row of %s: %w", m.local.quoted, err)
+		}
+		rows, err := c.exec(ctx, "SELECT "+lookColumns+" FROM "+m.local.quoted+" t, "+lookVersion+" WHERE "+where, types, ps)
+		if err != nil {
+			return fmt.Errorf("look at row of %s: %w", m.local.quoted, err)
+		}
+		if len(rows) > 0 {
+			found[i] = rows[0]
+		}
+	}
+	return nil
 }
 
 func (m *mapping) keyCondition(tuple []wire.Value) (string, []uint32, []param, error) {
@@ -549,7 +756,7 @@ func (c *carefulRun) absent(m *mapping, k wire.KeyHash) (look, error) {
 	if !c.waited {
 		return look{}, errUnknown
 	}
-	d, ok := c.absence.tombstone(tableName{m.local.schema, m.local.name}, k)
+	d, ok := c.absence.tombstone(m.name(), k)
 	if !ok {
 		return look{local: conflict.Local{Absent: true}}, nil
 	}
@@ -619,24 +826,19 @@ func (w *worker) originOf(id uint32) (origin.Origin, bool) {
 	return origin.Origin{}, false
 }
 
-// bury writes the transaction's tombstones (they go into the index when it has landed).
-func (c *carefulRun) bury(ctx context.Context) error {
+// bury queues the transaction's tombstones (they go into the index when it has landed).
+func (c *carefulRun) bury() {
 	for rest := c.buried; len(rest) > 0; {
 		n := min(len(rest), tombstoneRow)
-		if _, err := c.exec(ctx, c.tombstoneStatement.sql, c.tombstoneStatement.types, c.tombstoneParams(c.t, c.parts, rest[:n])); err != nil {
-			return fmt.Errorf("write tombstones: %w", err)
-		}
+		c.push("write tombstones", c.tombstoneStatement.sql, c.tombstoneStatement.types, c.tombstoneParams(c.t, c.parts, rest[:n]))
 		c.parts++
 		rest = rest[n:]
 	}
 	for i, n := range c.wiped {
 		ps := c.tombstoneParams(c.t, -1-i, nil)
 		ps[len(ps)-1] = binaryParam([]byte(n.schema + "\x00" + n.name))
-		if _, err := c.exec(ctx, c.tombstoneStatement.sql, c.tombstoneStatement.types, ps); err != nil {
-			return fmt.Errorf("write tombstones: %w", err)
-		}
+		c.push("write tombstones", c.tombstoneStatement.sql, c.tombstoneStatement.types, ps)
 	}
-	return nil
 }
 
 // fillFrom takes the values that an update of the key leaves unchanged from the row of the old key.

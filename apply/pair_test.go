@@ -74,9 +74,15 @@ func (f *fakeWAL) RecentXIDs() []uint32 { return nil }
 // newPair makes two databases with the same schema and starts applying at the second.
 func newPair(t *testing.T, s *pgtest.Server, schema string, peers ...string) *pair {
 	t.Helper()
-	p := &pair{t: t, from: s.NewDatabase(t), to: s.NewDatabase(t), rels: map[uint32]*wire.Relation{}}
+	return newPairOf(t, s, s, schema, schema, peers...)
+}
+
+// newPairOf is newPair with a server and a schema of its own for each side.
+func newPairOf(t *testing.T, from, to *pgtest.Server, schema, schemaTo string, peers ...string) *pair {
+	t.Helper()
+	p := &pair{t: t, from: from.NewDatabase(t), to: to.NewDatabase(t), rels: map[uint32]*wire.Relation{}}
 	p.from.Exec(t, schema)
-	p.to.Exec(t, schema)
+	p.to.Exec(t, schemaTo)
 	p.from.Exec(t, `CREATE PUBLICATION p FOR ALL TABLES WITH (publish_via_partition_root = true)`)
 	p.from.Exec(t, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, p.slot())
 	p.src = p.from.Connect(t)

@@ -19,7 +19,7 @@ func (c *carefulRun) truncate(ctx context.Context, m *mapping) error {
 	if _, err := c.exec(ctx, sql, c.guard.types(), c.guardParams(c.t.up)); err != nil {
 		return fmt.Errorf("truncate %s: %w", m.local.quoted, err)
 	}
-	c.wiped = append(c.wiped, tableName{m.local.schema, m.local.name})
+	c.wiped = append(c.wiped, m.name())
 	// What is left was written by somebody who had not seen the TRUNCATE, before it or after it.
 	rows, err := c.exec(ctx, `SELECT t.tableoid::text, t.ctid::text FROM `+m.local.quoted+` t`, nil, nil)
 	if err != nil {
@@ -39,7 +39,7 @@ func (c *carefulRun) truncateRow(ctx context.Context, m *mapping, tableoid, ctid
 	if _, err := c.exec(ctx, "SELECT 1 FROM "+m.local.quoted+" t WHERE "+where+" FOR UPDATE", nil, ps); err != nil {
 		return fmt.Errorf("lock row of %s: %w", m.local.quoted, err)
 	}
-	rows, err := c.exec(ctx, lookColumns+m.local.quoted+lookFrom+where, nil, ps)
+	rows, err := c.exec(ctx, "SELECT "+lookColumns+" FROM "+m.local.quoted+" t, "+lookVersion+" WHERE "+where, nil, ps)
 	if err != nil || len(rows) == 0 {
 		return err
 	}
@@ -49,7 +49,7 @@ func (c *carefulRun) truncateRow(ctx context.Context, m *mapping, tableoid, ctid
 		return err
 	}
 	d := c.policy(conflict.Case{Write: conflict.Truncate, Remote: c.t.version(), Local: l.local, Seen: l.seen})
-	if err := c.record(ctx, m, nil, l, d); err != nil {
+	if err := c.record(m, nil, l, d); err != nil {
 		return err
 	}
 	if !d.RemoteWins {

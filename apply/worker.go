@@ -53,6 +53,7 @@ type worker struct {
 	beginMessages, commitMessages         []byte
 	positionStatement, tombstoneStatement *statement
 
+	atOnce  int         // transactions in the next batch: few after a failure, then more again
 	current *batch      // being planned
 	flight  chan *batch // to the receiver
 	pending []*batch    // in flight, oldest first; only the worker touches it
@@ -87,7 +88,7 @@ type landing struct {
 
 // run applies until ctx ends or the connection is lost.
 func (w *worker) run(ctx context.Context) error {
-	w.ctx = ctx
+	w.ctx, w.atOnce = ctx, w.opts.BatchTransactions
 	var receiver sync.WaitGroup
 	w.flight = make(chan *batch, inFlight)
 	receiver.Go(w.receive)
@@ -254,7 +255,8 @@ func (w *worker) deps(ctx context.Context, t *txn) error {
 	if _, _, lacks := w.progress.lacks(t.up, w.origin, w.own); !lacks {
 		return nil
 	}
-	if err := w.reap(ctx, 0); err != nil { // what is in flight must not wait for our own reaping
+	// What is in flight must not wait for our own reaping; and if it has failed, its turn comes first.
+	if ok, err := w.alone(ctx, t); !ok {
 		return err
 	}
 	return w.progress.hold(ctx, t.up, w.origin, w.own, func(e origin.Entry) {
@@ -267,7 +269,7 @@ func (w *worker) deps(ctx context.Context, t *txn) error {
 func (w *worker) gather() error {
 	w.current = &batch{done: make(chan struct{})}
 	w.planner.out = w.planner.out[:0]
-	for len(w.current.txns) < w.opts.BatchTransactions && len(w.planner.out) < w.opts.BatchBytes {
+	for len(w.current.txns) < min(w.atOnce, w.opts.BatchTransactions) && len(w.planner.out) < w.opts.BatchBytes {
 		t, _ := w.inbox.peek(w.passed)
 		if t == nil || t.run != nil {
 			return nil
@@ -376,6 +378,7 @@ func (w *worker) reap(ctx context.Context, n int) error {
 			return w.recover(ctx)
 		}
 		w.pending = w.pending[1:]
+		w.atOnce = min(2*w.atOnce, w.opts.BatchTransactions)
 	}
 	return nil
 }
@@ -402,6 +405,7 @@ func (w *worker) recover(ctx context.Context) error {
 		w.giveBack(b)
 	}
 	w.pending = w.pending[:0]
+	w.atOnce = 1 // where one failed, the next may: what fails behind it is planned in vain
 	w.inbox.rewind()
 	culprit := first.txns[first.acked].t
 	w.absence.withdraw(w.origin, culprit.Seq)
