@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/pgbridge/pgbridge/apply"
-	"github.com/pgbridge/pgbridge/capture0"
+	"github.com/pgbridge/pgbridge/capture"
 	"github.com/pgbridge/pgbridge/config"
 	"github.com/pgbridge/pgbridge/stream"
 )

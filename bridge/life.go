@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/pgbridge/pgbridge/apply"
-	"github.com/pgbridge/pgbridge/capture0"
+	"github.com/pgbridge/pgbridge/capture"
 	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/stream"
 	"github.com/pgbridge/pgbridge/wire"

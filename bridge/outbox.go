@@ -5,7 +5,7 @@ import (
 	"sync"
 
 	"github.com/pgbridge/pgbridge/apply"
-	"github.com/pgbridge/pgbridge/capture0"
+	"github.com/pgbridge/pgbridge/capture"
 	"github.com/pgbridge/pgbridge/stream"
 	"github.com/pgbridge/pgbridge/wire"
 )

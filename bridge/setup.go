@@ -8,7 +8,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/pgbridge/pgbridge/apply"
-	"github.com/pgbridge/pgbridge/capture0"
+	"github.com/pgbridge/pgbridge/capture"
 	"github.com/pgbridge/pgbridge/config"
 	"github.com/pgbridge/pgbridge/stream"
 )

@@ -16,7 +16,7 @@ import (
 	"github.com/jackc/pglogrepl"
 
 	"github.com/pgbridge/pgbridge/apply"
-	"github.com/pgbridge/pgbridge/capture0"
+	"github.com/pgbridge/pgbridge/capture"
 	"github.com/pgbridge/pgbridge/config"
 )
 
