@@ -18,7 +18,7 @@ const module = "github.com/pgbridge/pgbridge"
 
 // border is what the production code of one package may import.
 type border struct {
-	inside  []string // packages of this module; "*" for all but cmd and integration
+	inside  []string // packages of this module; "*" for all but cmd, demo and integration
 	outside []string // other modules, by prefix of the import path
 	never   []string // of the standard library, by prefix
 	pure    bool     // no I/O, wall clock, goroutine, logger or context
@@ -34,23 +34,26 @@ const (
 	zstd      = "github.com/klauspost/compress"
 	xxh3      = "github.com/zeebo/xxh3"
 	errgroup  = "golang.org/x/sync"
+	sysunix   = "golang.org/x/sys/unix"
 )
 
 // borders are the house's rules of who may know whom; imports go down, never sideways or up. A package
 // that is not here is refused: a new one on the top level owns what no other can.
 func borders() map[string]border {
 	return map[string]border{
-		"origin":       {pure: true},
-		"wire":         {pure: true, inside: []string{"origin"}, outside: []string{zstd, xxh3}},
-		"conflict":     {pure: true, inside: []string{"wire", "origin"}},
-		"topology":     {pure: true, inside: []string{"origin"}},
-		"capture":      {inside: []string{"wire", "origin"}, outside: []string{pglogrepl, pgx, errgroup}},
-		"stream":       {inside: []string{"wire", "origin"}, outside: []string{nats, zstd, errgroup}},
-		"apply":        {inside: []string{"wire", "origin", "conflict"}, outside: []string{pgx, errgroup}},
-		"config":       {outside: []string{viper, yaml}},
-		"console":      {never: []string{"database/sql"}},
-		"bridge":       {inside: []string{"*"}, outside: []string{pgx, pglogrepl, nats, errgroup}},
-		"cmd/pgbridge": {inside: []string{"bridge", "config"}, outside: []string{cobra}},
+		"origin":   {pure: true},
+		"wire":     {pure: true, inside: []string{"origin"}, outside: []string{zstd, xxh3}},
+		"conflict": {pure: true, inside: []string{"wire", "origin"}},
+		"topology": {pure: true, inside: []string{"origin"}},
+		"capture":  {inside: []string{"wire", "origin"}, outside: []string{pglogrepl, pgx, errgroup}},
+		"stream":   {inside: []string{"wire", "origin"}, outside: []string{nats, zstd, errgroup}},
+		"apply":    {inside: []string{"wire", "origin", "conflict"}, outside: []string{pgx, errgroup}},
+		"config":   {outside: []string{viper, yaml}},
+		"console":  {never: []string{"database/sql"}},
+		"bridge":   {inside: []string{"*"}, outside: []string{pgx, pglogrepl, nats, errgroup}},
+		"demo": {inside: []string{"bridge", "config", "integration/pgcluster"},
+			outside: []string{pgx, errgroup, sysunix}},
+		"cmd/pgbridge": {inside: []string{"bridge", "config", "demo"}, outside: []string{cobra}},
 	}
 }
 
@@ -153,7 +156,7 @@ func TestImportsStayWithinTheirBorders(t *testing.T) {
 // allows reports whether the package behind b may import the path.
 func (b border) allows(imported string) bool {
 	if dir, inside := strings.CutPrefix(imported, module+"/"); inside {
-		anyInside := slices.Equal(b.inside, []string{"*"}) && !harness(dir) && !strings.HasPrefix(dir, "cmd/")
+		anyInside := slices.Equal(b.inside, []string{"*"}) && !harness(dir) && dir != "demo" && !strings.HasPrefix(dir, "cmd/")
 		return anyInside || slices.Contains(b.inside, dir)
 	}
 	first, _, _ := strings.Cut(imported, "/")
@@ -181,7 +184,8 @@ func TestBordersBite(t *testing.T) {
 		{"stream", nats + "/nats.go/jetstream", true}, {"stream", pgx, false}, {"stream", module + "/apply", false},
 		{"apply", module + "/conflict", true}, {"apply", nats + "/nats.go", false}, {"apply", module + "/capture", false},
 		{"config", viper, true}, {"config", module + "/origin", false}, {"bridge", viper, false}, {"bridge", module + "/config", true},
-		{"bridge", module + "/integration/pgtest", false}, {"cmd/pgbridge", viper, false}, {"cmd/pgbridge", module + "/capture", false},
+		{"bridge", module + "/integration/pgtest", false}, {"bridge", module + "/demo", false}, {"cmd/pgbridge", viper, false}, {"cmd/pgbridge", module + "/capture", false},
+		{"cmd/pgbridge", module + "/demo", true}, {"demo", module + "/apply", false}, {"demo", nats + "/nats.go", false},
 		{"console", pgx, false}, {"console", "database/sql", false}, {"console", "net/http", true},
 	} {
 		if got := borders()[c.dir].allows(c.imported); got != c.want {

@@ -2,10 +2,10 @@ package main
 
 import (
 	"context"
-	"errors"
 
 	"github.com/pgbridge/pgbridge/bridge"
 	"github.com/pgbridge/pgbridge/config"
+	"github.com/pgbridge/pgbridge/demo"
 )
 
 // backend is what the verbs call: package bridge, or a test's own functions.
@@ -19,12 +19,9 @@ type backend struct {
 	// status asks the bridge that runs with this configuration. If none does, it may return what the
 	// database says together with the error.
 	status func(ctx context.Context, cfg *config.Config) (*bridge.Report, error)
-	// demo runs a whole cluster for a while; it writes its account to the terminal.
-	demo func(ctx context.Context, opts demoOptions, c terminal) error
+	// demo runs a whole cluster for a while.
+	demo func(ctx context.Context, opts demo.Options) error
 }
-
-// errNoDemo is what demo says until it is built.
-var errNoDemo = errors.New("demo is not built yet")
 
 func realBackend() backend {
 	return backend{
@@ -32,6 +29,6 @@ func realBackend() backend {
 		setup:    bridge.Setup,
 		setupSQL: bridge.SetupSQL,
 		status:   bridge.Status,
-		demo:     func(context.Context, demoOptions, terminal) error { return errNoDemo },
+		demo:     demo.Run,
 	}
 }

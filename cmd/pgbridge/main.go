@@ -1,7 +1,7 @@
 // Command pgbridge makes an ordinary PostgreSQL primary one leader of a multi-leader database.
 //
 // It owns the command line: one file per verb reads its flags, loads the configuration and hands both to
-// package bridge through the [backend] seam; root.go ties the verbs together. There is no logic of the
+// package bridge, or demo, through the [backend] seam; root.go ties the verbs together. There is no logic of the
 // product here, no SQL and no NATS.
 //
 // exit.go maps every error to the exit code that a supervisor can act on. signal.go holds the one

@@ -16,6 +16,7 @@ import (
 
 	"github.com/pgbridge/pgbridge/bridge"
 	"github.com/pgbridge/pgbridge/config"
+	"github.com/pgbridge/pgbridge/demo"
 )
 
 var update = flag.Bool("update", false, "write the golden files in testdata anew")
@@ -141,8 +142,8 @@ func TestVerbsReachTheBackend(t *testing.T) {
 			check("status", cfg)
 			return &bridge.Report{}, nil
 		},
-		demo: func(_ context.Context, opts demoOptions, _ terminal) error {
-			called = append(called, fmt.Sprintf("demo %d %s %t", opts.nodes, opts.duration, opts.keep))
+		demo: func(_ context.Context, opts demo.Options) error {
+			called = append(called, fmt.Sprintf("demo %d %s %t", opts.Nodes, opts.Duration, opts.Keep))
 			return nil
 		},
 	}
@@ -175,7 +176,7 @@ func TestFailureIsTold(t *testing.T) {
 		status: func(context.Context, *config.Config) (*bridge.Report, error) {
 			return nil, errors.New("no bridge runs")
 		},
-		demo: func(context.Context, demoOptions, terminal) error {
+		demo: func(context.Context, demo.Options) error {
 			return fmt.Errorf("compare rows: %w", coded{exitFound})
 		},
 	}
