@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -400,15 +401,16 @@ func (c *carefulRun) step(ctx context.Context, s *step) error {
 		return c.write(s.m, s.ch.New, s.to, conflict.Insert)
 	case s.ch.Kind == wire.KindDelete:
 		return c.remove(s.m, s.ch.Old, s.from)
-	case s.from == s.to:
+	case c.rows[s.from] == c.rows[s.to]:
 		return c.write(s.m, s.ch.New, s.to, conflict.Update)
 	}
-	if hasUnchanged(s.ch.New) && c.rows[s.from].found && c.trueBase(s.m, c.rows[s.from], s.from) == nil {
-		if err := c.flush(ctx); err != nil {
+	if hasUnchanged(s.ch.New) && c.rows[s.from].found {
+		if err := c.trueBase(s.m, c.rows[s.from], s.from); errors.Is(err, errUnknown) {
 			return err
-		}
-		if err := c.fillFrom(ctx, s.m, &s.ch); err != nil {
-			return err
+		} else if err == nil {
+			if err := c.fillFrom(ctx, s.m, &s.ch); err != nil {
+				return err
+			}
 		}
 	}
 	if err := c.remove(s.m, s.ch.Old, s.from); err != nil {
@@ -442,12 +444,23 @@ func (c *carefulRun) write(m *mapping, tuple []wire.Value, k wire.KeyHash, kind 
 	found := r.found
 	r.found, r.mine = true, true
 	if found {
-		set := m.set(nil, tuple, false)
-		sql, types := m.updateSQL(set, nil)
-		return c.change(m, sql, types, tuple, set, tuple)
+		return c.overwrite(m, tuple)
 	}
 	sql, types := m.insertSQL()
 	return c.change(m, sql, types, tuple, m.insertSet(), nil)
+}
+
+// overwrite queues the statement that makes the row of tuple's key look like tuple; the key too, since a
+// key may be equal and look different.
+func (c *carefulRun) overwrite(m *mapping, tuple []wire.Value) error {
+	set := m.set(nil, tuple, true)
+	if len(m.always) == 0 && m.writable(set, false) {
+		sql, types := m.updateSQL(set, nil)
+		return c.change(m, sql, types, tuple, set, tuple)
+	}
+	set = slices.DeleteFunc(m.insertSet(), func(i int) bool { return tuple[i].Format == wire.Unchanged })
+	sql, types := m.replaceSQL(set)
+	return c.change(m, sql, types, tuple, set, tuple)
 }
 
 func hasUnchanged(tuple []wire.Value) bool {
@@ -595,7 +608,7 @@ type look struct {
 
 const (
 	lookColumns = `t.xmin::text, c.timestamp IS NULL,
-		COALESCE((extract(epoch FROM c.timestamp) * 1000000)::int8, 0), COALESCE(c.roident, 0), to_jsonb(t.*)`
+		COALESCE((extract(epoch FROM c.timestamp) * 1000000)::int8, 0), COALESCE(c.roident, 0), to_jsonb(t.*), t.tableoid::text || t.ctid::text`
 	lookVersion = `LATERAL pg_xact_commit_timestamp_origin(t.xmin) c`
 )
 
@@ -629,6 +642,7 @@ func (c *carefulRun) lookAll(ctx context.Context, pending []step) (unknown bool,
 		if err != nil {
 			return false, err
 		}
+		places := map[string]*rowState{}
 		for i, k := range g.hashes {
 			l, err := c.judge(m, k, found[i])
 			if errors.Is(err, errUnknown) {
@@ -637,9 +651,21 @@ func (c *carefulRun) lookAll(ctx context.Context, pending []step) (unknown bool,
 				return false, err
 			}
 			c.rows[k].look = l
+			if place := string(last(found[i])); l.found && places[place] != nil {
+				c.rows[k] = places[place] // equal keys that do not look the same: citext, a collation
+			} else {
+				places[place] = c.rows[k]
+			}
 		}
 	}
 	return unknown, nil
+}
+
+func last(row [][]byte) []byte {
+	if len(row) == 0 {
+		return nil
+	}
+	return row[len(row)-1]
 }
 
 func (c *carefulRun) judge(m *mapping, k wire.KeyHash, row [][]byte) (look, error) {
@@ -682,7 +708,7 @@ func (c *carefulRun) fetch(ctx context.Context, m *mapping, g *keyGroup) (map[in
 		where = append(where, fmt.Sprintf("t.%s %s v.k%d", col.quoted, col.equals, n+1))
 	}
 	keys := fmt.Sprintf("unnest(%s) WITH ORDINALITY v(%s, n)", strings.Join(args, ", "), strings.Join(names, ", "))
-	from := keys + ", " + m.local.quoted + " t"
+	from := keys + ", " + m.local.rows + " t"
 	cond := " WHERE " + strings.Join(where, " AND ")
 	if _, err := c.exec(ctx, "SELECT 1 FROM "+from+cond+" ORDER BY v.n FOR UPDATE OF t", types, ps); err != nil {
 		return nil, fmt.Errorf("lock rows of %s: %w", m.local.quoted, err)
@@ -717,10 +743,10 @@ func (c *carefulRun) fetchSingly(ctx context.Context, m *mapping, g *keyGroup, f
 		if err != nil {
 			return err
 		}
-		if _, err := c.exec(ctx, "SELECT 1 FROM "+m.local.quoted+" t WHERE "+where+" FOR UPDATE", types, ps); err != nil {
+		if _, err := c.exec(ctx, "SELECT 1 FROM "+m.local.rows+" t WHERE "+where+" FOR UPDATE", types, ps); err != nil {
 			return fmt.Errorf("lock row of %s: %w", m.local.quoted, err)
 		}
-		rows, err := c.exec(ctx, "SELECT "+lookColumns+" FROM "+m.local.quoted+" t, "+lookVersion+" WHERE "+where, types, ps)
+		rows, err := c.exec(ctx, "SELECT "+lookColumns+" FROM "+m.local.rows+" t, "+lookVersion+" WHERE "+where, types, ps)
 		if err != nil {
 			return fmt.Errorf("look at row of %s: %w", m.local.quoted, err)
 		}
@@ -843,6 +869,9 @@ func (c *carefulRun) bury() {
 
 // fillFrom takes the values that an update of the key leaves unchanged from the row of the old key.
 func (c *carefulRun) fillFrom(ctx context.Context, m *mapping, ch *wire.Change) error {
+	if err := c.flush(ctx); err != nil {
+		return err
+	}
 	where, types, ps, err := m.keyCondition(ch.Old)
 	if err != nil {
 		return err
@@ -851,7 +880,7 @@ func (c *carefulRun) fillFrom(ctx context.Context, m *mapping, ch *wire.Change) 
 		if ch.New[i].Format != wire.Unchanged || m.cols[i] < 0 {
 			continue
 		}
-		sql := "SELECT t." + m.local.cols[m.cols[i]].quoted + " FROM " + m.local.quoted + " t WHERE " + where
+		sql := "SELECT t." + m.local.cols[m.cols[i]].quoted + " FROM " + m.local.rows + " t WHERE " + where
 		rows, err := c.exec(ctx, sql, types, ps)
 		if err != nil {
 			return fmt.Errorf("read unchanged value of %s: %w", m.local.quoted, err)

@@ -138,9 +138,9 @@ const (
 		$1::bytea || int8send(pg_snapshot_xmin(pg_current_snapshot())::text::int8)) - '0/0')::int8`
 	markFlushSQL = `SELECT (pg_logical_emit_message(false, '` + wire.MarkerPrefix + `',
 		$1::bytea || int8send(pg_snapshot_xmin(pg_current_snapshot())::text::int8), true) - '0/0')::int8`
-	// Before 17 the WAL is flushed by committing a transaction that has an id; this session commits
-	// synchronously.
-	flushSQL = `SELECT pg_current_xact_id()`
+	// Before 17 the WAL is flushed by committing a transaction that has an id and has written to the
+	// WAL (xact.c, RecordTransactionCommit); this session commits synchronously.
+	markCommitSQL = markSQL + `, pg_current_xact_id()::text`
 )
 
 func (m *markers) write(ctx context.Context, batch []markRequest, flush bool) (uint64, origin.Vector, error) {
@@ -158,13 +158,13 @@ func (m *markers) write(ctx context.Context, batch []markRequest, flush bool) (u
 		sql = markFlushSQL
 	}
 	var lsn int64
-	if err := m.conn.QueryRow(ctx, sql, wire.AppendMarker(nil, up, done)).Scan(&lsn); err != nil {
-		return 0, nil, err
-	}
+	var xid string
+	to := []any{&lsn}
 	if flush && !m.flushArg {
-		if _, err := m.conn.Exec(ctx, flushSQL); err != nil {
-			return 0, nil, err
-		}
+		sql, to = markCommitSQL, append(to, &xid)
+	}
+	if err := m.conn.QueryRow(ctx, sql, wire.AppendMarker(nil, up, done)).Scan(to...); err != nil {
+		return 0, nil, err
 	}
 	p.mu.Lock()
 	p.announced.Merge(up)

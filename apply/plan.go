@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -205,26 +206,26 @@ func (p *planner) update(m *mapping) error {
 	if !m.usable {
 		return m.needsKey()
 	}
-	moved, to := false, k
-	if len(c.Old) > 0 {
-		if to, err = p.hash(m, c.New); err != nil {
+	moved, rekeyed := false, m.rekeyed(c)
+	if rekeyed {
+		to, err := p.hash(m, c.New)
+		if err != nil {
 			return err
 		}
-		moved = to != k
+		if moved = to != k; moved {
+			if err := p.deletes(k); err != nil {
+				return err
+			}
+			if err := p.creates(m, to); err != nil {
+				return err
+			}
+		}
 	}
-	if low && p.w.unsettled(m, k, p.t) {
+	p.set = m.set(p.set, c.New, rekeyed)
+	if low && p.w.unsettled(m, k, p.t) || !m.writable(p.set, rekeyed) {
 		return errSurprise
 	}
-	if moved {
-		if err := p.deletes(k); err != nil {
-			return err
-		}
-		if err := p.creates(m, to); err != nil {
-			return err
-		}
-	}
-	p.set = m.set(p.set, c.New, moved)
-	if moved || m.local.unique || !m.runs(p.set) || !allBinary(c.New, p.set) || !allBinary(old, m.key) {
+	if rekeyed || m.local.unique || !m.runs(p.set) || !allBinary(c.New, p.set) || !allBinary(old, m.key) {
 		return p.single(wire.KindUpdate, m, p.set, old, low)
 	}
 	if _, twice := p.run.keys[k]; twice {
@@ -239,15 +240,36 @@ func (p *planner) update(m *mapping) error {
 	return p.row(m, c.New, p.set, old)
 }
 
-// fillUnchanged takes unchanged TOAST values from the old image where that has them (PROOF.md R16) and
-// reports whether any is left.
+// rekeyed reports whether an update changes the key's bytes. The key may be equal all the same: numeric
+// 1.0 and 1.00.
+func (m *mapping) rekeyed(c *wire.Change) bool {
+	for _, i := range m.key {
+		if i < len(c.Old) && (c.Old[i].Format != c.New[i].Format || !bytes.Equal(c.Old[i].Data, c.New[i].Data)) {
+			return true
+		}
+	}
+	return false
+}
+
+// writable reports whether an UPDATE can write the columns of set, and with them a changed key.
+func (m *mapping) writable(set []int, rekeyed bool) bool {
+	if rekeyed && slices.ContainsFunc(m.local.key, func(k int) bool { return m.local.cols[k].always }) {
+		return false
+	}
+	return len(set) > 0 || m.still() != nil
+}
+
+// fillUnchanged takes unchanged TOAST values from the old image where that has them (PROOF.md R16): that
+// of replica identity FULL has all, another one those of the key. It reports whether any is left. What
+// is NULL in the old image is not in it: it may be a key alone under the label of a whole row, when a
+// partition's replica identity is not its root's.
 func fillUnchanged(c *wire.Change) bool {
 	left := false
 	for i := range c.New {
 		if c.New[i].Format != wire.Unchanged {
 			continue
 		}
-		if c.OldFull && i < len(c.Old) && c.Old[i].Format != wire.Unchanged {
+		if i < len(c.Old) && (c.Old[i].Format == wire.Binary || c.Old[i].Format == wire.Text) {
 			c.New[i] = c.Old[i]
 			continue
 		}
@@ -289,7 +311,7 @@ func (m *mapping) runs(cols []int) bool {
 			return false
 		}
 	}
-	return true
+	return true // identity columns, which always may follow, are integers
 }
 
 func allBinary(tuple []wire.Value, cols []int) bool {
@@ -318,10 +340,20 @@ func (p *planner) join(kind wire.Kind, m *mapping, set []int, low bool) error {
 	return nil
 }
 
-// row appends one row to the run: the columns of set from tuple, then the key from old.
+// mustHave lists the columns that an update cannot write and looks for instead.
+func (m *mapping) mustHave(kind wire.Kind) []int {
+	if kind == wire.KindUpdate {
+		return m.always
+	}
+	return nil
+}
+
+// row appends one row to the run: the columns of set from tuple, then the key from old, then what the
+// row must have already.
 func (p *planner) row(m *mapping, tuple []wire.Value, set []int, old []wire.Value) error {
 	r := &p.run
-	n := len(set)
+	always := m.mustHave(r.kind)
+	n := len(set) + len(always)
 	if old != nil {
 		n += len(m.key)
 	}
@@ -336,6 +368,11 @@ func (p *planner) row(m *mapping, tuple []wire.Value, set []int, old []wire.Valu
 			if err := p.field(m, i, old); err != nil {
 				return err
 			}
+		}
+	}
+	for _, i := range always {
+		if err := p.field(m, i, tuple); err != nil {
+			return err
 		}
 	}
 	r.n++
@@ -385,6 +422,9 @@ func (p *planner) single(kind wire.Kind, m *mapping, set []int, old []wire.Value
 		if err := add(old, m.key); err != nil {
 			return err
 		}
+	}
+	if err := add(p.change.New, m.mustHave(kind)); err != nil {
+		return err
 	}
 	p.one(kind, m, set, low)
 	return nil
@@ -503,7 +543,8 @@ func (p *planner) oneByOne() {
 
 func (p *planner) asArrays() {
 	r := &p.run
-	width := len(r.set) + len(r.m.key)
+	cols := slices.Concat(r.set, r.m.key, r.m.mustHave(r.kind))
+	width := len(cols)
 	for len(p.arrays) < width {
 		p.arrays = append(p.arrays, array{})
 	}
@@ -516,7 +557,7 @@ func (p *planner) asArrays() {
 		}
 	})
 	p.params = p.params[:0]
-	for at, i := range append(slices.Clone(r.set), r.m.key...) {
+	for at, i := range cols {
 		p.params = append(p.params, binaryParam(p.arrays[at].value(r.m.local.cols[r.m.cols[i]].param())))
 	}
 	p.params = append(p.params, int64Param(int64(r.n)))

@@ -19,6 +19,8 @@ type column struct {
 	oid       uint32 // declared type
 	typ       *pgType
 	generated bool
+	// always: GENERATED ALWAYS AS IDENTITY, which an INSERT may be told to write, but no UPDATE.
+	always bool
 	// equals is the operator by which the key's index compares, with its schema: the session's
 	// search_path does not have those of extensions.
 	equals string
@@ -32,6 +34,7 @@ type table struct {
 	oid          uint32
 	schema, name string
 	quoted       string // schema and name, ready for SQL
+	rows         string // the same where its rows are meant, without those of tables that inherit from it
 	cols         []column
 	key          []int // columns of the key, in column-name order
 	hasher       *wire.KeyHasher
@@ -50,6 +53,7 @@ type mapping struct {
 	key        []int
 	statements map[string]*statement
 	usable     bool  // a key that the origin's old images carry
+	always     []int // remote columns, but not those of the key, that no UPDATE can write here
 	oneWay     []int // remote columns of types in oneWayTypes
 }
 
@@ -100,12 +104,12 @@ func isBlocked(err error) bool {
 func blocked(format string, args ...any) error { return &Blocked{Reason: fmt.Sprintf(format, args...)} }
 
 const tableSQL = `
-SELECT c.oid, c.relreplident::text
+SELECT c.oid, c.relreplident::text, c.relkind = 'r'
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')`
 
 const columnsSQL = `
-SELECT attnum, attname, atttypid, attgenerated <> '' FROM pg_attribute
+SELECT attnum, attname, atttypid, attgenerated <> '', attidentity = 'a' FROM pg_attribute
 WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum`
 
 // keySQL lists the unique indexes that could be a key, the best one first: the replica identity's own,
@@ -130,12 +134,17 @@ ORDER BY 1 DESC, 2 DESC, i.indexrelid`
 func loadTable(ctx context.Context, cat *catalog, schema, name string) (*table, error) {
 	t := &table{schema: schema, name: name, quoted: pgx.Identifier{schema, name}.Sanitize()}
 	var identity string
-	err := cat.conn.QueryRow(ctx, tableSQL, schema, name).Scan(&t.oid, &identity)
+	var plain bool
+	err := cat.conn.QueryRow(ctx, tableSQL, schema, name).Scan(&t.oid, &identity, &plain)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, blocked("table %s is not here; create it, and its changes follow by themselves", t.quoted)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read table %s: %w", t.quoted, err)
+	}
+	t.rows = t.quoted
+	if plain { // a partitioned table's rows are those of its partitions
+		t.rows = "ONLY " + t.quoted
 	}
 	rows, err := cat.conn.Query(ctx, columnsSQL, t.oid)
 	if err != nil {
@@ -144,7 +153,7 @@ func loadTable(ctx context.Context, cat *catalog, schema, name string) (*table, 
 	byNumber := map[int16]int{}
 	var num int16
 	var c column
-	if _, err = pgx.ForEachRow(rows, []any{&num, &c.name, &c.oid, &c.generated}, func() error {
+	if _, err = pgx.ForEachRow(rows, []any{&num, &c.name, &c.oid, &c.generated, &c.always}, func() error {
 		c.quoted = pgx.Identifier{c.name}.Sanitize()
 		byNumber[num] = len(t.cols)
 		t.cols = append(t.cols, c)
@@ -237,6 +246,11 @@ func newMapping(r *wire.Relation, t *table) (*mapping, error) {
 		}
 	}
 	m.usable = m.usable && (keys == 0 || r.ReplicaIdentity == 'f')
+	for i, li := range m.cols {
+		if li >= 0 && t.cols[li].always && !m.isKey(i) {
+			m.always = append(m.always, i)
+		}
+	}
 	return m, nil
 }
 
@@ -269,14 +283,23 @@ func (m *mapping) needsKey() error {
 		m.local.quoted)
 }
 
-// keyOf collects the key's values out of a tuple in the origin's column order.
+// keyOf collects the key's values out of a tuple in the origin's column order, with this node's object
+// ids in them: their hash must be that of the same key read by this node's capture.
 func (m *mapping) keyOf(dst []wire.Value, tuple []wire.Value) ([]wire.Value, error) {
 	dst = dst[:0]
 	for _, i := range m.key {
 		if i >= len(tuple) {
 			return nil, fmt.Errorf("%w: tuple of %s has %d columns", wire.ErrCorrupt, m.local.quoted, len(tuple))
 		}
-		dst = append(dst, tuple[i])
+		v := tuple[i]
+		if li := m.cols[i]; v.Format == wire.Binary && li >= 0 && m.local.cols[li].typ.rewrite {
+			b, err := m.local.cols[li].typ.localize(v.Data)
+			if err != nil {
+				return nil, err
+			}
+			v.Data = b
+		}
+		dst = append(dst, v)
 	}
 	return dst, nil
 }

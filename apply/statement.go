@@ -45,16 +45,33 @@ func (m *mapping) copySQL() string {
 }
 
 // set lists the remote columns that an update writes: those with a value, without the unchanged ones,
-// the generated ones and, unless the key changes, the key.
+// the generated ones, identity columns that no UPDATE can write and, unless it looks different now, the
+// key.
 func (m *mapping) set(dst []int, tuple []wire.Value, withKey bool) []int {
 	dst = dst[:0]
 	for i, li := range m.cols {
-		if li < 0 || tuple[i].Format == wire.Unchanged || !withKey && m.isKey(i) {
+		if li < 0 || m.local.cols[li].always || tuple[i].Format == wire.Unchanged || !withKey && m.isKey(i) {
 			continue
 		}
 		dst = append(dst, i)
 	}
 	return dst
+}
+
+// still returns the column that an update which changes nothing sets to itself, nil if there is none that
+// an UPDATE can write.
+func (m *mapping) still() *column {
+	var other *column
+	for i, li := range m.cols {
+		if li < 0 || m.local.cols[li].always {
+			continue
+		}
+		if m.isKey(i) {
+			return &m.local.cols[li]
+		}
+		other = &m.local.cols[li]
+	}
+	return other
 }
 
 func (m *mapping) isKey(i int) bool {
@@ -67,24 +84,58 @@ func (m *mapping) isKey(i int) bool {
 }
 
 // updateSQL writes the columns of set in the row of one key: parameters are the set's values, the key's,
-// then the guard's.
+// those of the identity columns that it cannot write and that must be there already, then the guard's.
 func (m *mapping) updateSQL(set []int, g *guard) (string, []uint32) {
 	var b strings.Builder
 	var types []uint32
-	fmt.Fprintf(&b, "WITH u AS (UPDATE %s t SET ", m.local.quoted)
+	fmt.Fprintf(&b, "WITH u AS (UPDATE %s t SET ", m.local.rows)
 	for n, i := range set {
 		c := &m.local.cols[m.cols[i]]
 		types = append(types, c.param())
 		fmt.Fprintf(&b, "%s%s = $%d", comma(n), c.quoted, len(types))
 	}
 	if len(set) == 0 { // nothing but the key: the row's version must move all the same
-		c := &m.local.cols[m.local.key[0]]
+		c := m.still()
 		fmt.Fprintf(&b, "%s = t.%s", c.quoted, c.quoted)
 	}
 	b.WriteString(" WHERE ")
 	types = m.whereKey(&b, types)
+	for _, i := range m.always {
+		c := &m.local.cols[m.cols[i]]
+		types = append(types, c.param())
+		fmt.Fprintf(&b, " AND t.%s = $%d", c.quoted, len(types))
+	}
 	fmt.Fprintf(&b, " AND %s RETURNING 1) SELECT 1/count(*) FROM u", g.sql(len(types)+1))
 	return b.String(), append(types, g.types()...)
+}
+
+// replaceSQL writes the columns of set in the row of one key by deleting the row and inserting it again,
+// which is the only way to change an identity column. Parameters are the set's values, then the key's.
+func (m *mapping) replaceSQL(set []int) (string, []uint32) {
+	var types []uint32
+	from := map[int]string{} // by local column
+	for _, i := range set {
+		types = append(types, m.local.cols[m.cols[i]].param())
+		from[m.cols[i]] = fmt.Sprintf("$%d", len(types))
+	}
+	var cols, vals []string
+	for li := range m.local.cols {
+		c := &m.local.cols[li]
+		if c.generated {
+			continue
+		}
+		v := from[li]
+		if v == "" {
+			v = "d." + c.quoted
+		}
+		cols, vals = append(cols, c.quoted), append(vals, v)
+	}
+	var where strings.Builder
+	types = m.whereKey(&where, types)
+	names := strings.Join(cols, ", ")
+	return fmt.Sprintf("WITH d AS (DELETE FROM %s t WHERE %s RETURNING %s), "+
+		"i AS (INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM d RETURNING 1) SELECT 1/count(*) FROM i",
+		m.local.rows, where.String(), names, m.local.quoted, names, strings.Join(vals, ", ")), types
 }
 
 func (m *mapping) whereKey(b *strings.Builder, types []uint32) []uint32 {
@@ -101,7 +152,7 @@ func (m *mapping) whereKey(b *strings.Builder, types []uint32) []uint32 {
 
 func (m *mapping) deleteSQL(g *guard) (string, []uint32) {
 	var b strings.Builder
-	fmt.Fprintf(&b, "WITH u AS (DELETE FROM %s t WHERE ", m.local.quoted)
+	fmt.Fprintf(&b, "WITH u AS (DELETE FROM %s t WHERE ", m.local.rows)
 	types := m.whereKey(&b, nil)
 	fmt.Fprintf(&b, " AND %s RETURNING 1) SELECT 1/count(*) FROM u", g.sql(len(types)+1))
 	return b.String(), append(types, g.types()...)
@@ -122,16 +173,21 @@ func (m *mapping) updateRunSQL(set []int, g *guard) (string, []uint32) {
 		c := &m.local.cols[m.cols[i]]
 		sets = append(sets, fmt.Sprintf("%s = v.%s", c.quoted, arg(c)))
 	}
+	if len(sets) == 0 {
+		c := m.still()
+		sets = append(sets, fmt.Sprintf("%s = t.%s", c.quoted, c.quoted))
+	}
 	var where []string
 	for _, k := range m.local.key {
 		c := &m.local.cols[k]
-		if len(sets) == 0 {
-			sets = append(sets, fmt.Sprintf("%s = t.%s", c.quoted, c.quoted))
-		}
 		where = append(where, fmt.Sprintf("t.%s %s v.%s", c.quoted, c.equals, arg(c)))
 	}
+	for _, i := range m.always {
+		c := &m.local.cols[m.cols[i]]
+		where = append(where, fmt.Sprintf("t.%s = v.%s", c.quoted, arg(c)))
+	}
 	sql := fmt.Sprintf("WITH u AS (UPDATE %s t SET %s FROM unnest(%s) v(%s) WHERE %s AND %s RETURNING 1) SELECT 1/(count(*) = $%d)::int FROM u",
-		m.local.quoted, strings.Join(sets, ", "), strings.Join(args, ", "), strings.Join(names, ", "),
+		m.local.rows, strings.Join(sets, ", "), strings.Join(args, ", "), strings.Join(names, ", "),
 		strings.Join(where, " AND "), g.sql(len(types)+2), len(types)+1)
 	return sql, append(append(types, oidInt8), g.types()...)
 }
@@ -147,7 +203,7 @@ func (m *mapping) deleteRunSQL(g *guard) (string, []uint32) {
 		where = append(where, fmt.Sprintf("t.%s %s v.v%d", c.quoted, c.equals, n+1))
 	}
 	sql := fmt.Sprintf("WITH u AS (DELETE FROM %s t USING unnest(%s) v(%s) WHERE %s AND %s RETURNING 1) SELECT 1/(count(*) = $%d)::int FROM u",
-		m.local.quoted, strings.Join(args, ", "), strings.Join(names, ", "),
+		m.local.rows, strings.Join(args, ", "), strings.Join(names, ", "),
 		strings.Join(where, " AND "), g.sql(len(types)+2), len(types)+1)
 	return sql, append(append(types, oidInt8), g.types()...)
 }

@@ -116,7 +116,7 @@ func (b *takebacks) sql(tab *table, t take) (string, []uint32) {
 		older = append(older, fmt.Sprintf("WHEN c.roident = %d THEN c.timestamp %s $1", id, op))
 	}
 	sql := fmt.Sprintf("DELETE FROM %s t WHERE (SELECT CASE WHEN c.timestamp IS NULL THEN false %s ELSE false END "+
-		"FROM pg_xact_commit_timestamp_origin(t.xmin) c)", tab.quoted, strings.Join(older, " "))
+		"FROM pg_xact_commit_timestamp_origin(t.xmin) c)", tab.rows, strings.Join(older, " "))
 	for i := range t.key {
 		c := &tab.cols[tab.key[i]]
 		types = append(types, c.param())

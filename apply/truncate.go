@@ -15,13 +15,13 @@ func (c *carefulRun) truncate(ctx context.Context, m *mapping) error {
 	if !c.waited { // local versions must be known by their lifted stamps
 		return errUnknown
 	}
-	sql := "DELETE FROM " + m.local.quoted + " t WHERE " + c.guard.sql(1)
+	sql := "DELETE FROM " + m.local.rows + " t WHERE " + c.guard.sql(1)
 	if _, err := c.exec(ctx, sql, c.guard.types(), c.guardParams(c.t.up)); err != nil {
 		return fmt.Errorf("truncate %s: %w", m.local.quoted, err)
 	}
 	c.wiped = append(c.wiped, m.name())
 	// What is left was written by somebody who had not seen the TRUNCATE, before it or after it.
-	rows, err := c.exec(ctx, `SELECT t.tableoid::text, t.ctid::text FROM `+m.local.quoted+` t`, nil, nil)
+	rows, err := c.exec(ctx, `SELECT t.tableoid::text, t.ctid::text FROM `+m.local.rows+` t`, nil, nil)
 	if err != nil {
 		return fmt.Errorf("truncate %s: %w", m.local.quoted, err)
 	}
@@ -36,10 +36,10 @@ func (c *carefulRun) truncate(ctx context.Context, m *mapping) error {
 func (c *carefulRun) truncateRow(ctx context.Context, m *mapping, tableoid, ctid string) error {
 	where := "t.tableoid = $1::text::oid AND t.ctid = $2::text::tid"
 	ps := []param{{value: []byte(tableoid)}, {value: []byte(ctid)}}
-	if _, err := c.exec(ctx, "SELECT 1 FROM "+m.local.quoted+" t WHERE "+where+" FOR UPDATE", nil, ps); err != nil {
+	if _, err := c.exec(ctx, "SELECT 1 FROM "+m.local.rows+" t WHERE "+where+" FOR UPDATE", nil, ps); err != nil {
 		return fmt.Errorf("lock row of %s: %w", m.local.quoted, err)
 	}
-	rows, err := c.exec(ctx, "SELECT "+lookColumns+" FROM "+m.local.quoted+" t, "+lookVersion+" WHERE "+where, nil, ps)
+	rows, err := c.exec(ctx, "SELECT "+lookColumns+" FROM "+m.local.rows+" t, "+lookVersion+" WHERE "+where, nil, ps)
 	if err != nil || len(rows) == 0 {
 		return err
 	}
@@ -55,6 +55,6 @@ func (c *carefulRun) truncateRow(ctx context.Context, m *mapping, tableoid, ctid
 	if !d.RemoteWins {
 		return nil
 	}
-	_, err = c.exec(ctx, "DELETE FROM "+m.local.quoted+" t WHERE "+where, nil, ps)
+	_, err = c.exec(ctx, "DELETE FROM "+m.local.rows+" t WHERE "+where, nil, ps)
 	return err
 }

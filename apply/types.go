@@ -11,9 +11,9 @@ import (
 	"github.com/pgbridge/pgbridge/wire"
 )
 
-// firstUserOID is PostgreSQL's FirstNormalObjectId: object ids from here on are
-// given out at run time and differ between nodes; those below are the same everywhere.
-const firstUserOID = 16384
+// firstOwnOID is PostgreSQL's FirstGenbkiObjectId (access/transam.h): object ids from here on are given
+// out by each server, or by each release, and differ between nodes; those below are the same everywhere.
+const firstOwnOID = 10000
 
 // pgType is one type of the local catalog, as far as apply must know it.
 type pgType struct {
@@ -104,7 +104,7 @@ func (c *catalog) load(ctx context.Context, oid uint32) (*pgType, error) {
 }
 
 func (t *pgType) holdsOIDs() bool {
-	inner := func(u *pgType) bool { return u != nil && (u.oid >= firstUserOID || u.rewrite) }
+	inner := func(u *pgType) bool { return u != nil && (u.oid >= firstOwnOID || u.rewrite) }
 	if inner(t.elem) {
 		return true
 	}
@@ -156,11 +156,17 @@ func (p *rewriter) int32() int {
 	return 0
 }
 
-// oid replaces the object id at the front by that of t.
+// oid replaces the object id at the front by that of t. One that is the same on all nodes must be t's.
 func (p *rewriter) oid(t *pgType) {
-	if p.take(4) != nil {
-		binary.BigEndian.PutUint32(p.out[len(p.out)-4:], t.oid)
+	b := p.take(4)
+	if b == nil {
+		return
 	}
+	if remote := binary.BigEndian.Uint32(b); remote != t.oid && (remote < firstOwnOID || t.oid < firstOwnOID) {
+		p.bad = true
+		return
+	}
+	binary.BigEndian.PutUint32(p.out[len(p.out)-4:], t.oid)
 }
 
 // sized copies a length and a value of that length; -1 is NULL.

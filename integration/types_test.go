@@ -98,7 +98,7 @@ func (s *samples) insertMany() string {
 
 func (s *samples) updateMany() string {
 	return fmt.Sprintf(`WITH n AS (SELECT COALESCE(lead(id) OVER (ORDER BY id), min(id) OVER ()) AS to_id, CASE WHEN id %% 7 <> 0 THEN v END AS v FROM s_%[1]s)
-		UPDATE s_%[1]s t SET v = (SELECT v FROM n WHERE n.to_id = t.id);
+		UPDATE s_%[1]s t SET v = n.v FROM n WHERE n.to_id = t.id;
 		`, s.slug())
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand"
 	"net"
 	"os"
 	"path/filepath"
@@ -112,14 +113,18 @@ func (c *Cluster) add(i int) {
 	c.Nodes = append(c.Nodes, n)
 }
 
-// freeAddr finds a loopback port that is free now.
+// freeAddr finds a loopback port that is free now, below the range from which the kernel takes ports for
+// outgoing connections: a bridge must find it free again later.
 func freeAddr(t testing.TB) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20000+rand.Intn(10000)))
+		if err == nil {
+			defer l.Close()
+			return l.Addr().String()
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no free port")
+	return ""
 }
 
 func (c *Cluster) link() {
