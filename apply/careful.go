@@ -202,7 +202,6 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 	}
 	c.conflicts.Add(uint64(c.losses))
 	c.land(&landing{t: c.t, held: h, tomb: tombstone{c.t.version(), c.t.Seq}, buried: c.buried})
-	c.say("")
 	return nil
 }
 

@@ -100,13 +100,15 @@ func (w *worker) run(ctx context.Context) error {
 		receiver.Wait()
 		w.inbox.close()
 	}()
-	delay := time.Duration(0)
+	delay, applied, told := time.Duration(0), uint64(0), ""
 	for {
 		err := w.step(ctx)
+		if n := w.applied.Load(); n != applied { // trying again is no progress
+			delay, applied, told = 0, n, ""
+		}
 		var b *Blocked
 		switch {
 		case err == nil:
-			delay = 0
 			continue
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
@@ -115,8 +117,10 @@ func (w *worker) run(ctx context.Context) error {
 		case !errors.As(err, &b):
 			return fmt.Errorf("apply %s: %w", w.origin, err)
 		}
-		if w.say(b.Error()) {
-			w.log.Warn("origin waits", "origin", w.origin.String(), "err", b.Error())
+		w.say(b.Error())
+		if told != b.Error() {
+			told = b.Error()
+			w.log.Warn("origin waits", "origin", w.origin.String(), "err", told)
 		}
 		clear(w.mappings)
 		delay = min(max(2*delay, 200*time.Millisecond), 5*time.Second)
@@ -230,7 +234,6 @@ func (w *worker) ready(ctx context.Context, t *txn) error {
 	for {
 		ahead := t.Stamp.Time().Sub(w.opts.Now())
 		if ahead <= w.opts.MaxClockSkew {
-			w.say("")
 			return nil
 		}
 		if err := w.reap(ctx, 0); err != nil {
@@ -437,6 +440,7 @@ func (w *worker) land(l *landing) {
 	w.locks.release(l.held)
 	w.heard.hear(w.origin, l.t.low)
 	w.applied.Add(1)
+	w.say("")
 	w.progress.advance(l.t.entry())
 	w.inbox.landed(w.passed)
 }
