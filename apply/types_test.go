@@ -101,7 +101,7 @@ func TestIdentityAlwaysIsUpdated(t *testing.T) {
 	p.done(`UPDATE t SET id = DEFAULT, k = 'new ' || k WHERE v > 9`)
 	all()
 	p.disturb(`UPDATE t SET v = -1; UPDATE k SET v = -1`)
-	p.done(`UPDATE t SET v = 5; UPDATE k SET v = 5`)
+	p.done(`UPDATE t SET v = 5, big = 'small'; UPDATE k SET v = 5`)
 	all()
 }
 
