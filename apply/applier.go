@@ -153,7 +153,7 @@ func Open(ctx context.Context, opts Options) (a *Applier, err error) {
 	if err != nil {
 		return nil, err
 	}
-	locks := newKeyLocks()
+	locks := newKeyLocks(len(ids.origins))
 	a.heard = newHearsay(ids.origins)
 	for i := range ids.origins {
 		w, err := a.openWorker(ctx, ids, i, policy, locks)

@@ -55,10 +55,9 @@ type rowState struct {
 
 // queued is a statement that an attempt will execute, in order, when its window is full.
 type queued struct {
-	what  string
-	sql   string
-	types []uint32
-	ps    []param
+	what string
+	s    *statement
+	ps   []param
 }
 
 // window is how many changes of a transaction are looked at and written in one go.
@@ -313,7 +312,7 @@ func (c *carefulRun) changes(ctx context.Context) error {
 	}
 	c.bury()
 	t := c.t
-	c.push("move position", c.positionStatement.sql, c.positionStatement.types, []param{
+	c.push("move position", c.positionStatement, []param{
 		int64Param(int64(t.Seq)), int64Param(int64(t.Stamp)), int64Param(int64(t.resume)), int64Param(int64(t.Stamp))})
 	return c.flush(ctx)
 }
@@ -445,8 +444,7 @@ func (c *carefulRun) write(m *mapping, tuple []wire.Value, k wire.KeyHash, kind 
 	if found {
 		return c.overwrite(m, tuple)
 	}
-	sql, types := m.insertSQL()
-	return c.change(m, sql, types, tuple, m.insertSet(), nil)
+	return c.change(m, m.statement("ki", m.insertSQL), tuple, m.insertSet(), nil)
 }
 
 // overwrite queues the statement that makes the row of tuple's key look like tuple; the key too, since a
@@ -454,12 +452,12 @@ func (c *carefulRun) write(m *mapping, tuple []wire.Value, k wire.KeyHash, kind 
 func (c *carefulRun) overwrite(m *mapping, tuple []wire.Value) error {
 	set := m.set(nil, tuple, true)
 	if len(m.always) == 0 && m.writable(set, false) {
-		sql, types := m.updateSQL(set, nil)
-		return c.change(m, sql, types, tuple, set, tuple)
+		s := m.statement("ku"+shape(set), func() (string, []uint32) { return m.updateSQL(set, nil) })
+		return c.change(m, s, tuple, set, tuple)
 	}
 	set = slices.DeleteFunc(m.insertSet(), func(i int) bool { return tuple[i].Format == wire.Unchanged })
-	sql, types := m.replaceSQL(set)
-	return c.change(m, sql, types, tuple, set, tuple)
+	s := m.statement("kr"+shape(set), func() (string, []uint32) { return m.replaceSQL(set) })
+	return c.change(m, s, tuple, set, tuple)
 }
 
 func hasUnchanged(tuple []wire.Value) bool {
@@ -520,12 +518,12 @@ func (c *carefulRun) remove(m *mapping, old []wire.Value, k wire.KeyHash) error 
 	if !found {
 		return nil
 	}
-	sql, types := m.deleteSQL(nil)
-	return c.change(m, sql, types, nil, nil, old)
+	s := m.statement("kd", func() (string, []uint32) { return m.deleteSQL(nil) })
+	return c.change(m, s, nil, nil, old)
 }
 
 // change queues a statement for one row: the columns of set from tuple, then the key from old.
-func (c *carefulRun) change(m *mapping, sql string, types []uint32, tuple []wire.Value, set []int, old []wire.Value) error {
+func (c *carefulRun) change(m *mapping, s *statement, tuple []wire.Value, set []int, old []wire.Value) error {
 	var ps []param
 	for _, i := range set {
 		p, err := m.param(i, tuple[i])
@@ -543,12 +541,36 @@ func (c *carefulRun) change(m *mapping, sql string, types []uint32, tuple []wire
 			ps = append(ps, p)
 		}
 	}
-	c.push("table "+m.local.quoted, sql, types, ps)
+	c.push("table "+m.local.quoted, s, ps)
 	return nil
 }
 
-func (c *carefulRun) push(what, sql string, types []uint32, ps []param) {
-	c.queue = append(c.queue, queued{what, sql, types, ps})
+func (c *carefulRun) push(what string, s *statement, ps []param) {
+	c.queue = append(c.queue, queued{what, s, ps})
+}
+
+// ready prepares a statement of the careful path, if it is not yet.
+func (w *worker) prepared(ctx context.Context, s *statement) error {
+	if s.ready {
+		return nil
+	}
+	w.named++
+	s.name = fmt.Sprintf("k%d", w.named)
+	if _, err := w.conn.PgConn().Prepare(ctx, s.name, s.sql, s.types); err != nil {
+		return err
+	}
+	s.sent, s.ready = true, true
+	return nil
+}
+
+// query runs a prepared statement and returns its rows as text.
+func (w *worker) query(ctx context.Context, s *statement, ps []param) ([][][]byte, error) {
+	if err := w.prepared(ctx, s); err != nil {
+		return nil, err
+	}
+	values, formats := raw(ps)
+	r := w.conn.PgConn().ExecPrepared(ctx, s.name, values, formats, nil).Read()
+	return r.Rows, r.Err
 }
 
 // flush executes what is queued, in one round trip.
@@ -558,8 +580,11 @@ func (c *carefulRun) flush(ctx context.Context) error {
 	}
 	batch := &pgconn.Batch{}
 	for _, q := range c.queue {
+		if err := c.prepared(ctx, q.s); err != nil {
+			return fmt.Errorf("%s: %w", q.what, err)
+		}
 		values, formats := raw(q.ps)
-		batch.ExecParams(q.sql, values, q.types, formats, nil)
+		batch.ExecPrepared(q.s.name, values, formats, nil)
 	}
 	r := c.conn.PgConn().ExecBatch(ctx, batch)
 	n := 0
@@ -688,10 +713,8 @@ func (c *carefulRun) fetch(ctx context.Context, m *mapping, g *keyGroup) (map[in
 	if !m.runs(nil) || !g.binary(m) {
 		return found, c.fetchSingly(ctx, m, g, found)
 	}
-	var types []uint32
 	var ps []param
-	var args, names, where []string
-	for n, i := range m.key {
+	for _, i := range m.key {
 		var a array
 		a.reset()
 		for _, t := range g.tuples {
@@ -701,18 +724,14 @@ func (c *carefulRun) fetch(ctx context.Context, m *mapping, g *keyGroup) (map[in
 			}
 			a.add(p.value, p.null)
 		}
-		col := &m.local.cols[m.cols[i]]
-		types, ps = append(types, col.typ.root().array), append(ps, binaryParam(a.value(col.param())))
-		args, names = append(args, fmt.Sprintf("$%d", n+1)), append(names, fmt.Sprintf("k%d", n+1))
-		where = append(where, fmt.Sprintf("t.%s %s v.k%d", col.quoted, col.equals, n+1))
+		ps = append(ps, binaryParam(a.value(m.local.cols[m.cols[i]].param())))
 	}
-	keys := fmt.Sprintf("unnest(%s) WITH ORDINALITY v(%s, n)", strings.Join(args, ", "), strings.Join(names, ", "))
-	from := keys + ", " + m.local.rows + " t"
-	cond := " WHERE " + strings.Join(where, " AND ")
-	if _, err := c.exec(ctx, "SELECT 1 FROM "+from+cond+" ORDER BY v.n FOR UPDATE OF t", types, ps); err != nil {
+	lock := m.statement("kl", func() (string, []uint32) { return m.keysSQL("SELECT 1 FROM ", "", " ORDER BY v.n FOR UPDATE OF t") })
+	if _, err := c.query(ctx, lock, ps); err != nil {
 		return nil, fmt.Errorf("lock rows of %s: %w", m.local.quoted, err)
 	}
-	rows, err := c.exec(ctx, "SELECT v.n, "+lookColumns+" FROM "+from+", "+lookVersion+cond, types, ps)
+	at := m.statement("kv", func() (string, []uint32) { return m.keysSQL("SELECT v.n, "+lookColumns+" FROM ", ", "+lookVersion, "") })
+	rows, err := c.query(ctx, at, ps)
 	if err != nil {
 		return nil, fmt.Errorf("look at rows of %s: %w", m.local.quoted, err)
 	}
@@ -724,6 +743,20 @@ func (c *carefulRun) fetch(ctx context.Context, m *mapping, g *keyGroup) (map[in
 		found[n-1] = r[1:]
 	}
 	return found, nil
+}
+
+// keysSQL builds a query over the rows t whose keys are given as arrays, with their place v.n in them.
+func (m *mapping) keysSQL(query, from, end string) (string, []uint32) {
+	var types []uint32
+	var args, names, where []string
+	for n, k := range m.local.key {
+		col := &m.local.cols[k]
+		types = append(types, col.typ.root().array)
+		args, names = append(args, fmt.Sprintf("$%d", n+1)), append(names, fmt.Sprintf("k%d", n+1))
+		where = append(where, fmt.Sprintf("t.%s %s v.k%d", col.quoted, col.equals, n+1))
+	}
+	return fmt.Sprintf("%sunnest(%s) WITH ORDINALITY v(%s, n), %s t%s WHERE %s%s", query,
+		strings.Join(args, ", "), strings.Join(names, ", "), m.local.quoted, from, strings.Join(where, " AND "), end), types
 }
 
 func (g *keyGroup) binary(m *mapping) bool {
@@ -855,14 +888,14 @@ func (w *worker) originOf(id uint32) (origin.Origin, bool) {
 func (c *carefulRun) bury() {
 	for rest := c.buried; len(rest) > 0; {
 		n := min(len(rest), tombstoneRow)
-		c.push("write tombstones", c.tombstoneStatement.sql, c.tombstoneStatement.types, c.tombstoneParams(c.t, c.parts, rest[:n]))
+		c.push("write tombstones", c.tombstoneStatement, c.tombstoneParams(c.t, c.parts, rest[:n]))
 		c.parts++
 		rest = rest[n:]
 	}
 	for i, n := range c.wiped {
 		ps := c.tombstoneParams(c.t, -1-i, nil)
 		ps[len(ps)-1] = binaryParam([]byte(n.schema + "\x00" + n.name))
-		c.push("write tombstones", c.tombstoneStatement.sql, c.tombstoneStatement.types, ps)
+		c.push("write tombstones", c.tombstoneStatement, ps)
 	}
 }
 

@@ -32,33 +32,37 @@ func (c *carefulRun) record(m *mapping, tuple []wire.Value, l look, d conflict.D
 		text(l.local.Version.Origin.String()), int64Param(int64(l.local.Version.Stamp)),
 		{value: l.image, null: l.image == nil},
 	}
-	image, types, ps, err := m.image(tuple, types, ps)
-	if err != nil {
-		return err
-	}
-	c.push("record conflict", conflictSQL+image+")", types, ps)
-	c.losses++
-	return nil
-}
-
-// image is the SQL for a tuple as a JSON object, NULL values included, unchanged ones left out; the
-// tuple's values are appended to the parameters.
-func (m *mapping) image(tuple []wire.Value, types []uint32, ps []param) (string, []uint32, []param, error) {
-	var cols []string
+	var set []int
 	for i, v := range tuple {
 		if v.Format == wire.Unchanged || m.cols[i] < 0 {
 			continue
 		}
 		p, err := m.param(i, v)
 		if err != nil {
-			return "", nil, nil, err
+			return err
 		}
+		set, ps = append(set, i), append(ps, p)
+	}
+	s := m.statement("kc"+shape(set), func() (string, []uint32) {
+		image, types := m.image(set, types)
+		return conflictSQL + image + ")", types
+	})
+	c.push("record conflict", s, ps)
+	c.losses++
+	return nil
+}
+
+// image is the SQL for the columns of set as a JSON object, NULL values included; their parameters come
+// behind those of types.
+func (m *mapping) image(set []int, types []uint32) (string, []uint32) {
+	if len(set) == 0 {
+		return "NULL", types
+	}
+	var cols []string
+	for _, i := range set {
 		col := &m.local.cols[m.cols[i]]
-		ps, types = append(ps, p), append(types, col.param())
-		cols = append(cols, fmt.Sprintf("$%d AS %s", len(ps), col.quoted))
+		types = append(types, col.param())
+		cols = append(cols, fmt.Sprintf("$%d AS %s", len(types), col.quoted))
 	}
-	if len(cols) == 0 {
-		return "NULL", types, ps, nil
-	}
-	return "(SELECT to_jsonb(r) FROM (SELECT " + strings.Join(cols, ", ") + ") r)", types, ps, nil
+	return "(SELECT to_jsonb(r) FROM (SELECT " + strings.Join(cols, ", ") + ") r)", types
 }

@@ -13,6 +13,9 @@ import (
 // COMMIT is acknowledged and its tombstones are in the index. Row locks of PostgreSQL would come too
 // late: the row that two transactions fight for may not be there yet.
 type keyLocks struct {
+	// alone: there is only one other origin, and so nobody to exclude.
+	alone bool
+
 	mu      sync.Mutex
 	keys    map[wire.KeyHash]*held
 	whole   *held         // one transaction may hold all keys of all tables
@@ -28,13 +31,13 @@ type held struct {
 	whole  bool
 }
 
-func newKeyLocks() *keyLocks {
-	return &keyLocks{keys: map[wire.KeyHash]*held{}, holders: map[*held]int{}, freed: make(chan struct{})}
+func newKeyLocks(origins int) *keyLocks {
+	return &keyLocks{alone: origins < 2, keys: map[wire.KeyHash]*held{}, holders: map[*held]int{}, freed: make(chan struct{})}
 }
 
 // try takes all of h's keys, or none and returns a channel that is closed at the next release.
 func (l *keyLocks) try(h *held) (bool, <-chan struct{}) {
-	if len(h.keys) == 0 && !h.whole {
+	if l.alone || len(h.keys) == 0 && !h.whole {
 		return true, nil
 	}
 	l.mu.Lock()

@@ -23,8 +23,10 @@ const (
 	tombstoneRow = 4096      // keys in one row of the tombstone table
 )
 
-// footprint is what a transaction does to the existence of rows: the keys that it locks (R21), those
-// whose rows it may create (R18), and those whose rows it deletes.
+// footprint is what a transaction does to rows: the keys that it locks, those whose rows it may create
+// (R18), and those whose rows it deletes. R21 asks for locks on what is inserted and deleted; updated keys
+// are locked too, so that two origins' transactions do not meet in the database, where the server would
+// need deadlock_timeout to part them.
 type footprint struct {
 	locks   []wire.KeyHash
 	creates []created

@@ -51,6 +51,7 @@ func DefaultSettings(major int) map[string]string {
 		"max_replication_slots":     "20",
 		"max_wal_senders":           "20",
 		"max_connections":           "100",
+		"deadlock_timeout":          "100ms",
 		"max_prepared_transactions": "10",
 		"fsync":                     "on",
 		"shared_buffers":            "64MB",
