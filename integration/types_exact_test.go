@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgbridge/pgbridge/integration/cluster"
 	"github.com/pgbridge/pgbridge/integration/pgtest"
 )
 
@@ -22,10 +23,10 @@ type exact struct {
 }
 
 type exactType struct {
-	kind, plain string // typtype; name without a modifier
-	send, takes string // send function and what its argument is to be cast to
-	base, elem, sub   uint32
-	fields            []exactColumn
+	kind, plain     string // typtype; name without a modifier
+	send, takes     string // send function and what its argument is to be cast to
+	base, elem, sub uint32
+	fields          []exactColumn
 }
 
 type exactColumn struct {
@@ -145,13 +146,15 @@ func (x *exact) digest(table string) string {
 		FROM (SELECT md5(%s) AS r FROM %s t) s`, x.row(table), table))[0]
 }
 
-// requireExact fails for each table that is not the same, bit by bit, in all databases; except leaves
-// tables out. It returns how many rows were compared.
-func requireExact(t testing.TB, dsns []string, except ...string) {
+// requireExact fails for each table that is not the same, bit by bit, on all nodes; except leaves tables
+// out.
+func requireExact(t testing.TB, c *cluster.Cluster, except ...string) {
 	t.Helper()
 	var all []*exact
-	for _, dsn := range dsns {
-		all = append(all, newExact(t, dsn))
+	for _, n := range c.Nodes {
+		x := newExact(t, n.DSN)
+		defer x.conn.Close(context.Background())
+		all = append(all, x)
 	}
 	tables := all[0].tables()
 	for _, x := range all[1:] {

@@ -5,6 +5,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/pgbridge/pgbridge/integration/cluster"
 )
 
 // samples is one type that a column can have, with values of it at the edges.
@@ -109,7 +111,9 @@ func scalarSamples(major int) []samples {
 		builtIn("timetz", literals("00:00:00+15:59:59", "24:00:00-15:59:59", "12:00:00.000001+00")...),
 		builtIn("bit", "B''", "B'1'", "B'10101010101'", "repeat('10', 500)::varbit::text::varbit"),
 		builtIn("varbit", "B''", "B'1'", "B'0000000000'", "repeat('01', 500)::varbit"),
-		builtIn("numeric", literals("0", "0.000001", "-1.50", "NaN", "Infinity", "-Infinity", "1e-16383", "12345678901234567890.0987654321")...),
+		builtIn("numeric", literals("0", "0.000001", "-1.50", "NaN", "Infinity", "-Infinity", "1e-16383", "1e131071", "12345678901234567890.0987654321",
+			// as many digits as there can be, before and behind the point
+			strings.Repeat("9", 131072)+"."+strings.Repeat("9", 16383))...),
 		keyless(builtIn("refcursor", `''`, unicodeText)),
 		builtIn("regprocedure", literals("-", "pg_catalog.int4pl(int4,int4)")...),
 		builtIn("regoper", literals("0", "pg_catalog.||/")...),
@@ -178,10 +182,11 @@ func rangeSamples() []samples {
 	return out
 }
 
-// TestNoBuiltInTypeIsForgotten: every scalar type that a server has is in the samples or, with a reason,
-// left out.
-func requireAllTypes(t *testing.T, dsn queryer, major int) {
+// requireAllTypes fails for each scalar type of the server that is neither in the samples nor left out
+// with a reason.
+func requireAllTypes(t *testing.T, n *cluster.Node) {
 	t.Helper()
+	major := n.Major
 	known := map[string]bool{}
 	for _, name := range leftOut {
 		known[name] = true
@@ -189,16 +194,11 @@ func requireAllTypes(t *testing.T, dsn queryer, major int) {
 	for _, s := range builtInSamples(major) {
 		known[strings.Trim(strings.TrimPrefix(s.name, "pg_catalog."), `"`)] = true
 	}
-	for _, name := range dsn.Query(scalarTypesSQL) {
+	for _, name := range n.Query(scalarTypesSQL) {
 		if !known[name] {
 			t.Errorf("PostgreSQL %d has the type %s, and no test for it", major, name)
 		}
 	}
-}
-
-// queryer is a node of any harness.
-type queryer interface {
-	Query(sql string, args ...any) []string
 }
 
 const scalarTypesSQL = `
