@@ -129,13 +129,14 @@ func (d *demo) underLoad(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	part := func(percent time.Duration) time.Time { return l.begun.Add(d.opts.Duration * percent / 100) }
+	part := func(percent time.Duration) time.Duration { return d.opts.Duration * percent / 100 }
 	err = inOrder(
-		func() error { return d.watch(ctx, part(25)) },
+		func() error { return d.watch(ctx, time.Now().Add(part(25))) },
 		func() error { return d.clash(ctx) },
-		func() error { return d.watchOn(ctx, part(40)) },
-		func() error { return d.crash(ctx, part(65)) },
-		func() error { return d.watchOn(ctx, part(100)) },
+		func() error { return d.watchOn(ctx, time.Now().Add(part(15))) },
+		func() error { return d.crash(ctx, time.Now().Add(part(25))) },
+		func() error { l.endAt(l.begun.Add(part(100))); return d.restart(ctx) },
+		func() error { return d.watchOn(ctx, l.begun.Add(part(100))) },
 	)
 	if failed := l.stop(); failed != nil { // the reason why ctx ended, then
 		return failed

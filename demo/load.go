@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -23,7 +24,9 @@ const (
 // load is the writers of all nodes.
 type load struct {
 	begun   time.Time
-	enough  chan struct{} // closed by stop, once
+	enough  chan struct{} // closed by rest: no writer begins another transaction
+	rest    func()        // may be called again
+	end     *time.Timer   // calls rest; nil before endAt
 	writers *errgroup.Group
 }
 
@@ -40,6 +43,7 @@ func (d *demo) startLoad(ctx context.Context) (*load, context.Context, error) {
 		}
 	}
 	l := &load{begun: time.Now(), enough: make(chan struct{})}
+	l.rest = sync.OnceFunc(func() { close(l.enough) })
 	l.writers, ctx = errgroup.WithContext(ctx)
 	for _, w := range all {
 		l.writers.Go(func() error { return w.run(ctx, l.enough) })
@@ -55,10 +59,17 @@ func closeAll(writers []*writer) error {
 	return errors.Join(errs...)
 }
 
+// endAt lets the writers rest from then on, whatever is still going on: a bridge that is slow to catch up
+// on a busy machine must not be given ever more to do.
+func (l *load) endAt(then time.Time) { l.end = time.AfterFunc(time.Until(then), l.rest) }
+
 // stop lets every writer finish its transaction and joins it. The error is the one that a writer ended
 // with, nil if it is just that ctx has ended.
 func (l *load) stop() error {
-	close(l.enough)
+	if l.end != nil {
+		l.end.Stop()
+	}
+	l.rest()
 	err := l.writers.Wait()
 	if errors.Is(err, context.Canceled) {
 		return nil
