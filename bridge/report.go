@@ -35,7 +35,7 @@ type SlotReport struct {
 
 // PublisherReport is how the own stream is written.
 type PublisherReport struct {
-	State          string `json:"state"` // connected, away or paused
+	State          string `json:"state"` // publishing, recovering, full, idle or stopped
 	Waiting        string `json:"waiting,omitempty"`
 	FramesInFlight int    `json:"frames_in_flight"`
 	DurableSeq     uint64 `json:"durable_seq"` // last own transaction that is safe at the broker

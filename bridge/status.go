@@ -166,7 +166,7 @@ func (l *life) reportPublisher(ctx context.Context, r *Report) {
 	}
 	p.FramesInFlight, p.DurableSeq = l.publisher.InFlight(), l.outbox.durableSeq()
 	r.Stream.LimitBytes = uint64(l.cfg.Stream.MaxBytes)
-	if p.State != "connected" {
+	if p.Waiting != "" {
 		r.Alarms = append(r.Alarms, Alarm{Code: "broker-away", Severity: SeverityError,
 			Text: fmt.Sprintf("own stream cannot be written: %s; the slot holds %d bytes of WAL", p.Waiting, r.Slot.WALHeldBytes),
 			Mend: "bring the NATS server back; nothing is lost meanwhile, but the WAL grows"})

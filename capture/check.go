@@ -1,0 +1,218 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// CheckOptions say what Check looks at.
+type CheckOptions = SetupOptions
+
+// Check reports everything in the local database that keeps capture from working, as one CheckError with all
+// findings; other errors mean that it could not find out. It changes nothing.
+func Check(ctx context.Context, o CheckOptions) error {
+	o = o.withDefaults()
+	conn, err := connectPlain(ctx, o.DSN)
+	if err != nil {
+		return unreachable(err)
+	}
+	defer conn.Close(ctx)
+	c := &check{opts: o, conn: conn}
+	for _, part := range []func(context.Context) error{
+		c.server, c.settings, c.privilege, c.slot, c.publication, c.origins,
+	} {
+		if err := c.take(part(ctx)); err != nil {
+			return err
+		}
+		if c.unfit {
+			break
+		}
+	}
+	if len(c.findings) > 0 {
+		return &CheckError{Findings: c.findings}
+	}
+	return nil
+}
+
+// unreachable makes a finding of a connection that did not come about: whoever asks wants to hear it.
+func unreachable(err error) error {
+	if !isLost(err) {
+		return err
+	}
+	return finding(CodeConnect, "postgres.dsn", fmt.Sprintf("leads to no server: %v", err),
+		"start the server, or correct host and port")
+}
+
+// check gathers findings.
+type check struct {
+	opts     CheckOptions
+	conn     *pgx.Conn
+	version  int
+	unfit    bool // a server of another kind than the other questions are for
+	findings []Finding
+}
+
+// take keeps findings and returns other errors.
+func (c *check) take(err error) error {
+	var found *CheckError
+	if errors.As(err, &found) {
+		c.findings = append(c.findings, found.Findings...)
+		return nil
+	}
+	return err
+}
+
+func (c *check) add(code, thing, fault, mend string) {
+	c.findings = append(c.findings, Finding{code, thing, fault, mend})
+}
+
+func (c *check) server(ctx context.Context) error {
+	s, err := readServer(ctx, c.conn)
+	if err != nil {
+		return err
+	}
+	c.version = s.version
+	err = s.check()
+	c.unfit = err != nil
+	return err
+}
+
+func (c *check) settings(ctx context.Context) error {
+	var level, stamps string
+	err := c.conn.QueryRow(ctx, `SELECT current_setting('wal_level'), current_setting('track_commit_timestamp')`).Scan(&level, &stamps)
+	if err != nil {
+		return classify(err, "read settings")
+	}
+	if level != "logical" {
+		c.add(CodeWALLevel, "setting wal_level", "is "+level, "run ALTER SYSTEM SET wal_level = logical, and restart the server")
+	}
+	if stamps != "on" {
+		c.add(CodeCommitTimestamp, "setting track_commit_timestamp", "is "+stamps,
+			"run ALTER SYSTEM SET track_commit_timestamp = on, and restart the server")
+	}
+	return nil
+}
+
+func (c *check) privilege(ctx context.Context) error {
+	var role string
+	var may bool
+	err := c.conn.QueryRow(ctx, `SELECT rolname::text, rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user`).Scan(&role, &may)
+	if err != nil {
+		return classify(err, "read role")
+	}
+	if !may {
+		c.add(CodePrivilege, "role "+ident(role), "lacks the attribute REPLICATION",
+			fmt.Sprintf("run ALTER ROLE %s REPLICATION", ident(role)))
+	}
+	return nil
+}
+
+func (c *check) slot(ctx context.Context) error {
+	s, err := readSlot(ctx, c.conn, c.opts.Slot)
+	if err != nil {
+		return err
+	}
+	var slots, maxSlots, senders, maxSenders int
+	err = c.conn.QueryRow(ctx, `
+		SELECT (SELECT count(*) FROM pg_replication_slots), current_setting('max_replication_slots')::int,
+		       (SELECT count(*) FROM pg_stat_replication), current_setting('max_wal_senders')::int`).
+		Scan(&slots, &maxSlots, &senders, &maxSenders)
+	if err != nil {
+		return classify(err, "read slots")
+	}
+	if !s.exists && slots >= maxSlots {
+		c.add(CodeSlots, "setting max_replication_slots", fmt.Sprintf("is %d, and all are taken", maxSlots),
+			"raise it and restart the server, or drop a slot that nobody uses")
+	}
+	if !s.active && senders >= maxSenders {
+		c.add(CodeWALSenders, "setting max_wal_senders", fmt.Sprintf("is %d, and all are taken", maxSenders),
+			"raise it and restart the server")
+	}
+	return s.check()
+}
+
+func (c *check) publication(ctx context.Context) error {
+	p, err := readPublication(ctx, c.conn, c.opts.Publication, c.version)
+	if err != nil {
+		return err
+	}
+	chosen, err := listTables(ctx, c.conn, c.opts.Tables)
+	if err != nil {
+		return err
+	}
+	thing := "publication " + ident(p.name)
+	if !p.exists {
+		c.add(CodePublicationMissing, thing, "is not there", "run pgbridge setup")
+		return c.tables(p, chosen)
+	}
+	if !p.ops || !p.viaRoot {
+		c.add(CodePublication, thing, "does not publish all operations through partition roots", "run pgbridge setup")
+	}
+	for _, t := range p.tables {
+		if t.partial {
+			c.add(CodePublication, thing, fmt.Sprintf("leaves out rows or columns of %s", t), "run pgbridge setup")
+		}
+	}
+	return c.tables(p, chosen)
+}
+
+// tables looks at each table that the patterns choose.
+func (c *check) tables(p *publication, chosen []candidate) error {
+	var absent []string
+	for _, t := range chosen {
+		exclude := fmt.Sprintf("exclude it under tables (\"!%s.%s\")", t.Schema, t.Name)
+		switch {
+		case t.persistence == "u":
+			c.add(CodeTableUnlogged, "table "+t.String(), "is unlogged, so nothing of it is in the WAL",
+				fmt.Sprintf("run ALTER TABLE %s SET LOGGED, or %s", t, exclude))
+			continue
+		case !t.hasKey:
+			c.add(CodeTableKey, "table "+t.String(), "has no usable key, so no node can tell its rows apart",
+				fmt.Sprintf("run ALTER TABLE %s ADD PRIMARY KEY (...), or %s", t, exclude))
+		case !t.identifies:
+			c.add(CodeTableKey, "table "+t.String(), "has no replica identity, so its updates and deletes are refused",
+				fmt.Sprintf("run ALTER TABLE %s ADD PRIMARY KEY (...) or ALTER TABLE %s REPLICA IDENTITY USING INDEX ..., or %s", t, t, exclude))
+		}
+		if p.exists && !p.all && !p.has(t.TableName) {
+			absent = append(absent, t.String())
+		}
+	}
+	if len(absent) > 0 {
+		c.add(CodePublication, "publication "+ident(p.name), "leaves out "+strings.Join(absent, ", "), "run pgbridge setup")
+	}
+	return nil
+}
+
+// originsSQL lists the replication origins that are not a bridge's. The catalog is the whole server's, so
+// those of other databases' subscriptions are left out; what has no subscription could be anybody's.
+const originsSQL = `
+SELECT o.roname::text, coalesce(s.subname::text, '')
+FROM pg_replication_origin o
+     LEFT JOIN pg_subscription s ON o.roname = 'pg_' || s.oid OR o.roname LIKE 'pg\_' || s.oid || '\_%'
+WHERE NOT starts_with(o.roname, 'pgb_')
+  AND (s.oid IS NULL OR s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database()))
+ORDER BY 1`
+
+func (c *check) origins(ctx context.Context) error {
+	rows, err := c.conn.Query(ctx, originsSQL)
+	if err != nil {
+		return classify(err, "read replication origins")
+	}
+	var name, subscription string
+	if _, err = pgx.ForEachRow(rows, []any{&name, &subscription}, func() error {
+		mend := fmt.Sprintf("run SELECT pg_replication_origin_drop(%s) if nobody uses it", literal(name))
+		if subscription != "" {
+			mend = fmt.Sprintf("run DROP SUBSCRIPTION %s, or give it a server of its own", ident(subscription))
+		}
+		c.add(CodeOriginForeign, fmt.Sprintf("replication origin %q", name),
+			"is not the bridge's: rows that are written under it reach no other node", mend)
+		return nil
+	}); err != nil {
+		return classify(err, "read replication origins")
+	}
+	return nil
+}

@@ -1,0 +1,126 @@
+package capture
+
+import (
+	"slices"
+	"sync"
+
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// marksLimit bounds the markers that are remembered, 16 bytes each. Above it every second one is
+// forgotten: an older marker proves less, so that apply takes its careful path more often, and no more.
+const marksLimit = 1 << 20
+
+// marks is the list of markers that capture has met (PROOF.md R11). XID and Seq rise along it.
+type marks struct {
+	mu   sync.RWMutex
+	list []wire.Mark // guarded by mu
+}
+
+// add appends a marker. One that has no higher XID says nothing new: an earlier one with the same XID has
+// a lower seq and proves more.
+func (m *marks) add(x wire.Mark) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if n := len(m.list); n > 0 {
+		last := &m.list[n-1]
+		if x.XID <= last.XID || x.Seq < last.Seq {
+			return
+		}
+		if x.Seq == last.Seq && n > 1 { // the first one stays: it is the oldest that is known
+			last.XID = x.XID
+			return
+		}
+	}
+	if len(m.list) >= marksLimit {
+		m.list = thin(m.list)
+	}
+	m.list = append(m.list, x)
+}
+
+// thin drops every second mark but the first and the last.
+func thin(list []wire.Mark) []wire.Mark {
+	keep := list[:1]
+	for i := 2; i < len(list)-1; i += 2 {
+		keep = append(keep, list[i])
+	}
+	return append(keep, list[len(list)-1])
+}
+
+// newest returns the newest mark whose seq is at most seq.
+func (m *marks) newest(seq uint64) (wire.Mark, bool) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	n, _ := slices.BinarySearchFunc(m.list, seq, func(x wire.Mark, seq uint64) int {
+		if x.Seq <= seq {
+			return -1
+		}
+		return 1
+	})
+	if n == 0 {
+		return wire.Mark{}, false
+	}
+	return m.list[n-1], true
+}
+
+func (m *marks) first() (wire.Mark, bool) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if len(m.list) == 0 {
+		return wire.Mark{}, false
+	}
+	return m.list[0], true
+}
+
+// forget drops all marks with a seq below that of the newest one that is at most below.
+func (m *marks) forget(below uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := 0
+	for n+1 < len(m.list) && m.list[n+1].Seq <= below {
+		n++
+	}
+	if n > 0 {
+		m.list = slices.Delete(m.list, 0, n)
+	}
+}
+
+// recentLimit is the number of ids from which on the server is asked which of them still matter.
+const recentLimit = 8192
+
+// recents are the top-level ids of captured transactions that may not be visible at home yet, since a
+// commit is sent before it is visible (PROOF.md F2, R14).
+type recents struct {
+	mu   sync.Mutex
+	xids []uint32 // guarded by mu
+}
+
+// add reports whether there are so many that prune should be called.
+func (r *recents) add(x uint32) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.xids = append(r.xids, x)
+	return len(r.xids)%recentLimit == 0
+}
+
+// ended drops all ids below xmin, a full transaction id: they had ended when that was taken.
+func (r *recents) ended(xmin uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.xids = slices.DeleteFunc(r.xids, func(x uint32) bool { return int32(x-uint32(xmin)) < 0 })
+}
+
+// prune drops all ids that a snapshot of the server shows as ended.
+func (r *recents) prune(xmax uint64, running []uint32) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.xids = slices.DeleteFunc(r.xids, func(x uint32) bool {
+		return int32(x-uint32(xmax)) < 0 && !slices.Contains(running, x)
+	})
+}
+
+func (r *recents) get() []uint32 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.xids)
+}

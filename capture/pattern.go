@@ -1,0 +1,124 @@
+package capture
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// TableName names a table.
+type TableName struct{ Schema, Name string }
+
+// String quotes the name for SQL.
+func (n TableName) String() string { return ident(n.Schema) + "." + ident(n.Name) }
+
+// patterns choose tables: "schema.table" with * for any characters and ? for one; "!" in front excludes,
+// and wins. Without an including pattern all tables are chosen.
+type patterns struct{ include, exclude []pattern }
+
+type pattern struct{ schema, table string }
+
+func parsePatterns(list []string) (patterns, error) {
+	var p patterns
+	for _, s := range list {
+		body, excluded := strings.CutPrefix(s, "!")
+		schema, table, ok := strings.Cut(body, ".")
+		if !ok || schema == "" || table == "" {
+			return p, finding(CodeTables, fmt.Sprintf("tables pattern %q", s), "is not schema.table",
+				"write public.items, app.* or !app.log")
+		}
+		if excluded {
+			p.exclude = append(p.exclude, pattern{schema, table})
+		} else {
+			p.include = append(p.include, pattern{schema, table})
+		}
+	}
+	if p.include == nil {
+		p.include = []pattern{{"*", "*"}}
+	}
+	return p, nil
+}
+
+func (p patterns) match(n TableName) bool {
+	fits := func(x pattern) bool { return glob(x.schema, n.Schema) && glob(x.table, n.Name) }
+	return slices.ContainsFunc(p.include, fits) && !slices.ContainsFunc(p.exclude, fits)
+}
+
+// glob matches by runes. On a mismatch it goes back to the last star, which takes one more.
+func glob(pattern, s string) bool {
+	p, r := []rune(pattern), []rune(s)
+	i, j, star, from := 0, 0, -1, 0
+	for j < len(r) {
+		switch {
+		case i < len(p) && p[i] == '*':
+			star, from = i, j
+			i++
+		case i < len(p) && (p[i] == '?' || p[i] == r[j]):
+			i++
+			j++
+		case star >= 0:
+			from++
+			i, j = star+1, from
+		default:
+			return false
+		}
+	}
+	for i < len(p) && p[i] == '*' {
+		i++
+	}
+	return i == len(p)
+}
+
+// candidate is a table that could be published.
+type candidate struct {
+	TableName
+	persistence string // p permanent, u unlogged
+	identity    string // as pg_class.relreplident
+	hasKey      bool   // a usable key, by the rule of keySQL
+	identifies  bool   // old rows are identified: updates and deletes are possible at all
+}
+
+// candidatesSQL leaves partitions out, which are published through their root, temporary tables, and what
+// is not a user's.
+const candidatesSQL = `
+SELECT n.nspname::text, c.relname::text, c.relpersistence::text, c.relreplident::text,
+       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indimmediate
+               AND i.indpred IS NULL AND i.indexprs IS NULL
+               AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = i.indrelid
+                               AND a.attnum = ANY (i.indkey[0:i.indnkeyatts-1]) AND NOT a.attnotnull)),
+       CASE c.relreplident
+            WHEN 'f' THEN true
+            WHEN 'd' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate)
+            WHEN 'i' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident)
+            ELSE false END
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
+  AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgbridge')
+  AND n.nspname NOT LIKE 'pg\_toast%' AND n.nspname NOT LIKE 'pg\_temp%'
+ORDER BY n.nspname, c.relname`
+
+// listTables returns the tables that the patterns choose, unlogged ones included.
+func listTables(ctx context.Context, conn *pgx.Conn, list []string) ([]candidate, error) {
+	p, err := parsePatterns(list)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := conn.Query(ctx, candidatesSQL)
+	if err != nil {
+		return nil, classify(err, "list tables")
+	}
+	var chosen []candidate
+	var c candidate
+	if _, err = pgx.ForEachRow(rows, []any{&c.Schema, &c.Name, &c.persistence, &c.identity, &c.hasKey, &c.identifies}, func() error {
+		if p.match(c.TableName) {
+			chosen = append(chosen, c)
+		}
+		return nil
+	}); err != nil {
+		return nil, classify(err, "list tables")
+	}
+	return chosen, nil
+}

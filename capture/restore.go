@@ -1,0 +1,194 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// restoreTimeout bounds the one look into the catalog.
+const restoreTimeout = 30 * time.Second
+
+// restorer reads own frames back. It is not safe for concurrent use.
+type restorer struct {
+	opts  *Options
+	del   Deletes
+	state *state
+
+	keys   map[uint32][]keyColumn // of all tables, by object id; nil before they were read
+	tables map[string]*Table      // by the payload of their R record: frames repeat them
+	epoch  uint64                 // writer epoch of the last frame
+	runs   map[uint64]*restoring  // open ones, by id
+
+	relations map[uint32]*Table // of the present frame
+	begin     wire.Begin        // of the transaction between B and C
+	open      bool
+	touched   touched
+}
+
+func newRestorer(c *Capture) *restorer {
+	r := &restorer{opts: &c.opts, del: c.tagger.del, state: c.state,
+		tables: map[string]*Table{}, runs: map[uint64]*restoring{}, relations: map[uint32]*Table{}}
+	r.touched.graves.dir = c.opts.SpoolDir
+	return r
+}
+
+func (r *restorer) frame(f *wire.Frame) error {
+	if f.WriterEpoch != r.epoch { // voids every open run
+		r.epoch = f.WriterEpoch
+		for _, x := range r.runs {
+			x.graves.close()
+		}
+		clear(r.runs)
+	}
+	clear(r.relations)
+	r.open = false
+	recs := wire.NewRecords(f.Body)
+	for {
+		rec, err := recs.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if err := r.record(rec); err != nil {
+			return err
+		}
+	}
+	if f.Mark.XID != 0 {
+		r.state.marks.add(f.Mark)
+		r.state.recents.ended(f.Mark.XID)
+	}
+	return nil
+}
+
+func (r *restorer) record(rec wire.Record) error {
+	switch rec.Kind {
+	case wire.KindRelation:
+		t, err := r.table(rec.Payload)
+		if err == nil {
+			r.relations[t.OID] = t
+		}
+		return err
+	case wire.KindBegin:
+		b, err := wire.ParseBegin(rec.Payload)
+		r.begin, r.open = b, true
+		r.touched.reset()
+		r.touched.lifted = b.Stamp > b.CommitTime
+		return err
+	case wire.KindInsert, wire.KindUpdate, wire.KindDelete, wire.KindTruncate:
+		return noteRecord(&r.touched, r.relations, rec, 0)
+	case wire.KindCommit:
+		if !r.open {
+			return fmt.Errorf("%w: commit without a begin", wire.ErrCorrupt)
+		}
+		r.open = false
+		return r.tell(r.begin, &r.touched, &xidSet{})
+	case wire.KindChunk:
+		return r.chunk(rec.Payload)
+	case wire.KindLargeCommit:
+		return r.largeCommit(rec.Payload)
+	case wire.KindRunAbort:
+		id, err := wire.ParseNumber(rec.Payload)
+		if x := r.runs[id]; x != nil {
+			x.graves.close()
+			delete(r.runs, id)
+		}
+		return err
+	}
+	return nil
+}
+
+// noteRecord notes a change that stands in a frame or in a run.
+func noteRecord(k *touched, tables map[uint32]*Table, rec wire.Record, sub uint32) error {
+	if rec.Kind == wire.KindTruncate {
+		_, ids, err := wire.ParseTruncate(rec.Payload)
+		if err != nil {
+			return err
+		}
+		for _, id := range ids {
+			if tables[id] == nil {
+				return fmt.Errorf("%w: relation %d was not announced", wire.ErrCorrupt, id)
+			}
+			if err := k.graves.add(grave{sub: sub, table: tables[id]}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	id, tuples, err := wire.ParseChange(rec.Payload)
+	if err != nil {
+		return err
+	}
+	if len(tuples) == 0 || tables[id] == nil {
+		return fmt.Errorf("%w: row of relation %d, which was not announced", wire.ErrCorrupt, id)
+	}
+	if tuples[0] == 'N' && !k.lifted {
+		return nil
+	}
+	return k.row(tables[id], rec.Kind, sub, tuples)
+}
+
+// table returns the table of an R record.
+func (r *restorer) table(payload []byte) (*Table, error) {
+	if t := r.tables[string(payload)]; t != nil {
+		return t, nil
+	}
+	rel, err := wire.ParseRelation(payload)
+	if err != nil {
+		return nil, err
+	}
+	if r.keys == nil {
+		if err := r.readKeys(); err != nil {
+			return nil, err
+		}
+	}
+	t := newTable(rel, r.keys[rel.ID])
+	r.tables[string(payload)] = t
+	return t, nil
+}
+
+// readKeys reads the keys of all user tables at once: most of them are published.
+func (r *restorer) readKeys() error {
+	ctx, cancel := context.WithTimeout(context.Background(), restoreTimeout)
+	defer cancel()
+	conn, err := connectPlain(ctx, r.opts.DSN)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	var oids []uint32
+	err = conn.QueryRow(ctx, `SELECT coalesce(array_agg(oid), '{}') FROM pg_class WHERE relkind IN ('r', 'p') AND oid >= 16384`).Scan(&oids)
+	if err != nil {
+		return classify(err, "list tables")
+	}
+	r.keys, err = readKeys(ctx, conn, oids)
+	return err
+}
+
+// tell reports what a transaction that is in the stream has deleted, and remembers its stamp if that was
+// lifted.
+func (r *restorer) tell(b wire.Begin, k *touched, void *xidSet) error {
+	v := origin.Version{Stamp: b.Stamp, Origin: r.opts.Origin}
+	err := k.graves.each(void, func(g grave) {
+		if g.key == nil {
+			r.del.LocalTruncate(Truncate{Relation: g.table, Version: v, Seq: b.Seq, CommitLSN: b.CommitLSN})
+			return
+		}
+		r.del.LocalDelete(Delete{Relation: g.table, Key: g.key, Hash: g.hash, Version: v, Seq: b.Seq, CommitLSN: b.CommitLSN})
+	})
+	if err != nil {
+		return err
+	}
+	if b.Stamp > b.CommitTime {
+		r.state.lifted.add(b.CommitTime, b.Stamp, b.Seq, k.keys, k.many)
+	}
+	r.state.recents.add(b.XID)
+	return nil
+}

@@ -1,0 +1,218 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// SetupOptions say what Setup prepares.
+type SetupOptions struct {
+	DSN           string
+	Cluster, Node string
+	Slot          string   // "pgb_<cluster>_<node>" if empty
+	Publication   string   // the same
+	Tables        []string // patterns as in "public.*", "!public.audit"; all tables if empty
+}
+
+func (o SetupOptions) withDefaults() SetupOptions {
+	if o.Slot == "" {
+		o.Slot = originPrefix(o.Cluster, o.Node)
+	}
+	if o.Publication == "" {
+		o.Publication = originPrefix(o.Cluster, o.Node)
+	}
+	return o
+}
+
+// Setup creates, where it is missing, what capture needs in the local database: the publication of the
+// chosen tables, then the slot. It is idempotent, and corrects a publication whose tables or settings
+// differ. It needs CREATE on the database, ownership of the tables, and REPLICATION.
+func Setup(ctx context.Context, o SetupOptions) error {
+	conn, err := connectPlain(ctx, o.DSN)
+	if err != nil {
+		return unreachable(err)
+	}
+	defer conn.Close(ctx)
+	statements, err := setupSQL(ctx, conn, o.withDefaults())
+	if err != nil {
+		return err
+	}
+	// A slot cannot be created in a transaction that has written, so each statement is its own, and each
+	// may wait for running transactions.
+	if _, err := conn.Exec(ctx, "SET statement_timeout = 0"); err != nil {
+		return classify(err, "setup")
+	}
+	for _, sql := range statements {
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			return classify(err, "setup: "+sql)
+		}
+	}
+	return nil
+}
+
+// SetupSQL returns what Setup would run now, for a DBA to run by hand; nothing if all is there.
+func SetupSQL(ctx context.Context, o SetupOptions) ([]string, error) {
+	conn, err := connectPlain(ctx, o.DSN)
+	if err != nil {
+		return nil, unreachable(err)
+	}
+	defer conn.Close(ctx)
+	return setupSQL(ctx, conn, o.withDefaults())
+}
+
+func setupSQL(ctx context.Context, conn *pgx.Conn, o SetupOptions) ([]string, error) {
+	srv, err := readServer(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	if err := srv.check(); err != nil {
+		return nil, err
+	}
+	chosen, err := listTables(ctx, conn, o.Tables)
+	if err != nil {
+		return nil, err
+	}
+	var names []TableName
+	for _, c := range chosen {
+		if c.persistence == "p" {
+			names = append(names, c.TableName)
+		}
+	}
+	pub, err := readPublication(ctx, conn, o.Publication, srv.version)
+	if err != nil {
+		return nil, err
+	}
+	statements := publicationSQL(pub, names)
+	s, err := readSlot(ctx, conn, o.Slot)
+	if err != nil {
+		return nil, err
+	}
+	if !s.exists {
+		return append(statements, slotCreationSQL(o.Slot, srv.version)), nil
+	}
+	return statements, s.check()
+}
+
+// publication is what the catalog says of a publication.
+type publication struct {
+	name    string
+	exists  bool
+	all     bool // FOR ALL TABLES, or of whole schemas
+	ops     bool // publishes all operations
+	viaRoot bool
+	tables  []publishedTable
+}
+
+type publishedTable struct {
+	TableName
+	partial bool // a column list or a row filter
+}
+
+func (p *publication) has(n TableName) bool {
+	return slices.ContainsFunc(p.tables, func(t publishedTable) bool { return t.TableName == n })
+}
+
+func (p *publication) partial() bool {
+	return slices.ContainsFunc(p.tables, func(t publishedTable) bool { return t.partial })
+}
+
+// readPublication goes through jsonb for columns that 14 does not have.
+func readPublication(ctx context.Context, conn *pgx.Conn, name string, version int) (*publication, error) {
+	p := &publication{name: name}
+	schemas := "false"
+	if version >= 150000 {
+		schemas = "EXISTS (SELECT FROM pg_publication_namespace WHERE pnpubid = p.oid)"
+	}
+	err := conn.QueryRow(ctx, `
+		SELECT puballtables OR `+schemas+`, pubinsert AND pubupdate AND pubdelete AND pubtruncate, pubviaroot
+		FROM pg_publication p WHERE pubname = $1`, name).Scan(&p.all, &p.ops, &p.viaRoot)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return p, nil
+	}
+	if err != nil {
+		return nil, classify(err, "read publication "+ident(name))
+	}
+	p.exists = true
+	rows, err := conn.Query(ctx, `
+		SELECT n.nspname::text, c.relname::text,
+		       coalesce(to_jsonb(r) ->> 'prattrs', to_jsonb(r) ->> 'prqual') IS NOT NULL
+		FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+		     JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE p.pubname = $1 ORDER BY n.nspname, c.relname`, name)
+	if err != nil {
+		return nil, classify(err, "read publication "+ident(name))
+	}
+	var t publishedTable
+	if _, err = pgx.ForEachRow(rows, []any{&t.Schema, &t.Name, &t.partial}, func() error {
+		p.tables = append(p.tables, t)
+		return nil
+	}); err != nil {
+		return nil, classify(err, "read publication "+ident(name))
+	}
+	return p, nil
+}
+
+const publishSettings = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
+
+// publicationSQL returns what makes the publication one of exactly these tables.
+func publicationSQL(p *publication, want []TableName) []string {
+	name := ident(p.name)
+	create := "CREATE PUBLICATION " + name
+	if len(want) > 0 {
+		create += " FOR TABLE " + tableList(want)
+	}
+	create += " WITH (" + publishSettings + ")"
+	switch {
+	case !p.exists:
+		return []string{create}
+	case p.all:
+		// It cannot be altered into a list of tables. In one transaction: what commits while there is
+		// no publication could never be decoded.
+		return []string{"DROP PUBLICATION " + name + "; " + create}
+	}
+	var sql []string
+	if !p.ops || !p.viaRoot {
+		sql = append(sql, fmt.Sprintf("ALTER PUBLICATION %s SET (%s)", name, publishSettings))
+	}
+	same := len(want) == len(p.tables) && !p.partial()
+	for _, n := range want {
+		same = same && p.has(n)
+	}
+	switch {
+	case same:
+	case len(want) == 0:
+		sql = append(sql, fmt.Sprintf("ALTER PUBLICATION %s DROP TABLE %s", name, tableList(p.names())))
+	default:
+		sql = append(sql, fmt.Sprintf("ALTER PUBLICATION %s SET TABLE %s", name, tableList(want)))
+	}
+	return sql
+}
+
+func tableList(names []TableName) string {
+	quoted := make([]string, len(names))
+	for i, n := range names {
+		quoted[i] = n.String()
+	}
+	return strings.Join(quoted, ", ")
+}
+
+func (p *publication) names() []TableName {
+	names := make([]TableName, len(p.tables))
+	for i, t := range p.tables {
+		names[i] = t.TableName
+	}
+	return names
+}
+
+// slotCreationSQL: from 17 on the slot is one that a standby can take over.
+func slotCreationSQL(slot string, version int) string {
+	if version >= 170000 {
+		return fmt.Sprintf("SELECT pg_create_logical_replication_slot(%s, 'pgoutput', false, false, true)", literal(slot))
+	}
+	return fmt.Sprintf("SELECT pg_create_logical_replication_slot(%s, 'pgoutput', false, false)", literal(slot))
+}

@@ -1,0 +1,183 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+)
+
+// SlotInfo is what a server says of itself and of the bridge's slot.
+type SlotInfo struct {
+	SystemID     uint64
+	Timeline     uint32
+	State        string // one of the Slot constants
+	ConfirmedLSN uint64 // the server has been told that everything below is safe; 0 if the slot is missing
+	HeldBytes    int64  // WAL that the slot keeps the server from removing
+}
+
+// The states of a slot.
+const (
+	SlotActive      = "active"   // a walsender reads it
+	SlotInactive    = "inactive" // nobody does
+	SlotInvalidated = "invalidated"
+	SlotMissing     = "missing"
+)
+
+// ReadSlot reads the identity of the server and how the slot is. That it is missing or invalidated is no
+// error; Check makes findings of it.
+func ReadSlot(ctx context.Context, dsn, slot string) (SlotInfo, error) {
+	conn, err := connectPlain(ctx, dsn)
+	if err != nil {
+		return SlotInfo{}, err
+	}
+	defer conn.Close(ctx)
+	var info SlotInfo
+	var id int64
+	err = conn.QueryRow(ctx, `
+		SELECT (SELECT system_identifier FROM pg_control_system()),
+		       CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())
+		            ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END`).
+		Scan(&id, &info.Timeline)
+	if err != nil {
+		return info, classify(err, "read the server's identity")
+	}
+	info.SystemID = uint64(id)
+	s, err := readSlot(ctx, conn, slot)
+	if err != nil {
+		return info, err
+	}
+	info.ConfirmedLSN, info.HeldBytes, info.State = s.confirmed, s.held, s.state()
+	return info, nil
+}
+
+// slot is a row of pg_replication_slots.
+type slot struct {
+	name         string
+	exists       bool
+	plugin, kind string
+	database     string
+	here         bool // it is this database's
+	confirmed    uint64
+	walStatus    string
+	invalidation string // 17 and later
+	active       bool
+	held         int64 // bytes of WAL
+}
+
+// slotSQL goes through jsonb for a column that older servers don't have.
+const slotSQL = `
+SELECT coalesce(plugin, '')::text, slot_type, coalesce(database, '')::text, coalesce(database = current_database(), false),
+       coalesce((confirmed_flush_lsn - '0/0')::int8, 0), coalesce(wal_status, ''),
+       coalesce(to_jsonb(s) ->> 'invalidation_reason', ''), active,
+       CASE WHEN pg_is_in_recovery() THEN 0 ELSE coalesce(pg_current_wal_lsn() - restart_lsn, 0)::int8 END
+FROM pg_replication_slots s WHERE slot_name = $1`
+
+func readSlot(ctx context.Context, conn *pgx.Conn, name string) (*slot, error) {
+	s := &slot{name: name}
+	err := conn.QueryRow(ctx, slotSQL, name).Scan(&s.plugin, &s.kind, &s.database, &s.here,
+		&s.confirmed, &s.walStatus, &s.invalidation, &s.active, &s.held)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return s, nil
+	}
+	if err != nil {
+		return nil, classify(err, fmt.Sprintf("read slot %q", name))
+	}
+	s.exists = true
+	return s, nil
+}
+
+func (s *slot) invalidated() bool { return s.walStatus == "lost" || s.invalidation != "" }
+
+func (s *slot) state() string {
+	switch {
+	case !s.exists:
+		return SlotMissing
+	case s.invalidated():
+		return SlotInvalidated
+	case s.active:
+		return SlotActive
+	}
+	return SlotInactive
+}
+
+// check finds what makes the slot useless by itself.
+func (s *slot) check() error {
+	thing := fmt.Sprintf("slot %q", s.name)
+	switch {
+	case !s.exists:
+		return finding(CodeSlotMissing, thing, "is not there",
+			"run pgbridge setup on a node that has not replicated yet; a node whose slot was dropped must join anew")
+	case s.kind != "logical" || s.plugin != "pgoutput":
+		return finding(CodeSlotKind, thing, fmt.Sprintf("is a %s slot of plugin %q, not one of pgoutput", s.kind, s.plugin),
+			"drop it if nobody needs it and run pgbridge setup, or rename the node")
+	case !s.here:
+		return finding(CodeSlotKind, thing, fmt.Sprintf("belongs to database %q", s.database),
+			"point postgres.dsn at that database, or rename the node")
+	case s.invalidated():
+		reason := ""
+		if s.invalidation != "" {
+			reason = " (" + s.invalidation + ")"
+		}
+		return finding(CodeSlotInvalidated, thing, "was invalidated by the server"+reason+": changes are missing from it",
+			"drop it and let the node join anew, then raise max_slot_wal_keep_size")
+	case s.confirmed == 0:
+		return finding(CodeSlotKind, thing, "has no confirmed position yet: it is still being made",
+			"end the long transactions that its creation waits for, or drop it and run pgbridge setup")
+	}
+	return nil
+}
+
+// server is what capture needs to know of the server before it starts.
+type server struct {
+	version  int // server_version_num
+	flushLSN uint64
+	standby  bool
+}
+
+func readServer(ctx context.Context, conn *pgx.Conn) (server, error) {
+	var s server
+	err := conn.QueryRow(ctx, `
+		SELECT current_setting('server_version_num')::int, pg_is_in_recovery(),
+		       CASE WHEN pg_is_in_recovery() THEN 0 ELSE (pg_current_wal_flush_lsn() - '0/0')::int8 END`).
+		Scan(&s.version, &s.standby, &s.flushLSN)
+	if err != nil {
+		return s, classify(err, "read the server's state")
+	}
+	return s, nil
+}
+
+func (s server) check() error {
+	switch {
+	case s.version < minVersion:
+		return finding(CodeVersion, "postgresql", fmt.Sprintf("is version %d, at least 14 is needed", s.version/10000),
+			"upgrade the server")
+	case s.standby:
+		return finding(CodeStandby, "postgresql", "is a standby, which commits nothing by itself",
+			"point postgres.dsn at the primary")
+	}
+	return nil
+}
+
+// checkStart checks that reading may begin at from: that nothing between the stream's tail and the slot is
+// missing, and that the server is not older than the stream. stream says that there is a tail.
+func (s *slot) checkStart(from uint64, stream bool, flushLSN uint64) error {
+	if !stream {
+		return nil
+	}
+	if s.confirmed > from {
+		return finding(CodeSlotAhead, fmt.Sprintf("slot %q", s.name),
+			fmt.Sprintf("is confirmed up to %s, the own stream ends at %s: what lies between is in neither",
+				pglogrepl.LSN(s.confirmed), pglogrepl.LSN(from)),
+			"restore the stream that this node wrote last, or let the node join anew")
+	}
+	if from > flushLSN {
+		return finding(CodeServerBehind, "postgresql",
+			fmt.Sprintf("has WAL up to %s, the own stream ends at %s: the server was restored from an older state",
+				pglogrepl.LSN(flushLSN), pglogrepl.LSN(from)),
+			"let the node join anew, with a new epoch")
+	}
+	return nil
+}
