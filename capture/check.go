@@ -15,6 +15,21 @@ type CheckOptions = SetupOptions
 // Check reports everything in the local database that keeps capture from working, as one CheckError with all
 // findings; other errors mean that it could not find out. It changes nothing.
 func Check(ctx context.Context, o CheckOptions) error {
+	return look(ctx, o, func(c *check) []func(context.Context) error {
+		return []func(context.Context) error{c.server, c.settings, c.privilege, c.room, c.slot, c.publication, c.origins}
+	})
+}
+
+// CheckServer is the part of Check that Setup cannot mend: server, settings, privileges and room for a
+// slot. Ask it before Setup, whose statements would fail with less to say.
+func CheckServer(ctx context.Context, o CheckOptions) error {
+	return look(ctx, o, func(c *check) []func(context.Context) error {
+		return []func(context.Context) error{c.server, c.settings, c.privilege, c.room}
+	})
+}
+
+// look gathers what the parts find.
+func look(ctx context.Context, o CheckOptions, parts func(*check) []func(context.Context) error) error {
 	o = o.withDefaults()
 	conn, err := connectPlain(ctx, o.DSN)
 	if err != nil {
@@ -22,9 +37,7 @@ func Check(ctx context.Context, o CheckOptions) error {
 	}
 	defer conn.Close(ctx)
 	c := &check{opts: o, conn: conn}
-	for _, part := range []func(context.Context) error{
-		c.server, c.settings, c.privilege, c.slot, c.publication, c.origins,
-	} {
+	for _, part := range parts(c) {
 		if err := c.take(part(ctx)); err != nil {
 			return err
 		}
@@ -43,7 +56,7 @@ func unreachable(err error) error {
 	if !isLost(err) {
 		return err
 	}
-	return finding(CodeConnect, "postgres.dsn", fmt.Sprintf("leads to no server: %v", err),
+	return finding(CodeUnreachable, "postgres.dsn", fmt.Sprintf("leads to no server: %v", err),
 		"start the server, or correct host and port")
 }
 
@@ -111,7 +124,8 @@ func (c *check) privilege(ctx context.Context) error {
 	return nil
 }
 
-func (c *check) slot(ctx context.Context) error {
+// room looks for a free slot and a free walsender.
+func (c *check) room(ctx context.Context) error {
 	s, err := readSlot(ctx, c.conn, c.opts.Slot)
 	if err != nil {
 		return err
@@ -131,6 +145,14 @@ func (c *check) slot(ctx context.Context) error {
 	if !s.active && senders >= maxSenders {
 		c.add(CodeWALSenders, "setting max_wal_senders", fmt.Sprintf("is %d, and all are taken", maxSenders),
 			"raise it and restart the server")
+	}
+	return nil
+}
+
+func (c *check) slot(ctx context.Context) error {
+	s, err := readSlot(ctx, c.conn, c.opts.Slot)
+	if err != nil {
+		return err
 	}
 	return s.check()
 }

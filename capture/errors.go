@@ -27,7 +27,8 @@ type Finding struct {
 
 // The codes of findings.
 const (
-	CodeConnect            = "postgres-connect"       // no connection with this DSN
+	CodeUnreachable        = "postgres-unreachable"   // no server answers; it may only be away
+	CodeConnect            = "postgres-connect"       // the server refuses this DSN, or it cannot be read
 	CodeStandby            = "postgres-standby"       // the server is in recovery
 	CodeVersion            = "postgres-version"       // the server is too old
 	CodeWALLevel           = "wal-level"              // wal_level is not logical

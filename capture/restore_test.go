@@ -64,8 +64,8 @@ DELETE FROM t WHERE id = 151`)
 		t.Fatalf("%d deletes", len(got))
 	}
 	for from := range frames {
-		got := restore(frames[from:])
-		if n := len(got); n != 151 && n != 150 && n != 1 {
+		// All, those from the run on, those behind the run, those behind all.
+		if n := len(restore(frames[from:])); !slices.Contains([]int{151, 150, 1, 0}, n) {
 			t.Errorf("from frame %d: %d deletes", from, n)
 		}
 	}

@@ -20,14 +20,14 @@ func TestKeepalivesWhilePublishWaits(t *testing.T) {
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
 		t.Parallel()
 		b := newBench(t, s.NewDatabase(t), `CREATE TABLE t (id int PRIMARY KEY, x text)`)
-		b.db.Exec(t, "ALTER DATABASE "+b.db.Name+" SET wal_sender_timeout = '400ms'")
+		b.db.Exec(t, "ALTER DATABASE "+b.db.Name+" SET wal_sender_timeout = '2s'")
 		open := b.pub.block()
 		b.opts.FrameBytes = MinFrameBytes
 		b.start(nil)
 		// More than all buffers on the way hold, so that the server cannot write either.
 		b.exec(`INSERT INTO t SELECT i, repeat('x', 500) FROM generate_series(1, 10000) i`)
 		pid := b.walsender()
-		deadline := time.Now().Add(4 * 400 * time.Millisecond)
+		deadline := time.Now().Add(5 * time.Second)
 		conn := b.db.Connect(t)
 		for time.Now().Before(deadline) { // each round trip is an event of the server's
 			var n int

@@ -17,6 +17,9 @@ type SetupOptions struct {
 	Slot          string   // "pgb_<cluster>_<node>" if empty
 	Publication   string   // the same
 	Tables        []string // patterns as in "public.*", "!public.audit"; all tables if empty
+	// HasRun says that the node has captured before: a slot that is missing now was dropped, and a new one
+	// would leave out what was committed since. Setup then refuses to create it.
+	HasRun bool
 }
 
 func (o SetupOptions) withDefaults() SetupOptions {
@@ -92,7 +95,7 @@ func setupSQL(ctx context.Context, conn *pgx.Conn, o SetupOptions) ([]string, er
 	if err != nil {
 		return nil, err
 	}
-	if !s.exists {
+	if !s.exists && !o.HasRun {
 		return append(statements, slotCreationSQL(o.Slot, srv.version)), nil
 	}
 	return statements, s.check()
