@@ -66,9 +66,10 @@ type worker struct {
 
 // batch is a group of transactions between two Syncs of the protocol.
 type batch struct {
-	txns   []landing
-	parses []*statement
-	mu     sync.Mutex // guards txns[0] of a large transaction while it is under way
+	txns        []landing
+	parses      []*statement
+	firstCommit int        // where the first COMMIT stands in the messages
+	mu          sync.Mutex // guards txns[0] of a large transaction while it is under way
 	// The receiver writes these, the worker reads them after done is closed; failed at any time.
 	acked  int
 	parsed int
@@ -307,6 +308,9 @@ func (w *worker) add(t *txn) error {
 	}
 	l := landing{t: t, held: held}
 	l.tomb, l.buried = p.deleted()
+	if len(b.txns) == 0 {
+		b.firstCommit = len(p.out)
+	}
 	p.out = append(p.out, w.commitMessages...)
 	b.txns = append(b.txns, l)
 	return nil
@@ -344,9 +348,13 @@ func (w *worker) send(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	w.planner.out = appendSync(w.planner.out)
+	out := appendSync(w.planner.out)
+	w.planner.out = out
 	w.launch(b)
-	return w.writeAfter(ctx, marked, w.planner.out)
+	if _, err := w.socket.Write(out[:b.firstCommit]); err != nil {
+		return err
+	}
+	return w.writeAfter(ctx, marked, out[b.firstCommit:])
 }
 
 // launch hands the batch to the receiver, which expects the answers in this order.
