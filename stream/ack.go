@@ -91,7 +91,7 @@ func (a ackParser) fast(b []byte) (uint64, bool) {
 	}
 	var seq uint64
 	b = bytes.TrimLeft(b, " ")
-	if len(b) == 0 || len(b) > 19 {
+	if len(b) == 0 || len(b) > 19 || len(b) > 1 && b[0] == '0' {
 		return 0, false
 	}
 	for _, c := range b {

@@ -78,13 +78,13 @@ func checkJetStream(ctx context.Context, a api, b *Broker) error {
 func awaitConnected(ctx context.Context, nc *nats.Conn) error {
 	status := nc.StatusChanged(nats.CONNECTED, nats.CLOSED)
 	defer nc.RemoveStatusListener(status)
-	var refused error // reported between two attempts only
 	for !nc.IsConnected() {
-		if err := authError(nc); err != nil {
-			refused = err
+		if err := authError(nc); err != nil { // there between two attempts only
+			return fmt.Errorf("NATS at %s refuses our credentials; check user, password, token or credentials file: %w",
+				brokerName(nc), err)
 		}
 		if nc.IsClosed() || pause(ctx, minBackoff, status) != nil {
-			return unreachable(nc, refused)
+			return unreachable(nc)
 		}
 	}
 	return nil
@@ -100,11 +100,7 @@ func authError(nc *nats.Conn) error {
 	return nil
 }
 
-func unreachable(nc *nats.Conn, refused error) error {
-	if refused != nil {
-		return fmt.Errorf("NATS at %s refuses our credentials; check user, password, token or credentials file: %w",
-			brokerName(nc), refused)
-	}
+func unreachable(nc *nats.Conn) error {
 	err := nc.LastError()
 	if err == nil {
 		err = nats.ErrNoServers

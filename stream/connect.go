@@ -114,7 +114,10 @@ func logAsync(log *slog.Logger, nc *nats.Conn, sub *nats.Subscription, err error
 func redact(list string) string {
 	urls := strings.Split(list, ",")
 	for i, s := range urls {
-		u, err := url.Parse(strings.TrimSpace(s))
+		if s = strings.TrimSpace(s); !strings.Contains(s, "://") {
+			s = "nats://" + s // as the client reads it
+		}
+		u, err := url.Parse(s)
 		if err != nil {
 			urls[i] = "(a URL that cannot be parsed)"
 			continue

@@ -144,6 +144,51 @@ func TestFenceUnderCuts(t *testing.T) {
 	}
 }
 
+// TestFenceEndsWithACopy has older frames stand where the last copy should.
+func TestFenceEndsWithACopy(t *testing.T) {
+	s := natstest.New(t)
+	nc := s.Connect(t)
+	p := open(t, nc, PublisherOptions{})
+	f := fenceFrame(2)
+	data, err := p.encode(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := fencing{p: p, epoch: 2, subject: Subject(testCluster, testNode, testNode), data: data}
+	if err := c.send(testContext(t)); err != nil || c.first != 1 {
+		t.Fatalf("first copy is frame %d: %v", c.first, err)
+	}
+	for n := uint64(2); n <= MaxWindowFrames; n++ {
+		store(t, nc, numbered(1, n, 0))
+	}
+	if err := c.run(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	last, err := newReader(t, nc).Get(testContext(t), MaxWindowFrames+1)
+	if err != nil || !last.Fence || c.last != MaxWindowFrames+1 {
+		t.Errorf("the fence ends with frame %d: %v", c.last, err)
+	}
+}
+
+// TestTwoFencesAtOnce has a bridge with a higher writer epoch come in between.
+func TestTwoFencesAtOnce(t *testing.T) {
+	s := natstest.New(t)
+	p := open(t, s.Connect(t), PublisherOptions{})
+	running(t, s.Connect(t), 3, PublisherOptions{})
+	_, err := p.Fence(testContext(t), fenceFrame(2))
+	wantErr(t, err, ErrFenced)
+}
+
+// TestIdleWriterLearnsThatItIsFenced has nothing to publish when its connection comes back.
+func TestIdleWriterLearnsThatItIsFenced(t *testing.T) {
+	s := natstest.New(t)
+	proxy := natstest.NewProxy(t, s.Addr())
+	_, end := running(t, natstest.Connect(t, proxy.URL()), 1, PublisherOptions{})
+	running(t, s.Connect(t), 2, PublisherOptions{})
+	proxy.Cut()
+	wantErr(t, end(), ErrFenced)
+}
+
 // TestUnfinishedFence has a bridge that died within its fence, and an older writer's frames behind it.
 func TestUnfinishedFence(t *testing.T) {
 	s := natstest.New(t)

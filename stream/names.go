@@ -2,6 +2,7 @@ package stream
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/nats-io/nats.go"
 )
@@ -31,10 +32,10 @@ func checkName(what, name string) error {
 	return nil
 }
 
-// brokerName names a broker in errors, without a password.
+// brokerName names a broker in errors, without user and password.
 func brokerName(nc *nats.Conn) string {
-	if u := nc.ConnectedUrlRedacted(); u != "" {
-		return u
+	if u := nc.ConnectedUrl(); u != "" {
+		return redact(u)
 	}
-	return redact(nc.Opts.Url)
+	return redact(strings.Join(nc.Opts.Servers, ","))
 }

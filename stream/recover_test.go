@@ -2,11 +2,16 @@ package stream
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgbridge/pgbridge/integration/natstest"
 )
@@ -107,6 +112,43 @@ func TestSilentBroker(t *testing.T) {
 	wantStored(t, s.Connect(t), 5)
 }
 
+// TestAcksThatDoNotCount feeds acks that a sound broker never sends, or sends too late.
+func TestAcksThatDoNotCount(t *testing.T) {
+	s := natstest.New(t)
+	proxy := natstest.NewProxy(t, s.Addr())
+	p := open(t, natstest.Connect(t, proxy.URL()), PublisherOptions{})
+	if _, err := p.Fence(testContext(t), fenceFrame(1)); err != nil {
+		t.Fatal(err)
+	}
+	proxy.Hold(true)
+	first := publish(t, p, numbered(1, 1, 0))
+	publish(t, p, numbered(1, 2, 0))
+	ack := func(life, seq, stored uint64) error {
+		return p.takeAcks(&nats.Msg{Subject: ackSubject("x", life, seq),
+			Data: fmt.Appendf(nil, `{"stream":"%s", "seq":%d}`, testStream, stored)})
+	}
+	for name, tc := range map[string]struct {
+		life, seq, stored uint64
+		want              error
+	}{
+		"earlier life":      {p.life - 1, first, first, nil},
+		"other sequence":    {p.life, first, first + 1, errChain},
+		"one left out":      {p.life, first + 1, first + 1, errChain},
+		"already durable":   {p.life, first - 1, first - 1, errChain},
+		"never sent at all": {p.life, first + 9, first + 9, errChain},
+	} {
+		if err := ack(tc.life, tc.seq, tc.stored); !errors.Is(err, tc.want) {
+			t.Errorf("%s: got %v, want %v", name, err, tc.want)
+		}
+	}
+	if p.Durable() != first-1 {
+		t.Errorf("frames up to %d are durable, want %d", p.Durable(), first-1)
+	}
+	if err := ack(p.life, first, first); err != nil || p.Durable() != first {
+		t.Errorf("a sound ack: %v", err)
+	}
+}
+
 func TestStreamDeletedUnderThePublisher(t *testing.T) {
 	s := natstest.New(t)
 	nc := s.Connect(t)
@@ -121,12 +163,18 @@ func TestStreamDeletedUnderThePublisher(t *testing.T) {
 	}
 }
 
+// TestStreamRecreatedUnderThePublisher has a new stream with the very frames of the old one.
 func TestStreamRecreatedUnderThePublisher(t *testing.T) {
 	s := natstest.New(t)
 	nc := s.Connect(t)
-	p, end := running(t, nc, 1, PublisherOptions{})
+	proxy := natstest.NewProxy(t, s.Addr())
+	p, end := running(t, natstest.Connect(t, proxy.URL()), 1, PublisherOptions{})
 	deleteStream(t, nc)
 	createStream(t, nc, testConfig())
+	for range MaxWindowFrames {
+		store(t, nc, fenceFrame(1))
+	}
+	proxy.Cut()
 	publish(t, p, numbered(1, 1, 0))
 	wantErr(t, end(), ErrStreamLost)
 }
@@ -230,5 +278,38 @@ func TestFullStreamGoesOnWhenThereIsRoom(t *testing.T) {
 			}
 			wantErr(t, read(), errEnough)
 		})
+	}
+}
+
+// TestFullStreamIsTriedWithOneFrame watches what reaches a stream that has no room: not the whole window
+// again and again.
+func TestFullStreamIsTriedWithOneFrame(t *testing.T) {
+	s := natstest.New(t)
+	p, _ := running(t, s.Connect(t), 1, PublisherOptions{MaxBytes: 60_000})
+	run(t, func(ctx context.Context) error {
+		for n := uint64(1); ; n++ {
+			if _, err := p.Publish(ctx, numbered(1, n, 1000)); err != nil {
+				return err
+			}
+		}
+	})
+	awaitState(t, p.State, StateFull)
+	sub, err := s.Connect(t).SubscribeSync(Subject(testCluster, testNode, testNode))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var first string
+	for range 3 {
+		m, err := sub.NextMsgWithContext(testContext(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		expected := m.Header.Get(jetstream.ExpectedLastSeqHeader)
+		if first == "" {
+			first = expected
+		}
+		if expected != first {
+			t.Fatalf("frames behind %s and %s were sent", first, expected)
+		}
 	}
 }
