@@ -125,8 +125,8 @@ func (fencedError) ExitCode() int { return 4 }
 // Open connects to the database, takes the node's lock, raises its writer epoch and reads the positions.
 // It waits for the connections of an earlier bridge to go away. Errors: ErrNotSetUp, ErrFenced, and those
 // of PostgreSQL with the mend.
-func Open(ctx context.Context, opts Options) (a *Applier, err error) {
-	a = &Applier{opts: opts.withDefaults(), progress: newProgress(), absence: newAbsence()}
+func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
+	a := &Applier{opts: opts.withDefaults(), progress: newProgress(), absence: newAbsence()}
 	defer func() {
 		if err != nil {
 			a.close()

@@ -94,14 +94,34 @@ func explain(err error) error {
 	if !errors.As(err, &pg) {
 		return withoutPassword(err)
 	}
-	switch {
-	case pg.Code == "42501" && strings.Contains(pg.Message, "session_replication_role"):
-		return fmt.Errorf("%w; run GRANT SET ON PARAMETER session_replication_role TO the role in postgres.dsn", err)
-	case pg.Code == "42501" && strings.Contains(pg.Message, "pg_replication_origin"):
-		return fmt.Errorf("%w; run pgbridge setup as a superuser once, or what pgbridge setup --print-sql prints", err)
+	if pg.Code != "42501" {
+		return err
 	}
-	return err
+	switch {
+	case strings.Contains(pg.Message, "session_replication_role"):
+		return &refusal{err, "run GRANT SET ON PARAMETER session_replication_role TO the role in postgres.dsn"}
+	case strings.Contains(pg.Message, "pg_replication_origin"):
+		return &refusal{err, "run GRANT EXECUTE ON FUNCTION pg_replication_origin_create(text), " +
+			"pg_replication_origin_session_setup(text), pg_replication_origin_xact_setup(pg_lsn, timestamptz), " +
+			"pg_replication_origin_drop(text) TO the role in postgres.dsn"}
+	}
+	return &refusal{err, "grant that to the role in postgres.dsn"}
 }
+
+// refusal is an error that stays until a person acts.
+type refusal struct {
+	err  error
+	mend string
+}
+
+// Error gives the fault and the mend.
+func (r *refusal) Error() string { return r.err.Error() + "; " + r.mend }
+
+// Unwrap returns the fault.
+func (r *refusal) Unwrap() error { return r.err }
+
+// ExitCode is that of a wrong configuration.
+func (r *refusal) ExitCode() int { return 2 }
 
 // withoutPassword keeps a connection string's password out of an error's text.
 func withoutPassword(err error) error {

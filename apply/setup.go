@@ -109,6 +109,20 @@ type Node struct {
 // ErrNotSetUp means that the database has no schema pgbridge yet; run pgbridge setup.
 var ErrNotSetUp = errors.New("the database is not set up for pgbridge; run pgbridge setup")
 
+// HasRun reports whether a bridge has ever run for the node of this database. False if it is not set up.
+func HasRun(ctx context.Context, dsn string) (bool, error) {
+	conn, err := connectPlain(ctx, dsn, "pgbridge setup")
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close(ctx)
+	n, err := readNode(ctx, conn)
+	if errors.Is(err, ErrNotSetUp) {
+		return false, nil
+	}
+	return err == nil && n.WriterEpoch > 0, err
+}
+
 func readNode(ctx context.Context, conn *pgx.Conn) (*Node, error) {
 	n := &Node{}
 	var epoch, writer, first, published int64
@@ -128,6 +142,6 @@ func (n *Node) is(cluster, node string) error {
 	if n.Cluster == cluster && n.Name == node {
 		return nil
 	}
-	return fmt.Errorf("this database belongs to node %q of cluster %q, the configuration says node %q of cluster %q; "+
-		"point postgres.dsn at this node's own database, or give each node a name of its own", n.Name, n.Cluster, node, cluster)
+	return &refusal{err: fmt.Errorf("this database belongs to node %q of cluster %q, the configuration says node %q of cluster %q",
+		n.Name, n.Cluster, node, cluster), mend: "point postgres.dsn at this node's own database, or give each node a name of its own"}
 }
