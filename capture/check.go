@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -56,8 +57,19 @@ func unreachable(err error) error {
 	if !isLost(err) {
 		return err
 	}
-	return finding(CodeUnreachable, "postgres.dsn", fmt.Sprintf("leads to no server: %v", err),
+	return finding(CodeUnreachable, "postgres.dsn", "leads to no server: "+oneLine(err),
 		"start the server, or correct host and port")
+}
+
+// oneLine writes the tries of pgx, one line each and the same more than once, into one line.
+func oneLine(err error) string {
+	var tries []string
+	for line := range strings.Lines(err.Error()) {
+		if line = strings.TrimSpace(line); !slices.Contains(tries, line) {
+			tries = append(tries, line)
+		}
+	}
+	return strings.Join(tries, " ")
 }
 
 // check gathers findings.

@@ -95,7 +95,12 @@ func setupSQL(ctx context.Context, conn *pgx.Conn, o SetupOptions) ([]string, er
 	if err != nil {
 		return nil, err
 	}
-	if !s.exists && !o.HasRun {
+	if !s.exists && o.HasRun {
+		return nil, finding(CodeSlotMissing, fmt.Sprintf("slot %q", s.name),
+			"is not there, though this node has captured with it before: what was committed since it was dropped is in no slot",
+			"a new one would leave that out: let the node join anew")
+	}
+	if !s.exists {
 		return append(statements, slotCreationSQL(o.Slot, srv.version)), nil
 	}
 	return statements, s.check()
