@@ -103,7 +103,10 @@ func (b *bridge) live(ctx context.Context) error {
 func permanent(err error) bool {
 	var exit interface{ ExitCode() int }
 	var check *capture.CheckError
-	return errors.As(err, &exit) || errors.As(err, &check) || errors.Is(err, apply.ErrNotSetUp) ||
+	if errors.As(err, &check) {
+		return !check.Has(capture.CodeUnreachable)
+	}
+	return errors.As(err, &exit) || errors.Is(err, apply.ErrNotSetUp) ||
 		errors.Is(err, stream.ErrForeignStream) || errors.Is(err, stream.ErrStreamLost)
 }
 

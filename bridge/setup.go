@@ -32,9 +32,11 @@ func applySetup(cfg *config.Config) apply.SetupOptions {
 	return apply.SetupOptions{DSN: cfg.Postgres.DSN, Cluster: cfg.Cluster, Node: cfg.Node, Peers: peerNames(cfg)}
 }
 
-func captureSetup(cfg *config.Config) capture.SetupOptions {
-	return capture.SetupOptions{DSN: cfg.Postgres.DSN, Cluster: cfg.Cluster, Node: cfg.Node,
-		Slot: slotName(cfg), Publication: slotName(cfg), Tables: cfg.Tables}
+func captureSetup(ctx context.Context, cfg *config.Config) (capture.SetupOptions, error) {
+	o := checkOptions(cfg)
+	var err error
+	o.HasRun, err = apply.HasRun(ctx, cfg.Postgres.DSN)
+	return o, err
 }
 
 func checkOptions(cfg *config.Config) capture.CheckOptions {
@@ -45,16 +47,29 @@ func checkOptions(cfg *config.Config) capture.CheckOptions {
 // Setup creates in the local database what the bridge needs and is missing: the schema pgbridge and the
 // replication origins first, then publication and slot, so that whatever the slot does not see is older
 // than the node's first transaction id. It is idempotent.
+//
+// It never replaces the slot of a node that has run: see capture.SetupOptions.
 func Setup(ctx context.Context, cfg *config.Config) error {
+	if err := capture.CheckServer(ctx, checkOptions(cfg)); err != nil {
+		return err
+	}
 	if err := apply.Setup(ctx, applySetup(cfg)); err != nil {
 		return err
 	}
-	return capture.Setup(ctx, captureSetup(cfg))
+	o, err := captureSetup(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	return capture.Setup(ctx, o)
 }
 
 // SetupSQL returns what Setup runs, for a person to run by hand.
 func SetupSQL(ctx context.Context, cfg *config.Config) ([]string, error) {
-	sql, err := capture.SetupSQL(ctx, captureSetup(cfg))
+	o, err := captureSetup(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	sql, err := capture.SetupSQL(ctx, o)
 	if err != nil {
 		return nil, err
 	}
