@@ -9,6 +9,9 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/pgbridge/pgbridge/bridge"
+	"github.com/pgbridge/pgbridge/config"
 )
 
 // bridges is pgbridge: one process beside each server.
@@ -19,6 +22,7 @@ type bridges struct {
 	line    string // what the log files are named after
 
 	sourceEnd, receiverEnd *process
+	rested                 uint64 // frames in the source's stream when the bridges were stopped
 }
 
 // nodes are the names of the two ends in the bridges' configuration.
@@ -82,7 +86,37 @@ func (r *bridges) launch() (err error) {
 	return err
 }
 
-func (r *bridges) pause(context.Context) error { return r.close() }
+func (r *bridges) pause(ctx context.Context) error {
+	count, err := r.counters(ctx)
+	r.rested = count["frames"]
+	return errors.Join(err, r.close())
+}
+
+// counters tells how many frames the source's bridge has published since pause, and how many conflicts
+// the receiver's has met since it started: there should be none.
+func (r *bridges) counters(ctx context.Context) (map[string]uint64, error) {
+	count := map[string]uint64{}
+	for _, node := range []string{sourceNode, receiverNode} {
+		cfg, err := config.Load(r.configFile(node), nil)
+		if err != nil {
+			return nil, err
+		}
+		status, err := bridge.Status(ctx, cfg)
+		if err != nil {
+			return nil, fmt.Errorf("ask the %s's bridge for its status: %w", node, err)
+		}
+		if last := status.Stream.LastStreamSeq; node == sourceNode && last > 0 { // 0 is not known
+			count["frames"] = last - r.rested
+		}
+		if node == sourceNode {
+			continue
+		}
+		for _, l := range status.Links {
+			count["conflicts"] += l.Conflicts
+		}
+	}
+	return count, nil
+}
 
 // resume starts both bridges and waits until the source's runs, which is when it begins to read the WAL:
 // from then on catching up counts. What the receiver's bridge still lacks then counts too.

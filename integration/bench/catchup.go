@@ -68,6 +68,7 @@ type sample struct {
 	Latency      *percentiles       `json:"latency_ms,omitempty"`
 	CPU          map[string]float64 `json:"cpu_seconds,omitempty"`
 	PeakRSS      map[string]int64   `json:"peak_rss_bytes,omitempty"`
+	Counters     map[string]uint64  `json:"counters,omitempty"`
 	Warnings     []string           `json:"warnings,omitempty"`
 	Error        string             `json:"error,omitempty"`
 }
@@ -160,6 +161,9 @@ func (b *bench) catchUp(ctx context.Context, l line, p *pair, r rival, n int) (s
 	s.Seconds = round(time.Since(begun).Seconds())
 	s.StartSeconds = round(startup.Seconds())
 	s.CPU, s.PeakRSS = p.ticks(r.processes()).since(before), peakRSS(r.processes())
+	if s.Counters, err = r.counters(ctx); err != nil {
+		return s, err
+	}
 	return s, p.compare(ctx)
 }
 

@@ -75,7 +75,11 @@ func (b *bench) probe(ctx context.Context, p *pair, r rival, n int) (s sample, e
 	latency := percentilesOf(took[warmCommits:])
 	s.Latency, s.Seconds = &latency, latency.P50/1000
 	s.CPU, s.PeakRSS = p.ticks(r.processes()).since(before), peakRSS(r.processes())
-	return s, p.compare(context.WithoutCancel(ctx))
+	whole := context.WithoutCancel(ctx) // the group's has ended
+	if s.Counters, err = r.counters(whole); err != nil {
+		return s, err
+	}
+	return s, p.compare(whole)
 }
 
 // writeRows commits one row at each tick.

@@ -17,7 +17,8 @@
 // each kind of process took, and the bridges' peak memory (usage.go). With -profile the bridges are this
 // program itself, started again (profile.go), and leave pprof files beside the JSON.
 //
-// It knows bridge only through its command line, its configuration file and its log, but for -profile.
+// It knows bridge through its command line, its configuration file, its log and its status; only with
+// -profile does it run one.
 // Goroutines: those that write the latency probe's rows and that read the bridges' logs; all are joined
 // before the run that needs them ends.
 //

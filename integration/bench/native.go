@@ -19,6 +19,8 @@ type rival interface {
 	failed() error
 	// processes names the processes that are not PostgreSQL's.
 	processes() map[string]int
+	// counters tells what the rival counted since resume.
+	counters(ctx context.Context) (map[string]uint64, error)
 	// warnings are what the rival complained about since resume.
 	warnings() []string
 	// close ends what connect started; the servers go after it.
@@ -95,4 +97,7 @@ func (r *native) resume(ctx context.Context) (time.Time, time.Duration, error) {
 func (r *native) failed() error             { return nil }
 func (r *native) processes() map[string]int { return nil }
 func (r *native) warnings() []string        { return nil }
-func (r *native) close() error              { return nil }
+
+func (r *native) counters(context.Context) (map[string]uint64, error) { return nil, nil }
+
+func (r *native) close() error { return nil }

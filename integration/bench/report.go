@@ -179,7 +179,7 @@ func (r *report) printTimes(w io.Writer) {
 
 // printUsage tells of each line's last runs.
 func (r *report) printUsage(w io.Writer) {
-	t := [][]string{{"line", "rival", "CPU s", "of which", "peak memory of the bridges"}}
+	t := [][]string{{"line", "rival", "CPU s", "of which", "peak memory of the bridges", "counted"}}
 	for _, l := range r.Lines {
 		for _, rival := range []struct {
 			name string
@@ -189,14 +189,18 @@ func (r *report) printUsage(w io.Writer) {
 				continue
 			}
 			s := rival.runs[len(rival.runs)-1]
-			var parts, peaks []string
+			var parts, peaks, counts []string
 			for _, kind := range slices.Sorted(maps.Keys(s.CPU)) {
 				parts = append(parts, fmt.Sprintf("%s %.2f", kind, s.CPU[kind]))
 			}
 			for _, name := range slices.Sorted(maps.Keys(s.PeakRSS)) {
 				peaks = append(peaks, fmt.Sprintf("%s %d MiB", name, s.PeakRSS[name]>>20))
 			}
-			t = append(t, []string{l.Title, rival.name, fmt.Sprintf("%.2f", total(s.CPU)), strings.Join(parts, ", "), strings.Join(peaks, ", ")})
+			for _, name := range slices.Sorted(maps.Keys(s.Counters)) {
+				counts = append(counts, fmt.Sprintf("%d %s", s.Counters[name], name))
+			}
+			t = append(t, []string{l.Title, rival.name, fmt.Sprintf("%.2f", total(s.CPU)), strings.Join(parts, ", "),
+				strings.Join(peaks, ", "), strings.Join(counts, ", ")})
 		}
 	}
 	printTable(w, t)
