@@ -170,23 +170,9 @@ func (b *inbox) signal() {
 	b.changed = make(chan struct{})
 }
 
-// next waits for the first transaction that has not been taken yet and returns it without taking it.
-// passed gets the vectors that the origin published in between.
-func (b *inbox) next(ctx context.Context, passed func(*txn)) (*txn, error) {
-	for {
-		t, changed := b.peek(passed)
-		if t != nil {
-			return t, nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
-	}
-}
-
-// peek is next without waiting: nil, and a channel that is closed at the next change, if there is none.
+// peek returns the first transaction that has not been taken yet, without taking it; if there is none,
+// nil and a channel that is closed at the next change. passed gets the vectors that the origin published
+// in between.
 func (b *inbox) peek(passed func(*txn)) (*txn, <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -40,7 +40,6 @@ var nodeA = origin.Origin{Node: "a", Epoch: 1}
 // transactions that run, as capture would from the WAL.
 type fakeWAL struct {
 	mu     sync.Mutex
-	db     *pgx.Conn
 	lifted map[origin.Stamp]origin.Stamp
 	low    origin.Vector
 	mark   func(seq uint64) (uint64, bool)

@@ -53,13 +53,12 @@ type planner struct {
 
 	upGuard, lowGuard []param
 
-	run     pending
-	params  []param
-	key     []wire.Value
-	set     []int
-	arrays  []array
-	change  wire.Change
-	aborted map[uint64]bool // subtransactions of the run whose rows are void
+	run    pending
+	params []param
+	key    []wire.Value
+	set    []int
+	arrays []array
+	change wire.Change
 }
 
 // pending is a run of rows of one kind on one table that is being collected. Each row is encoded as in
