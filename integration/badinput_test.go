@@ -103,17 +103,45 @@ func badConfiguration(t *testing.T) {
 		})
 	}
 	t.Run("unreachable", func(t *testing.T) {
-		cfg, err := config.Load(n.File, map[string]string{"postgres.dsn": "postgres://u:" + badPassword + "@127.0.0.1:1/db"})
+		cfg, err := config.Load(n.File, map[string]string{
+			"postgres.dsn": "postgres://u:" + badPassword + "@127.0.0.1:1/db", "postgres.auto_setup": "false"})
 		if err != nil {
 			t.Fatal(err)
 		}
-		// run waits for a server that is away; setup says it at once
-		wantRefusal(t, bridge.Setup(t.Context(), cfg), "postgres.dsn", "127.0.0.1:1", "start the server, or correct host and port")
+		words := []string{"postgres.dsn", "127.0.0.1:1", "start the server, or correct host and port"}
+		wantRefusal(t, bridge.Setup(t.Context(), cfg), words...)
+		wantRefusal(t, awaitWaiting(t, cfg), words...) // it may only be away
 	})
 	t.Run("no such database", func(t *testing.T) {
 		dsn := withDatabase(t, n.DSN, "nowhere")
 		wantRefusal(t, run(t, n, map[string]string{"postgres.dsn": dsn}), "postgres.dsn", `"nowhere"`, "correct user, password and database")
 	})
+}
+
+// awaitWaiting runs a bridge until it says in status what it waits for, and returns that.
+func awaitWaiting(t *testing.T, cfg *config.Config) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), refusalTime)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		done <- bridge.Run(ctx, cfg, bridge.Options{Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	}()
+	waiting := ""
+	for {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("the bridge gave up: %v", err)
+			}
+			return errors.New(waiting)
+		case <-time.After(20 * time.Millisecond):
+		}
+		if r, err := bridge.Status(ctx, cfg); err == nil && strings.Contains(r.Waiting, ";") {
+			waiting = r.Waiting
+			cancel()
+		}
+	}
 }
 
 func withDatabase(t *testing.T, dsn, name string) string {
