@@ -753,7 +753,7 @@ func (m *mapping) keysSQL(query, from, end string) (string, []uint32) {
 		col := &m.local.cols[k]
 		types = append(types, col.typ.root().array)
 		args, names = append(args, fmt.Sprintf("$%d", n+1)), append(names, fmt.Sprintf("k%d", n+1))
-		where = append(where, fmt.Sprintf("t.%s %s v.k%d", col.quoted, col.equals, n+1))
+		where = append(where, fmt.Sprintf("%s %s v.k%d", col.compared(), col.equals, n+1))
 	}
 	return fmt.Sprintf("%sunnest(%s) WITH ORDINALITY v(%s, n), %s t%s WHERE %s%s", query,
 		strings.Join(args, ", "), strings.Join(names, ", "), m.local.quoted, from, strings.Join(where, " AND "), end), types
@@ -803,7 +803,7 @@ func (m *mapping) keyCondition(tuple []wire.Value) (string, []uint32, []param, e
 		if n > 0 {
 			where += " AND "
 		}
-		where += fmt.Sprintf("t.%s %s $%d", c.quoted, c.equals, n+1)
+		where += fmt.Sprintf("%s %s $%d", c.compared(), c.equals, n+1)
 	}
 	return where, types, ps, nil
 }

@@ -26,6 +26,16 @@ type column struct {
 	equals string
 }
 
+// compared is the column of alias t as its key is compared: as what a domain is made of, since the server
+// finds no operator for a domain over an enum, and the index takes both.
+func (c *column) compared() string {
+	if c.typ.base == nil {
+		return "t." + c.quoted
+	}
+	r := c.typ.root()
+	return fmt.Sprintf("(t.%s)::%s", c.quoted, pgx.Identifier{r.schema, r.name}.Sanitize())
+}
+
 // param is the type object id under which the column's values are sent.
 func (c *column) param() uint32 { return c.typ.root().oid }
 

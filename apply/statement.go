@@ -145,7 +145,7 @@ func (m *mapping) whereKey(b *strings.Builder, types []uint32) []uint32 {
 		if n > 0 {
 			b.WriteString(" AND ")
 		}
-		fmt.Fprintf(b, "t.%s %s $%d", c.quoted, c.equals, len(types))
+		fmt.Fprintf(b, "%s %s $%d", c.compared(), c.equals, len(types))
 	}
 	return types
 }
@@ -180,7 +180,7 @@ func (m *mapping) updateRunSQL(set []int, g *guard) (string, []uint32) {
 	var where []string
 	for _, k := range m.local.key {
 		c := &m.local.cols[k]
-		where = append(where, fmt.Sprintf("t.%s %s v.%s", c.quoted, c.equals, arg(c)))
+		where = append(where, fmt.Sprintf("%s %s v.%s", c.compared(), c.equals, arg(c)))
 	}
 	for _, i := range m.always {
 		c := &m.local.cols[m.cols[i]]
@@ -200,7 +200,7 @@ func (m *mapping) deleteRunSQL(g *guard) (string, []uint32) {
 		types = append(types, c.typ.root().array)
 		args = append(args, fmt.Sprintf("$%d", n+1))
 		names = append(names, fmt.Sprintf("v%d", n+1))
-		where = append(where, fmt.Sprintf("t.%s %s v.v%d", c.quoted, c.equals, n+1))
+		where = append(where, fmt.Sprintf("%s %s v.v%d", c.compared(), c.equals, n+1))
 	}
 	sql := fmt.Sprintf("WITH u AS (DELETE FROM %s t USING unnest(%s) v(%s) WHERE %s AND %s RETURNING 1) SELECT 1/(count(*) = $%d)::int FROM u",
 		m.local.rows, strings.Join(args, ", "), strings.Join(names, ", "),

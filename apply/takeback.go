@@ -120,7 +120,7 @@ func (b *takebacks) sql(tab *table, t take) (string, []uint32) {
 	for i := range t.key {
 		c := &tab.cols[tab.key[i]]
 		types = append(types, c.param())
-		sql += fmt.Sprintf(" AND t.%s %s $%d", c.quoted, c.equals, len(types))
+		sql += fmt.Sprintf(" AND %s %s $%d", c.compared(), c.equals, len(types))
 	}
 	return sql, types
 }

@@ -42,6 +42,37 @@ func TestDomainsAreWhatTheyAreMadeOf(t *testing.T) {
 	p.same(`SELECT * FROM t ORDER BY id`)
 }
 
+// TestDomainAsKey: it is compared as what it is made of, with the help of its index.
+func TestDomainAsKey(t *testing.T) {
+	p := newest(t, `CREATE TYPE mood AS ENUM ('sad', 'happy', 'ok', 'meh', 'glad'); CREATE DOMAIN d_mood AS mood; CREATE DOMAIN d_char AS varchar(5);
+		CREATE TABLE t (m d_mood, c d_char, v int, PRIMARY KEY (m, c))`)
+	p.done(`INSERT INTO t SELECT unnest(enum_range(NULL::mood)), 'k', 1`)
+	p.done(`UPDATE t SET v = 2`)
+	p.done(`UPDATE t SET v = 3 WHERE m::mood = 'sad'; UPDATE t SET c = 'l' WHERE m::mood = 'ok'`)
+	p.disturb(`UPDATE t SET v = 4`)
+	p.done(`UPDATE t SET v = 5; DELETE FROM t WHERE m::mood = 'meh'`)
+	p.same(`SELECT * FROM t ORDER BY m`)
+	if st := p.status(); st.Careful != 1 {
+		t.Errorf("status %+v, want one on the careful path", st)
+	}
+	tab, err := p.a.catalog.table(t.Context(), "public", "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := tab.cols[0]
+	conn := p.to.Connect(t)
+	if _, err := conn.Exec(t.Context(), `SET enable_seqscan = off`); err != nil {
+		t.Fatal(err)
+	}
+	var plan string
+	if err := conn.QueryRow(t.Context(), `EXPLAIN (FORMAT JSON) SELECT FROM t WHERE `+c.compared()+` `+c.equals+` 'sad'::mood`).Scan(&plan); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(plan, "Index Cond") {
+		t.Errorf("the key's index is not used: %s", plan)
+	}
+}
+
 // TestEmptyValuesThatTheServerDoesNotReadBack are sent as text.
 func TestEmptyValuesThatTheServerDoesNotReadBack(t *testing.T) {
 	p := newest(t, `CREATE TABLE t (id int PRIMARY KEY, q tsquery, i int2vector, o oidvector)`)
