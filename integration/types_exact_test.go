@@ -3,6 +3,7 @@ package integration
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -43,7 +44,8 @@ SELECT t.oid, t.typtype::text, CASE WHEN t.typsend = 0 THEN '' ELSE t.typsend::r
        COALESCE((SELECT rngsubtype FROM pg_range WHERE rngtypid = t.oid OR rngmultitypid = t.oid), 0),
        ARRAY(SELECT attname::text FROM pg_attribute WHERE t.typtype = 'c' AND attrelid = t.typrelid AND attnum > 0 AND NOT attisdropped ORDER BY attnum),
        ARRAY(SELECT atttypid FROM pg_attribute WHERE t.typtype = 'c' AND attrelid = t.typrelid AND attnum > 0 AND NOT attisdropped ORDER BY attnum)
-FROM pg_type t WHERE t.typtype <> 'p'`
+FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid AND t.typtype = 'c'
+WHERE t.typtype <> 'p' AND COALESCE(c.relkind = 'c' OR c.oid >= 16384, true)`
 
 func newExact(t testing.TB, dsn string) *exact {
 	t.Helper()
@@ -96,15 +98,6 @@ func (x *exact) expr(typ uint32, e string, depth int) string {
 	return fmt.Sprintf("encode(%s((%s)%s), 'hex')", t.send, e, t.takes)
 }
 
-func (x *exact) tables() []string {
-	x.t.Helper()
-	return x.lines(`
-		SELECT c.oid::regclass::text FROM pg_class c
-		WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p'
-		  AND c.relnamespace::regnamespace::text NOT IN ('pg_catalog', 'information_schema', 'pgbridge')
-		ORDER BY c.oid::regclass::text COLLATE "C"`)
-}
-
 func (x *exact) lines(sql string) []string {
 	x.t.Helper()
 	rows, err := x.conn.Query(context.Background(), sql)
@@ -118,69 +111,102 @@ func (x *exact) lines(sql string) []string {
 	return out
 }
 
-// row returns the SQL expression of a table's row, its columns by name.
-func (x *exact) row(table string) string {
+// rows returns, for each of the user's tables whose name matches the regular expression, the SQL
+// expression of its row, columns by name.
+func (x *exact) rows(match string) map[string]string {
 	x.t.Helper()
-	rows, err := x.conn.Query(context.Background(), `SELECT attname::text, atttypid FROM pg_attribute
-		WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attname COLLATE "C"`, table)
+	rows, err := x.conn.Query(context.Background(), `
+		SELECT c.oid::regclass::text, a.attname::text, a.atttypid FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+		WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' AND c.relname ~ $1
+		  AND c.relnamespace::regnamespace::text NOT IN ('pg_catalog', 'information_schema', 'pgbridge')
+		  AND a.attnum > 0 AND NOT a.attisdropped ORDER BY c.oid, a.attname COLLATE "C"`, match)
 	if err != nil {
 		x.t.Fatal(err)
 	}
+	out := map[string]string{}
+	var table string
 	var c exactColumn
-	var parts []string
-	if _, err := pgx.ForEachRow(rows, []any{&c.name, &c.typ}, func() error {
+	if _, err := pgx.ForEachRow(rows, []any{&table, &c.name, &c.typ}, func() error {
 		e := x.expr(c.typ, "t."+pgx.Identifier{c.name}.Sanitize(), 0)
-		parts = append(parts, fmt.Sprintf("%s || '=' || COALESCE(%s, 'N')", quoteLiteral(c.name), e))
+		out[table] += fmt.Sprintf(" || %s || COALESCE(%s, 'N')", quoteLiteral(" "+c.name+"="), e)
 		return nil
 	}); err != nil {
 		x.t.Fatal(err)
 	}
-	return "concat_ws(' ', " + strings.Join(append(parts, "NULL"), ", ") + ")"
+	for table := range out {
+		out[table] = "(''" + out[table] + ")"
+	}
+	return out
 }
 
 func quoteLiteral(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
 
-func (x *exact) digest(table string) string {
+// digests returns a digest of each table's rows, asking for many at once.
+func (x *exact) digests(rows map[string]string) map[string]string {
 	x.t.Helper()
-	return x.lines(fmt.Sprintf(`SELECT count(*) || ' ' || COALESCE(md5(string_agg(r, ',' ORDER BY r)), '')
-		FROM (SELECT md5(%s) AS r FROM %s t) s`, x.row(table), table))[0]
-}
-
-// requireExact fails for each table that is not the same, bit by bit, on all nodes; except leaves tables
-// out.
-func requireExact(t testing.TB, c *cluster.Cluster, except ...string) {
-	t.Helper()
-	var all []*exact
-	for _, n := range c.Nodes {
-		x := newExact(t, n.DSN)
-		defer x.conn.Close(context.Background())
-		all = append(all, x)
-	}
-	tables := all[0].tables()
-	for _, x := range all[1:] {
-		if got := x.tables(); !slices.Equal(got, tables) {
-			t.Fatalf("tables %q and %q", tables, got)
+	out := map[string]string{}
+	for batch := range slices.Chunk(slices.Sorted(maps.Keys(rows)), 40) {
+		var parts []string
+		for _, table := range batch {
+			parts = append(parts, fmt.Sprintf(`SELECT %s || ' ' || count(*) || ' ' || COALESCE(md5(string_agg(r, '' ORDER BY r)), '')
+				FROM (SELECT md5(%s) AS r FROM %s t) s`, quoteLiteral(table), rows[table], table))
 		}
-	}
-	for _, table := range tables {
-		if slices.Contains(except, table) {
-			continue
-		}
-		want := all[0].digest(table)
-		for i, x := range all[1:] {
-			if got := x.digest(table); got != want {
-				t.Errorf("table %s at nodes 0 and %d: %s and %s\n%s", table, i+1, want, got, rowDifferences(all[0], x, table))
+		for _, line := range x.lines(strings.Join(parts, " UNION ALL ")) {
+			for _, table := range batch {
+				if strings.HasPrefix(line, table+" ") {
+					out[table] = line
+				}
 			}
 		}
 	}
+	return out
 }
 
-func rowDifferences(a, b *exact, table string) string {
+// judge compares the nodes of a cluster.
+type judge struct {
+	t   testing.TB
+	all []*exact
+}
+
+func newJudge(t testing.TB, c *cluster.Cluster) *judge {
+	t.Helper()
+	j := &judge{t: t}
+	for _, n := range c.Nodes {
+		j.all = append(j.all, newExact(t, n.DSN))
+	}
+	return j
+}
+
+// require fails for each table, of those whose name matches the regular expression, that is not the same,
+// bit by bit, on all nodes.
+func (j *judge) require(match string) {
+	j.t.Helper()
+	want := j.all[0].rows(match)
+	if len(want) == 0 {
+		j.t.Fatalf("no table matches %q", match)
+	}
+	digests := j.all[0].digests(want)
+	for i, x := range j.all[1:] {
+		rows := x.rows(match)
+		got := x.digests(rows)
+		for _, table := range slices.Sorted(maps.Keys(want)) {
+			if got[table] != digests[table] {
+				j.t.Errorf("nodes 0 and %d: %s and %s\n%s", i+1, digests[table], got[table],
+					differences(j.all[0].lines("SELECT "+want[table]+" FROM "+table+" t"), x.lines("SELECT "+rows[table]+" FROM "+table+" t")))
+			}
+		}
+		if len(got) != len(digests) {
+			j.t.Errorf("nodes 0 and %d have %d and %d tables", i+1, len(digests), len(got))
+		}
+	}
+}
+
+func differences(a, b []string) string {
 	count := map[string]int{}
-	for _, r := range a.lines("SELECT " + a.row(table) + " FROM " + table + " t") {
+	for _, r := range a {
 		count[r]++
 	}
-	for _, r := range b.lines("SELECT " + b.row(table) + " FROM " + table + " t") {
+	for _, r := range b {
 		count[r]--
 	}
 	var lines []string
@@ -189,7 +215,7 @@ func rowDifferences(a, b *exact, table string) string {
 			if len(r) > 600 {
 				r = r[:600] + "..."
 			}
-			lines = append(lines, fmt.Sprintf("%+d %s", n, r))
+			lines = append(lines, fmt.Sprintf("%+d%s", n, r))
 		}
 	}
 	slices.SortFunc(lines, func(a, b string) int { return strings.Compare(a[2:], b[2:]) })

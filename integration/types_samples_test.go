@@ -18,6 +18,11 @@ type samples struct {
 	// textOnly: the server has no binary output for the type, so that there can be no arrays and no
 	// composites of it in a table that is decoded in binary.
 	textOnly bool
+	// alone: values cannot travel in runs, for they are arrays or composites.
+	alone bool
+	// deep: there are key tables of arrays, domains and composites of it. How such a thing is a key does
+	// not depend on what is in it, so that not every type needs them.
+	deep bool
 	// bare are values that the server gives out in binary and does not take back: they may only stand in a
 	// column of their own, where apply sends them as text.
 	bare []string
@@ -33,6 +38,10 @@ func builtIn(name string, values ...string) samples {
 }
 
 func keyless(s samples) samples { s.keyless = true; return s }
+
+func alone(s samples) samples { s.alone = true; return s }
+
+func deep(s samples) samples { s.deep = true; return s }
 
 func (s samples) andBare(values ...string) samples { s.bare = values; return s }
 
@@ -70,20 +79,20 @@ func scalarSamples(major int) []samples {
 	}
 	s := []samples{
 		builtIn("bool", "true", "false"),
-		builtIn("bytea", `'\x'`, `'\x00'`, `'\x0001ff005c2700'`, `decode(repeat('00ff', 400), 'hex')`),
+		deep(builtIn("bytea", `'\x'`, `'\x00'`, `'\x0001ff005c2700'`, `decode(repeat('00ff', 400), 'hex')`)),
 		builtIn("char", `'a'`, `''`, `(-56)::"char"`, `'~'`),
 		builtIn("name", `''`, `'pg "name"'`, unicodeText, `repeat('n', 63)`),
 		builtIn("int8", literals("0", "-1", "9223372036854775807", "-9223372036854775808")...),
 		builtIn("int2", literals("0", "-1", "32767", "-32768")...),
-		keyless(builtIn("int2vector", literals("1 -2 32767", "7")...).andBare("''")),
-		builtIn("int4", literals("0", "-1", "2147483647", "-2147483648")...),
+		alone(keyless(builtIn("int2vector", literals("1 -2 32767", "7")...).andBare("''"))),
+		deep(builtIn("int4", literals("0", "-1", "2147483647", "-2147483648")...)),
 		builtIn("regproc", literals("-", "pg_catalog.int4in", "pg_catalog.array_send")...),
-		builtIn("text", `''`, `'a'`, `' a '`, unicodeText, `E'\x01\n\t\\'`, `repeat('€', 600)`),
+		deep(builtIn("text", `''`, `'a'`, `' a '`, unicodeText, `E'\x01\n\t\\'`, `repeat('€', 600)`)),
 		builtIn("oid", literals("0", "1", "4294967295")...),
 		builtIn("tid", literals("(0,0)", "(1,1)", "(4294967295,65535)")...),
 		keyless(builtIn("xid", literals("0", "3", "4294967295")...)),
 		keyless(builtIn("cid", literals("0", "3", "4294967295")...)),
-		builtIn("oidvector", literals("1 2 4294967295", "7")...).andBare("''"),
+		alone(deep(builtIn("oidvector", literals("1 2 4294967295", "7")...).andBare("''"))),
 		keyless(builtIn("json", `'{"a" : 1, "a": 2.00}'`, `' null'`, `'"\u00e9\ud83d\ude00"'`, `(repeat('[', 900) || repeat(']', 900))`)),
 		keyless(builtIn("xml", `'<a>é</a>'`, `xmlparse(content 'text <b/> and more')`, `''`)),
 		keyless(builtIn("point", literals("(0,0)", "(NaN,-Infinity)", "(-0,1e300)")...)),
@@ -94,26 +103,26 @@ func scalarSamples(major int) []samples {
 		keyless(builtIn("line", literals("{1,2,3}", "{0,-1,0.3}")...)),
 		keyless(builtIn("circle", literals("<(0,0),0>", "<(1,-1),Infinity>")...)),
 		builtIn("float4", literals("0", "NaN", "Infinity", "-Infinity", "1e-45", "3.4028235e38", "1.1")...),
-		builtIn("float8", literals("0", "NaN", "Infinity", "-Infinity", "5e-324", "1.7976931348623157e308", "0.1")...),
+		deep(builtIn("float8", literals("0", "NaN", "Infinity", "-Infinity", "5e-324", "1.7976931348623157e308", "0.1")...)),
 		builtIn("money", "'0'", "((-9223372036854775808)::numeric / 100)::money", "(9223372036854775807::numeric / 100)::money"),
 		builtIn("macaddr", literals("00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff", "08:00:2b:01:02:03")...),
-		builtIn("inet", literals("0.0.0.0", "10.1.2.3/8", "255.255.255.255/0", "::", "2001:db8::1/64", "::ffff:1.2.3.4")...),
+		deep(builtIn("inet", literals("0.0.0.0", "10.1.2.3/8", "255.255.255.255/0", "::", "2001:db8::1/64", "::ffff:1.2.3.4")...)),
 		builtIn("cidr", literals("0.0.0.0/0", "10.0.0.0/8", "::/0", "2001:db8::/32")...),
 		builtIn("macaddr8", literals("00:00:00:00:00:00:00:00", "08:00:2b:01:02:03:04:05")...),
-		{name: `pg_catalog."aclitem"`, values: literals("=r/postgres", "postgres=arwd*/postgres"), keyless: true, textOnly: true},
-		builtIn("bpchar", `''`, `'a'`, unicodeText),
+		{name: `pg_catalog."aclitem"`, values: literals("=r/postgres", "postgres=arwd*/postgres"), keyless: true, textOnly: true, alone: true},
+		deep(builtIn("bpchar", `''`, `'a'`, unicodeText)),
 		builtIn("varchar", `''`, `'a '`, unicodeText),
 		builtIn("date", literals("-infinity", "4714-11-24 BC", "0044-03-15 BC", "0001-01-01", "2000-01-01", "10000-01-01", "5874897-12-31", "infinity")...),
 		builtIn("time", literals("00:00", "23:59:59.999999", "24:00:00")...),
 		builtIn("timestamp", literals("-infinity", "4714-11-24 00:00:00 BC", "0001-12-31 23:59:59.999999 BC", "2000-01-01", "10000-01-01", "294276-12-31 23:59:59.999999", "infinity")...),
-		builtIn("timestamptz", literals("-infinity", "4714-11-24 00:00:00+00 BC", "2024-03-31 02:30:00 Europe/Berlin", "10000-01-01 00:00:00+00", "294276-12-31 23:59:59.999999+00", "infinity")...),
-		builtIn("interval", interval...),
+		deep(builtIn("timestamptz", literals("-infinity", "4714-11-24 00:00:00+00 BC", "2024-03-31 02:30:00 Europe/Berlin", "10000-01-01 00:00:00+00", "294276-12-31 23:59:59.999999+00", "infinity")...)),
+		deep(builtIn("interval", interval...)),
 		builtIn("timetz", literals("00:00:00+15:59:59", "24:00:00-15:59:59", "12:00:00.000001+00")...),
 		builtIn("bit", "B''", "B'1'", "B'10101010101'", "repeat('10', 500)::varbit::text::varbit"),
-		builtIn("varbit", "B''", "B'1'", "B'0000000000'", "repeat('01', 500)::varbit"),
-		builtIn("numeric", literals("0", "0.000001", "-1.50", "NaN", "Infinity", "-Infinity", "1e-16383", "1e131071", "12345678901234567890.0987654321",
+		deep(builtIn("varbit", "B''", "B'1'", "B'0000000000'", "repeat('01', 500)::varbit")),
+		deep(builtIn("numeric", literals("0", "0.000001", "-1.50", "NaN", "Infinity", "-Infinity", "1e-16383", "1e131071", "12345678901234567890.0987654321",
 			// as many digits as there can be, before and behind the point
-			strings.Repeat("9", 131072)+"."+strings.Repeat("9", 16383))...),
+			strings.Repeat("9", 131072)+"."+strings.Repeat("9", 16383))...)),
 		keyless(builtIn("refcursor", `''`, unicodeText)),
 		builtIn("regprocedure", literals("-", "pg_catalog.int4pl(int4,int4)")...),
 		builtIn("regoper", literals("0", "pg_catalog.||/")...),
@@ -125,12 +134,12 @@ func scalarSamples(major int) []samples {
 		builtIn("regnamespace", literals("-", "pg_catalog")...),
 		builtIn("regconfig", literals("-", "pg_catalog.simple")...),
 		builtIn("regdictionary", literals("-", "pg_catalog.simple")...),
-		builtIn("uuid", literals("00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff")...),
+		deep(builtIn("uuid", literals("00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff")...)),
 		builtIn("pg_lsn", literals("0/0", "FFFFFFFF/FFFFFFFF")...),
 		builtIn("tsvector", `''`, `'a:1A b:2,16383B ''ü b'''`, `to_tsvector('simple', repeat('word ', 300))`),
 		builtIn("tsquery", `'a & !b | c <-> d:*A'`, `'''é x'' <5> y'`).andBare("''"),
-		builtIn("jsonb", `'null'`, `'{}'`, `'[]'`, `'{"b":1.00,"a":[1e5,-0.0,"\u00e9",{"":null}]}'`, `(repeat('[', 900) || repeat(']', 900))`,
-			`to_jsonb(repeat('€', 500))`),
+		deep(builtIn("jsonb", `'null'`, `'{}'`, `'[]'`, `'{"b":1.00,"a":[1e5,-0.0,"\u00e9",{"":null}]}'`, `(repeat('[', 900) || repeat(']', 900))`,
+			`to_jsonb(repeat('€', 500))`)),
 		keyless(builtIn("jsonpath", `'$'`, `'strict $."ü b"[*] ? (@.a > 1 && @.b like_regex "^x" flag "i")'`)),
 		keyless(builtIn("txid_snapshot", literals("1:1:", "10:20:10,14,15")...)),
 		keyless(builtIn("pg_snapshot", literals("1:1:", "10:20:10,14,15", "1:9223372036854775807:")...)),
@@ -166,7 +175,7 @@ func modifiedSamples() []samples {
 func rangeSamples() []samples {
 	var out []samples
 	add := func(name, multi string, values ...string) {
-		out = append(out, builtIn(name, literals(append([]string{"empty", "(,)"}, values...)...)...))
+		out = append(out, deep(builtIn(name, literals(append([]string{"empty", "(,)"}, values...)...)...)))
 		var m []string
 		for _, v := range values {
 			m = append(m, "{"+v+"}")
