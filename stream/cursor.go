@@ -22,9 +22,9 @@ const (
 	statusRoom = 256
 
 	pullExpires = 30 * time.Second
-	heartbeat   = 5 * time.Second
+	heartbeat   = 2 * time.Second
 	// silence is how long nothing may come before the consumer counts as lost: two heartbeats and a bit.
-	silence = 12 * time.Second
+	silence = 5 * time.Second
 	// forgetAfter is when the broker drops a consumer that nobody asks.
 	forgetAfter = time.Minute
 )

@@ -160,7 +160,8 @@ func (s *Server) InProcessConn() (net.Conn, error) {
 // server.
 func (s *Server) Connect(opts ...nats.Option) (*nats.Conn, error) {
 	all := append(ConnectOptions{Name: "pgbridge", Logger: s.log}.clientOptions(), nats.InProcessServer(s))
-	nc, err := nats.Connect(s.ClientURL(), append(all, opts...)...)
+	// Not ClientURL: what stays in the process needs no TLS.
+	nc, err := nats.Connect("nats://"+s.opts.Listen, append(all, opts...)...)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the embedded NATS server: %w", err)
 	}

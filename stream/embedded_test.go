@@ -1,15 +1,23 @@
 package stream
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"log/slog"
+	"math/big"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
 
 	"github.com/pgbridge/pgbridge/integration/natstest"
 )
@@ -138,6 +146,50 @@ func TestListenBeyondLoopback(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// TestServerWithTLS is reached with TLS over the network and without it in the process.
+func TestServerWithTLS(t *testing.T) {
+	cert, pool := selfSigned(t)
+	s := startServer(t, ServerOptions{TLS: &tls.Config{Certificates: []tls.Certificate{cert}}})
+	nc, err := s.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	outside := connectAs(t, ConnectOptions{URL: s.ClientURL(), TLS: &tls.Config{RootCAs: pool}})
+	for name, nc := range map[string]*nats.Conn{"inside": nc, "outside": outside} {
+		if _, err := CheckBroker(testContext(t), nc, ""); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if !outside.TLSRequired() {
+		t.Error("TLS is not required outside of the process")
+	}
+}
+
+func selfSigned(t *testing.T) (tls.Certificate, *x509.CertPool) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parsed, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(parsed)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pool
 }
 
 func TestFullDiskIsNamed(t *testing.T) {

@@ -2,6 +2,7 @@ package natstest
 
 import (
 	"net"
+	"net/url"
 	"path/filepath"
 	"strconv"
 	"testing"
@@ -24,6 +25,10 @@ type Options struct {
 	User, Secret string // when set, whoever connects must give them
 	Dir          string // of the store; empty: a temporary directory of the test
 	Port         int    // 0: a free one
+
+	member    string // name in a cluster; empty: in none
+	routePort int
+	routes    []*url.URL
 }
 
 // Server is a NATS server in the test binary.
@@ -110,12 +115,18 @@ func start(o Options) (*server.Server, error) {
 	if port == 0 {
 		port = server.RANDOM_PORT
 	}
-	srv, err := server.NewServer(&server.Options{
+	so := &server.Options{
 		Host: "127.0.0.1", Port: port, NoSigs: true, NoLog: true,
 		MaxPayload: o.MaxPayload, Username: o.User, Password: o.Secret,
 		JetStream: !o.NoJetStream, StoreDir: o.Dir, SyncAlways: o.SyncAlways,
 		JetStreamMaxStore: o.MaxStore, JetStreamMaxMemory: 64 << 20,
-	})
+	}
+	if o.member != "" {
+		so.ServerName = o.member
+		so.Cluster = server.ClusterOpts{Name: "natstest", Host: "127.0.0.1", Port: o.routePort}
+		so.Routes = o.routes
+	}
+	srv, err := server.NewServer(so)
 	if err != nil {
 		return nil, err
 	}

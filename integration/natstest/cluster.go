@@ -1,0 +1,82 @@
+package natstest
+
+import (
+	"fmt"
+	"net"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+// Cluster is several servers that replicate their streams.
+type Cluster struct {
+	Servers []*Server
+}
+
+// NewCluster starts a cluster of n servers and waits until it can create streams.
+func NewCluster(t testing.TB, n int) *Cluster {
+	t.Helper()
+	ports, routes := freePorts(t, n)
+	c := &Cluster{}
+	for i := range n {
+		s := &Server{opts: Options{Dir: t.TempDir(), member: fmt.Sprintf("n%d", i), routePort: ports[i], routes: routes}}
+		s.Start(t)
+		t.Cleanup(s.Stop)
+		c.Servers = append(c.Servers, s)
+	}
+	deadline := time.Now().Add(startTimeout)
+	for !c.current() {
+		if time.Now().After(deadline) {
+			t.Fatalf("a cluster of %d NATS servers has no leader after %v", n, startTimeout)
+		}
+		time.Sleep(20 * time.Millisecond) // servers tell nobody when they have become current
+	}
+	return c
+}
+
+func (c *Cluster) current() bool {
+	for _, s := range c.Servers {
+		if !s.srv.JetStreamIsCurrent() {
+			return false
+		}
+	}
+	return true
+}
+
+// freePorts reserves addresses for routes, all of which each server must know at its start.
+func freePorts(t testing.TB, n int) (ports []int, routes []*url.URL) {
+	t.Helper()
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close() // only after all are found, so that they differ
+		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+		routes = append(routes, &url.URL{Scheme: "nats", Host: l.Addr().String()})
+	}
+	return ports, routes
+}
+
+// Connect returns a connection that moves to another server when its own is gone.
+func (c *Cluster) Connect(t testing.TB, opts ...nats.Option) *nats.Conn {
+	t.Helper()
+	var urls []string
+	for _, s := range c.Servers {
+		urls = append(urls, s.URL())
+	}
+	return Connect(t, strings.Join(urls, ","), opts...)
+}
+
+// Leader returns the server that leads a stream of the default account; nil if none does.
+func (c *Cluster) Leader(stream string) *Server {
+	for _, s := range c.Servers {
+		if s.srv.Running() && s.srv.JetStreamIsStreamLeader("$G", stream) {
+			return s
+		}
+	}
+	return nil
+}
