@@ -3,7 +3,8 @@
 // In come Options; out goes a server on loopback, on a free port, with its store
 // in a temporary directory: in the test binary (New), where it can be stopped and
 // started again on the same port and store, or as a process of its own
-// (StartProcess), which can be killed with SIGKILL. A Proxy stands between a
+// (StartProcess), which can be killed with SIGKILL, or several that replicate
+// (NewCluster). A Proxy stands between a
 // client and a server and cuts, refuses or holds back what passes, which is how a
 // test makes a link fail at the moment it wants.
 //

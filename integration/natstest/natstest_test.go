@@ -63,40 +63,69 @@ func TestProcessKeepsItsStoreOverAKill(t *testing.T) {
 func TestProxyCutsAndHolds(t *testing.T) {
 	s := New(t)
 	p := NewProxy(t, s.Addr())
-	cut := make(chan struct{}, 1)
-	nc := Connect(t, p.URL(), nats.DisconnectErrHandler(func(*nats.Conn, error) { cut <- struct{}{} }))
+	cut, back := make(chan struct{}, 1), make(chan struct{}, 1)
+	nc := Connect(t, p.URL(),
+		nats.DisconnectErrHandler(func(*nats.Conn, error) { cut <- struct{}{} }),
+		nats.ReconnectHandler(func(*nats.Conn) { back <- struct{}{} }))
 	put(t, nc)
 	p.Cut()
 	<-cut
-	p.Hold(true)
-	flushed := make(chan error, 1)
+	<-back
+
 	other := s.Connect(t)
 	sub, err := other.SubscribeSync("x")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := other.Flush(); err != nil {
-		t.Fatal(err)
-	}
-	p.Hold(false)
-	for nc.Status() != nats.CONNECTED {
-		if err := nc.FlushTimeout(100 * time.Millisecond); err == nil {
-			break
-		}
+	if err != nil || other.Flush() != nil {
+		t.Fatal(err, other.LastError())
 	}
 	p.Hold(true)
 	if err := nc.Publish("x", nil); err != nil {
 		t.Fatal(err)
 	}
-	go func() { flushed <- nc.FlushTimeout(20 * time.Second) }()
 	if _, err := sub.NextMsg(50 * time.Millisecond); err == nil {
 		t.Error("a held message came through")
 	}
 	p.Hold(false)
-	if _, err := sub.NextMsg(20 * time.Second); err != nil {
+	if _, err := sub.NextMsgWithContext(testContext(t)); err != nil {
 		t.Errorf("a released message: %v", err)
 	}
-	if err := <-flushed; err != nil {
-		t.Error(err)
+}
+
+func TestProxyRefuses(t *testing.T) {
+	s := New(t)
+	p := NewProxy(t, s.Addr())
+	p.Refuse(true)
+	if nc, err := nats.Connect(p.URL()); err == nil {
+		nc.Close()
+		t.Fatal("connected through a proxy that refuses")
+	}
+	p.Refuse(false)
+	nc, err := nats.Connect(p.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc.Close()
+}
+
+func TestClusterMovesItsLeader(t *testing.T) {
+	c := NewCluster(t, 3)
+	js, err := jetstream.New(c.Connect(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.CreateStream(testContext(t), jetstream.StreamConfig{Name: "s", Replicas: 3}); err != nil {
+		t.Fatal(err)
+	}
+	first := c.Leader("s")
+	if first == nil {
+		t.Fatal("a new stream has no leader")
+	}
+	first.Stop()
+	ctx := testContext(t)
+	for next := c.Leader("s"); next == nil; next = c.Leader("s") {
+		select {
+		case <-time.After(20 * time.Millisecond): // nobody is told of an election
+		case <-ctx.Done():
+			t.Fatal("no new leader")
+		}
 	}
 }
