@@ -195,10 +195,21 @@ func testConfig() jetstream.StreamConfig {
 	return p.config()
 }
 
+// createStream also waits for the server to be through with the files of a stream that was just deleted,
+// which it removes after its answer.
 func createStream(t testing.TB, nc *nats.Conn, c jetstream.StreamConfig) {
 	t.Helper()
-	if _, err := newAPI(nc, "").create(testContext(t), c); err != nil {
-		t.Fatal(err)
+	const filesInTheWay = 10049
+	ctx := testContext(t)
+	for {
+		_, err := newAPI(nc, "").create(ctx, c)
+		if hasCode(err, filesInTheWay) && pause(ctx, minBackoff, nil) == nil {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return
 	}
 }
 
