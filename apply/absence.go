@@ -46,19 +46,23 @@ const registryLimit = 200_000
 // Apply registers a key first and asks for its tombstone then; capture buries first and asks the
 // registry then (R18). Both happen under mu, so that one of them sees the other.
 type absence struct {
-	mu         sync.Mutex
-	tombs      map[wire.KeyHash]tombstone
-	bulks      []bulk
-	truncated  map[tableName]tombstone
-	registered map[wire.KeyHash]registration
-	order      map[origin.Origin][]entry // of registered, by seq, for forgetting
-	settled    origin.Vector             // by which registrations were forgotten last
-	wide       map[tableName][]registration
-	withdrawn  map[origin.Origin]uint64 // rolled back from this seq on, and not begun again
-	takes      []take
-	wake       chan struct{} // of capacity 1: takes has grown
+	mu        sync.Mutex
+	tombs     map[wire.KeyHash]tombstone
+	bulks     []bulk
+	truncated map[tableName]tombstone
+	// localDeletes counts those of the local transaction localSeq, the one that is being told.
+	localSeq     uint64
+	localDeletes int
+	registered   map[wire.KeyHash]registration
+	order        map[origin.Origin][]entry // of registered, by seq, for forgetting
+	settled      origin.Vector             // by which registrations were forgotten last
+	wide         map[tableName][]registration
+	withdrawn    map[origin.Origin]uint64 // rolled back from this seq on, and not begun again
+	takes        []take
+	wake         chan struct{} // of capacity 1: takes has grown
 	// Deletes with a commit LSN in [confirmed, rescan) are checked in the database: the registry of
-	// the bridge's earlier life is gone, and their take-backs may not have been flushed.
+	// the bridge's earlier life is gone, and their take-backs may not have been flushed. Not those that
+	// stand behind the commits of all that the earlier life applied.
 	confirmed, rescan uint64
 }
 
@@ -70,7 +74,18 @@ type entry struct {
 // bulk holds the tombstones of one large transaction: sorted, without a map's overhead.
 type bulk struct {
 	tombstone
-	keys []wire.KeyHash
+	keys   []wire.KeyHash
+	sorted bool
+}
+
+// has looks a key up; a bulk that has grown since is sorted first.
+func (b *bulk) has(k wire.KeyHash) bool {
+	if !b.sorted {
+		slices.SortFunc(b.keys, compareHash)
+		b.sorted = true
+	}
+	_, ok := slices.BinarySearchFunc(b.keys, k, compareHash)
+	return ok
 }
 
 // bulkLimit is the number of deletes from which a transaction's tombstones become a bulk.
@@ -99,13 +114,30 @@ func (a *absence) bury(t tombstone, keys []wire.KeyHash) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if len(keys) >= bulkLimit {
-		slices.SortFunc(keys, compareHash)
-		a.bulks = append(a.bulks, bulk{t, keys})
+		a.bulks = append(a.bulks, bulk{tombstone: t, keys: keys})
 		return
 	}
 	for _, k := range keys {
 		a.buryOne(t, k)
 	}
+}
+
+// buryLocal is buryOne for the deletes of local transactions, which come one by one: many of one
+// transaction make a bulk.
+func (a *absence) buryLocal(t tombstone, k wire.KeyHash) {
+	if a.localSeq != t.seq {
+		a.localSeq, a.localDeletes = t.seq, 0
+	}
+	a.localDeletes++
+	if a.localDeletes < bulkLimit {
+		a.buryOne(t, k)
+		return
+	}
+	if n := len(a.bulks); n == 0 || a.bulks[n-1].tombstone != t {
+		a.bulks = append(a.bulks, bulk{tombstone: t})
+	}
+	b := &a.bulks[len(a.bulks)-1]
+	b.keys, b.sorted = append(b.keys, k), false
 }
 
 func (a *absence) buryOne(t tombstone, k wire.KeyHash) {
@@ -138,7 +170,7 @@ func (a *absence) lookUp(n tableName, k wire.KeyHash) (tombstone, bool) {
 		}
 	}
 	for i := range a.bulks {
-		if _, ok := slices.BinarySearchFunc(a.bulks[i].keys, k, compareHash); ok {
+		if a.bulks[i].has(k) {
 			consider(a.bulks[i].tombstone)
 		}
 	}
@@ -244,15 +276,15 @@ func (a *absence) unsettled(n tableName, k wire.KeyHash, r registration, passed 
 
 // deleted is told by capture, in WAL order, that a local transaction deleted a key: first the tombstone,
 // then the registry (R18). lsn is the commit's.
-func (a *absence) deleted(n tableName, key []wire.Value, k wire.KeyHash, t tombstone, lsn uint64) {
+func (a *absence) deleted(n tableName, key []wire.Value, k wire.KeyHash, t tombstone, lsn uint64, startPassed bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.buryOne(t, k)
+	a.buryLocal(t, k)
 	r, ok := a.registered[k]
 	if w := a.wide[n]; !ok && len(w) > 0 {
 		r, ok = w[len(w)-1], true
 	}
-	if !ok && (lsn >= a.rescan || lsn < a.confirmed) {
+	if !ok && (startPassed || lsn >= a.rescan || lsn < a.confirmed) {
 		return
 	}
 	copied := make([]wire.Value, len(key))
@@ -263,7 +295,7 @@ func (a *absence) deleted(n tableName, key []wire.Value, k wire.KeyHash, t tombs
 }
 
 // truncatedHere is deleted for a whole table.
-func (a *absence) truncatedHere(n tableName, t tombstone, lsn uint64) {
+func (a *absence) truncatedHere(n tableName, t tombstone, lsn uint64, startPassed bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if old, ok := a.truncated[n]; !ok || t.Later(old.Version) {
@@ -276,7 +308,7 @@ func (a *absence) truncatedHere(n tableName, t tombstone, lsn uint64) {
 	if w := a.wide[n]; len(w) > 0 {
 		r = w[len(w)-1]
 	}
-	if r == (registration{}) && (lsn >= a.rescan || lsn < a.confirmed) {
+	if r == (registration{}) && (startPassed || lsn >= a.rescan || lsn < a.confirmed) {
 		return
 	}
 	a.push(take{table: n, version: t.Version, commitLSN: lsn, after: r})
@@ -329,6 +361,7 @@ func (a *absence) takesWait() bool {
 func (a *absence) done(takes []take) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	// Takes are done in the order of the list but for those that wait, so that most go from its front.
 	type name struct {
 		lsn   uint64
 		hash  wire.KeyHash

@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -106,6 +107,8 @@ type Applier struct {
 	heard    *hearsay
 	workers  []*worker
 	takes    *takebacks
+	start    origin.Vector // applied before this start
+	wal      atomic.Pointer[WAL]
 	catalog  *catalog
 	conns    []*pgx.Conn
 }
@@ -165,6 +168,7 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 	if err := a.openTakebacks(ctx, ids); err != nil {
 		return nil, err
 	}
+	a.start = a.progress.vector()
 	return a, a.loadTombstones(ctx)
 }
 
@@ -409,12 +413,23 @@ func (a *Applier) CheckDeletesFrom(ctx context.Context, confirmed uint64) error 
 
 // LocalDelete is told by capture, in WAL order, that a local transaction of version v deleted a key.
 func (a *Applier) LocalDelete(schema, table string, key []wire.Value, hash wire.KeyHash, v origin.Version, seq, commitLSN uint64) {
-	a.absence.deleted(tableName{schema, table}, key, hash, tombstone{v, seq}, commitLSN)
+	a.absence.deleted(tableName{schema, table}, key, hash, tombstone{v, seq}, commitLSN, a.startPassed())
+}
+
+// startPassed reports whether capture had, at the delete that it tells of, passed the commits of all that
+// was applied before this start: then the registry of the bridge's earlier life is not missed.
+func (a *Applier) startPassed() bool {
+	wal := a.wal.Load()
+	if wal == nil {
+		return false
+	}
+	_, low := (*wal).Vectors()
+	return low.Includes(a.start)
 }
 
 // LocalTruncate is LocalDelete for everything in a table.
 func (a *Applier) LocalTruncate(schema, table string, v origin.Version, seq, commitLSN uint64) {
-	a.absence.truncatedHere(tableName{schema, table}, tombstone{v, seq}, commitLSN)
+	a.absence.truncatedHere(tableName{schema, table}, tombstone{v, seq}, commitLSN, a.startPassed())
 }
 
 // HoldLSN is the lowest commit LSN of a local delete whose take-back is not flushed, 0 if there is none:
@@ -496,6 +511,7 @@ func (a *Applier) StableSeq() uint64 {
 // Run applies until ctx ends or the database is lost. It closes all connections.
 func (a *Applier) Run(ctx context.Context, wal WAL) error {
 	defer a.close()
+	a.wal.Store(&wal)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.markers.run(ctx) })
 	g.Go(func() error { return a.takes.run(ctx) })

@@ -62,8 +62,19 @@ func (b *takebacks) run(ctx context.Context) error {
 // takeAll takes rows back. Whether it found them or not, what it saw is flushed before the slot may be
 // confirmed past the deletes (PROOF.md R20).
 func (b *takebacks) takeAll(ctx context.Context, due []take) error {
+	tables := map[tableName]*table{}
 	for _, t := range due {
-		if err := b.take(ctx, t); err != nil {
+		if tables[t.table] == nil {
+			tab, err := b.catalog.table(ctx, t.table.schema, t.table.name)
+			if isBlocked(err) { // dropped meanwhile: nothing to take back
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			tables[t.table] = tab
+		}
+		if err := b.take(ctx, tables[t.table], t); err != nil {
 			return err
 		}
 	}
@@ -76,14 +87,7 @@ func (b *takebacks) takeAll(ctx context.Context, due []take) error {
 
 // take deletes the row if its writer is a remote origin whose version is below the local delete's. Never
 // a row of a local session: that is later.
-func (b *takebacks) take(ctx context.Context, t take) error {
-	tab, err := b.catalog.table(ctx, t.table.schema, t.table.name)
-	if err != nil {
-		if isBlocked(err) { // dropped meanwhile: nothing to take back
-			return nil
-		}
-		return err
-	}
+func (b *takebacks) take(ctx context.Context, tab *table, t take) error {
 	sql, types := b.sql(tab, t)
 	values, formats := [][]byte{}, []int16{}
 	add := func(p param) {

@@ -87,10 +87,12 @@ func TestVectorsWithoutTransactions(t *testing.T) {
 		b := newBench(t, s.NewDatabase(t), "")
 		b.start(nil)
 		const n = 40
+		var sql strings.Builder
 		for i := 1; i <= n; i++ {
-			b.mark(vector("b", i), vector("b", i-1))
+			fmt.Fprintf(&sql, "SELECT pg_logical_emit_message(false, 'pgbridge', '\\x%x'::bytea || int8send(1));\n",
+				wire.AppendMarker(nil, vector("b", i), vector("b", i)))
 		}
-		b.mark(vector("b", n), vector("b", n))
+		b.exec(sql.String())
 		frames := b.pub.await(t, "the last vector", func(f []*wire.Frame) bool {
 			return len(f) > 0 && f[len(f)-1].Low.Equal(vector("b", n))
 		})

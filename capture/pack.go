@@ -14,6 +14,11 @@ const (
 	emptyInterval = 100 * time.Millisecond
 	// idleAdvance is how much WAL without anything of ours must have passed before a frame says so.
 	idleAdvance = 1 << 20
+	// freshCommit is how old a commit may be to leave at once although its frame is not full. Clocks of
+	// server and bridge may differ; then it leaves after the linger time.
+	freshCommit = 20 * time.Millisecond
+	// chunkLinger is how long chunks of unfinished transactions wait for a frame to fill.
+	chunkLinger = 100 * time.Millisecond
 	// bodyReserve is what is left below the largest possible body for the records that end a frame:
 	// a V record and the ends of transactions and runs.
 	bodyReserve = 16 << 10
@@ -133,12 +138,22 @@ func (t *tagger) tend(ctx context.Context, now time.Time, drained bool) (time.Du
 	return t.tendState(ctx, now)
 }
 
+// fresh reports whether the draft's last transaction was committed just now. If it was not, we are behind
+// and more is coming: frames that leave at once would be small, and cost more than they gain.
+func (t *tagger) fresh(now time.Time) bool {
+	return t.draft.firstSeq != 0 && now.Sub(t.draft.last.Time()) < freshCommit
+}
+
 func (t *tagger) tendDraft(ctx context.Context, now time.Time, drained bool) (time.Duration, error) {
 	if t.draft.since.IsZero() {
 		t.draft.since = now
 	}
-	left := t.opts.Linger - now.Sub(t.draft.since)
-	idle := drained && t.pub.InFlight() == 0 && !t.inline()
+	linger := t.opts.Linger
+	if t.draft.firstSeq == 0 { // nobody can apply anything of it yet
+		linger = max(linger, chunkLinger)
+	}
+	left := linger - now.Sub(t.draft.since)
+	idle := drained && t.pub.InFlight() == 0 && !t.inline() && t.fresh(now)
 	if left > 0 && !idle {
 		return left, nil
 	}
