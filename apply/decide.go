@@ -1,0 +1,259 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/pgbridge/pgbridge/conflict"
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// step is one change with its keys, in memory of its own.
+type step struct {
+	m        *mapping
+	ch       wire.Change
+	from, to wire.KeyHash // the key before and after; equal unless an update moves the row
+}
+
+func copyStep(m *mapping, ch *wire.Change) step {
+	clone := func(t []wire.Value) []wire.Value {
+		out := make([]wire.Value, len(t))
+		for i, v := range t {
+			out[i] = wire.Value{Format: v.Format, Data: append([]byte(nil), v.Data...)}
+		}
+		return out
+	}
+	return step{m: m, ch: wire.Change{Kind: ch.Kind, Relation: ch.Relation, OldFull: ch.OldFull, Old: clone(ch.Old), New: clone(ch.New)}}
+}
+
+// before is the tuple that holds the row's key before the change.
+func (s *step) before() []wire.Value {
+	if len(s.ch.Old) > 0 {
+		return s.ch.Old
+	}
+	return s.ch.New
+}
+
+// steps looks at the rows of a window's changes, all at once, then decides one after the other.
+func (c *carefulRun) steps(ctx context.Context, pending []step) error {
+	for i := range pending {
+		s := &pending[i]
+		if s.ch.Kind != wire.KindInsert && !s.m.usable {
+			return s.m.needsKey()
+		}
+		if s.ch.Kind == wire.KindUpdate {
+			fillUnchanged(&s.ch)
+		}
+		var err error
+		if s.from, err = c.planner.hash(s.m, s.before()); err != nil {
+			return err
+		}
+		s.to = s.from
+		if s.ch.Kind == wire.KindUpdate {
+			if s.to, err = c.planner.hash(s.m, s.ch.New); err != nil {
+				return err
+			}
+		}
+	}
+	c.register(pending)
+	unknown, err := c.lookAll(ctx, pending)
+	if err != nil {
+		return err
+	}
+	if unknown {
+		return errUnknown
+	}
+	for i := range pending {
+		if err := c.step(ctx, &pending[i]); err != nil {
+			return err
+		}
+	}
+	return c.flush(ctx)
+}
+
+// register says which rows the transaction may create, before it looks at anything (R18).
+func (c *carefulRun) register(pending []step) {
+	for i := range pending {
+		s := &pending[i]
+		if s.ch.Kind != wire.KindDelete {
+			c.absence.create(s.m.name(), s.to, registration{c.origin, c.t.Seq}, c.t.version())
+		}
+	}
+}
+
+func (m *mapping) name() tableName { return tableName{m.local.schema, m.local.name} }
+
+// step does one change. A changed key is a delete of the old one and an insert of the new one (R31).
+func (c *carefulRun) step(ctx context.Context, s *step) error {
+	switch {
+	case s.ch.Kind == wire.KindInsert:
+		return c.write(s.m, s.ch.New, s.to, conflict.Insert)
+	case s.ch.Kind == wire.KindDelete:
+		return c.remove(s.m, s.ch.Old, s.from)
+	case c.rows[s.from] == c.rows[s.to]:
+		return c.write(s.m, s.ch.New, s.to, conflict.Update)
+	}
+	if hasUnchanged(s.ch.New) && c.rows[s.from].found {
+		if err := c.trueBase(s.m, c.rows[s.from], s.from); errors.Is(err, errUnknown) {
+			return err
+		} else if err == nil {
+			if err := c.fillFrom(ctx, s.m, &s.ch); err != nil {
+				return err
+			}
+		}
+	}
+	if err := c.remove(s.m, s.ch.Old, s.from); err != nil {
+		return err
+	}
+	return c.write(s.m, s.ch.New, s.to, conflict.Insert)
+}
+
+// write lets the transaction's version of a row meet what is there.
+func (c *carefulRun) write(m *mapping, tuple []wire.Value, k wire.KeyHash, kind conflict.Write) error {
+	r := c.rows[k]
+	if r.lost {
+		return nil
+	}
+	d := conflict.Decision{RemoteWins: true}
+	if !r.mine {
+		d = c.policy(conflict.Case{Write: kind, Remote: c.t.version(), Local: r.local, Seen: r.seen})
+	}
+	if !d.RemoteWins {
+		r.lost = true
+		return c.record(m, tuple, r.look, d)
+	}
+	if hasUnchanged(tuple) {
+		if err := c.trueBase(m, r, k); err != nil {
+			return err
+		}
+	}
+	if err := c.record(m, tuple, r.look, d); err != nil {
+		return err
+	}
+	found := r.found
+	r.found, r.mine = true, true
+	if found {
+		return c.overwrite(m, tuple)
+	}
+	return c.change(m, m.statement("ki", m.insertSQL), tuple, m.insertSet(), nil)
+}
+
+// overwrite queues the statement that makes the row of tuple's key look like tuple; the key too, since a
+// key may be equal and look different.
+func (c *carefulRun) overwrite(m *mapping, tuple []wire.Value) error {
+	set := m.set(nil, tuple, true)
+	if len(m.always) == 0 && m.writable(set, false) {
+		s := m.statement("ku"+shape(set), func() (string, []uint32) { return m.updateSQL(set, nil) })
+		return c.change(m, s, tuple, set, tuple)
+	}
+	set = slices.DeleteFunc(m.insertSet(), func(i int) bool { return tuple[i].Format == wire.Unchanged })
+	s := m.statement("kr"+shape(set), func() (string, []uint32) { return m.replaceSQL(set) })
+	return c.change(m, s, tuple, set, tuple)
+}
+
+func hasUnchanged(tuple []wire.Value) bool {
+	for _, v := range tuple {
+		if v.Format == wire.Unchanged {
+			return true
+		}
+	}
+	return false
+}
+
+// trueBase checks that the row's unchanged TOAST values are those of the transaction's author (R16).
+func (c *carefulRun) trueBase(m *mapping, r *rowState, k wire.KeyHash) error {
+	if r.mine && r.found {
+		return nil
+	}
+	if c.unsettled(m, k, c.t) {
+		return errUnknown
+	}
+	if r.found && (r.local.Ancient || r.own || c.t.low.Get(r.local.Version.Origin).Stamp >= r.local.Version.Stamp) {
+		return nil
+	}
+	return blocked("transaction %d leaves a large value of table %s unchanged that another node has changed at the same time; "+
+		"such values only come along with ALTER TABLE %s REPLICA IDENTITY FULL", c.t.Seq, m.local.quoted, m.local.quoted)
+}
+
+// insertSet lists the remote columns that an insert writes.
+func (m *mapping) insertSet() []int {
+	var set []int
+	for i, li := range m.cols {
+		if li >= 0 {
+			set = append(set, i)
+		}
+	}
+	return set
+}
+
+// remove lets the transaction's delete meet what is there.
+func (c *carefulRun) remove(m *mapping, old []wire.Value, k wire.KeyHash) error {
+	r := c.rows[k]
+	if r.lost {
+		return nil
+	}
+	d := conflict.Decision{RemoteWins: true}
+	if !r.mine {
+		d = c.policy(conflict.Case{Write: conflict.Delete, Remote: c.t.version(), Local: r.local, Seen: r.seen})
+	}
+	if err := c.record(m, nil, r.look, d); err != nil {
+		return err
+	}
+	if !d.RemoteWins {
+		r.lost = true
+		return nil
+	}
+	c.buried = append(c.buried, k)
+	found := r.found
+	r.found, r.mine = false, true
+	if !found {
+		return nil
+	}
+	s := m.statement("kd", func() (string, []uint32) { return m.deleteSQL(nil) })
+	return c.change(m, s, nil, nil, old)
+}
+
+// bury queues the transaction's tombstones (they go into the index when it has landed).
+func (c *carefulRun) bury() {
+	for rest := c.buried; len(rest) > 0; {
+		n := min(len(rest), tombstoneRow)
+		c.push("write tombstones", c.tombstoneStatement, c.tombstoneParams(c.t, c.parts, rest[:n]))
+		c.parts++
+		rest = rest[n:]
+	}
+	for i, n := range c.wiped {
+		ps := c.tombstoneParams(c.t, -1-i, nil)
+		ps[len(ps)-1] = binaryParam([]byte(n.schema + "\x00" + n.name))
+		c.push("write tombstones", c.tombstoneStatement, ps)
+	}
+}
+
+// fillFrom takes the values that an update of the key leaves unchanged from the row of the old key.
+func (c *carefulRun) fillFrom(ctx context.Context, m *mapping, ch *wire.Change) error {
+	if err := c.flush(ctx); err != nil {
+		return err
+	}
+	where, types, ps, err := m.keyCondition(ch.Old)
+	if err != nil {
+		return err
+	}
+	for i := range ch.New {
+		if ch.New[i].Format != wire.Unchanged || m.cols[i] < 0 {
+			continue
+		}
+		sql := "SELECT t." + m.local.cols[m.cols[i]].quoted + " FROM " + m.local.rows + " t WHERE " + where
+		rows, err := c.exec(ctx, sql, types, ps)
+		if err != nil {
+			return fmt.Errorf("read unchanged value of %s: %w", m.local.quoted, err)
+		}
+		if len(rows) == 1 {
+			ch.New[i] = wire.Value{Format: wire.Text, Data: rows[0][0]}
+			if rows[0][0] == nil {
+				ch.New[i] = wire.Value{Format: wire.Null}
+			}
+		}
+	}
+	return nil
+}
