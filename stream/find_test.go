@@ -15,9 +15,10 @@ import (
 // ends, open runs and a change of epoch, and compares Find with a walk over all frames.
 func TestFindAgainstBruteForce(t *testing.T) {
 	r := seeded(t)
-	s := natstest.New(t)
-	nc := s.Connect(t)
 	for range 8 {
+		// A server of its own: nats-server 2.15 deletes a stream's files after its answer, and a stream that
+		// is created meanwhile can come up with the old one's messages.
+		nc := natstest.New(t).Connect(t)
 		createStream(t, nc, testConfig())
 		last := map[origin.Origin]uint64{}
 		epochs := map[string]uint32{"a": 1, "b": 1}
@@ -52,7 +53,6 @@ func TestFindAgainstBruteForce(t *testing.T) {
 				}
 			}
 		}
-		deleteStream(t, nc)
 	}
 }
 
