@@ -7,8 +7,9 @@ import (
 
 // The tests of types share one schema: for every type x
 //
-//	t_x: x itself, an array of it, domains over x, over the array and over a composite, a composite
-//	     with fields of x, of the array and of the domain, an array of composites, one of domains
+//	t_x: x itself and an array of it; for some types also domains over x, over the array and over a
+//	     composite, a composite with fields of x, of the array and of the domain, an array of
+//	     composites, one of domains
 //	kv_x: x as primary key; for some also ka_x, kd_x, kc_x: an array, a domain, a composite
 //
 // and s_many and s_alone with a column for each type, for runs of many rows.
@@ -25,15 +26,18 @@ func typesSchema(all []samples) string {
 	var b strings.Builder
 	for _, s := range all {
 		x := s.slug()
-		fmt.Fprintf(&b, "CREATE DOMAIN d_%[1]s AS %[2]s;\n", x, s.name)
-		if s.textOnly {
-			fmt.Fprintf(&b, "CREATE TABLE t_%[1]s (id int PRIMARY KEY, v %[2]s, d d_%[1]s);\n", x, s.name)
-		} else {
-			fmt.Fprintf(&b, `CREATE DOMAIN da_%[1]s AS %[2]s[];
-			CREATE TYPE c_%[1]s AS (p %[2]s, q %[2]s[], r d_%[1]s);
-			CREATE DOMAIN dc_%[1]s AS c_%[1]s;
-			CREATE TABLE t_%[1]s (id int PRIMARY KEY, v %[2]s, a %[2]s[], d d_%[1]s, c c_%[1]s, ca c_%[1]s[], da da_%[1]s, dc dc_%[1]s, ad d_%[1]s[]);
-			`, x, s.name)
+		switch {
+		case s.textOnly:
+			fmt.Fprintf(&b, "CREATE TABLE t_%s (id int PRIMARY KEY, v %s);\n", x, s.name)
+		case !s.deep:
+			fmt.Fprintf(&b, "CREATE TABLE t_%[1]s (id int PRIMARY KEY, v %[2]s, a %[2]s[]);\n", x, s.name)
+		default:
+			fmt.Fprintf(&b, `CREATE DOMAIN d_%[1]s AS %[2]s;
+				CREATE DOMAIN da_%[1]s AS %[2]s[];
+				CREATE TYPE c_%[1]s AS (p %[2]s, q %[2]s[], r d_%[1]s);
+				CREATE DOMAIN dc_%[1]s AS c_%[1]s;
+				CREATE TABLE t_%[1]s (id int PRIMARY KEY, v %[2]s, a %[2]s[], d d_%[1]s, c c_%[1]s, ca c_%[1]s[], da da_%[1]s, dc dc_%[1]s, ad d_%[1]s[]);
+				`, x, s.name)
 		}
 		for _, k := range s.keys() {
 			fmt.Fprintf(&b, "CREATE TABLE %s (k %s PRIMARY KEY, n int NOT NULL, id int NOT NULL);\n", k.table, k.typ)
@@ -58,33 +62,43 @@ func (s *samples) rows() string {
 	return "(SELECT i, v, lead(v) OVER (ORDER BY i) AS w FROM (" + strings.Join(v, " UNION ALL ") + ") s) s"
 }
 
+// edgeColumns are the columns of t_x beside the key.
+func (s *samples) edgeColumns() string {
+	switch {
+	case s.textOnly:
+		return "v"
+	case !s.deep:
+		return "v, a"
+	}
+	return "v, a, d, c, ca, da, dc, ad"
+}
+
 // insertEdges fills t_x: a row for each sample, one of NULLs, one of empty arrays and composites of NULLs.
 func (s *samples) insertEdges() string {
 	x := s.slug()
-	if s.textOnly {
-		return fmt.Sprintf("INSERT INTO t_%s SELECT i, v, w FROM %s; INSERT INTO t_%[1]s VALUES (100);", x, s.rows())
+	edges := "v"
+	empty := fmt.Sprintf("INSERT INTO t_%s VALUES (100);\n", x)
+	if !s.textOnly {
+		edges = fmt.Sprintf("v, CASE WHEN i %% 2 = 1 THEN ARRAY[v, NULL, w] ELSE ('[2:3][-1:0]=' || ARRAY[ARRAY[v, w], ARRAY[w, NULL]]::text)::%s[] END", s.name)
+		empty += fmt.Sprintf("INSERT INTO t_%s (id, a) VALUES (101, '{}');\n", x)
 	}
-	bare := ""
-	for i, v := range s.bare {
-		bare += fmt.Sprintf("INSERT INTO t_%[1]s (id, v, d) VALUES (%[2]d, %[3]s, %[3]s);\n", x, -1-i, v)
-	}
-	return bare + fmt.Sprintf(`INSERT INTO t_%[1]s SELECT i, v, ARRAY[v, NULL, w], w, ROW(v, ARRAY[w, NULL], w)::c_%[1]s,
+	if s.deep {
+		edges += fmt.Sprintf(`, w, ROW(v, ARRAY[w, NULL], w)::c_%[1]s,
 			ARRAY[ROW(v, NULL, NULL)::c_%[1]s, NULL, ROW(NULL, '{}', w)::c_%[1]s], ('[2:3][-1:0]=' || ARRAY[ARRAY[v, w], ARRAY[w, NULL]]::text)::da_%[1]s,
-			ROW(w, ARRAY[ARRAY[v]], NULL)::dc_%[1]s, ARRAY[v, NULL, w]::d_%[1]s[] FROM %[2]s;
-		INSERT INTO t_%[1]s VALUES (100);
-		INSERT INTO t_%[1]s VALUES (101, NULL, '{}', NULL, ROW(NULL, NULL, NULL), '{}', '{}', ROW(NULL, '{}', NULL), '{}');
-		`, x, s.rows())
+			ROW(w, ARRAY[ARRAY[v]], NULL)::dc_%[1]s, ARRAY[v, NULL, w]::d_%[1]s[]`, x)
+		empty += fmt.Sprintf("INSERT INTO t_%[1]s VALUES (102, NULL, '{}', NULL, ROW(NULL, NULL, NULL), '{}', '{}', ROW(NULL, '{}', NULL), '{}');\n", x)
+	}
+	for i, v := range s.bare {
+		empty += fmt.Sprintf("INSERT INTO t_%s (id, v) VALUES (%d, %s);\n", x, -1-i, v)
+	}
+	return fmt.Sprintf("INSERT INTO t_%s SELECT i, %s FROM %s;\n", x, edges, s.rows()) + empty
 }
 
 // rotateEdges gives each row of t_x the values of the next one.
 func (s *samples) rotateEdges() string {
-	cols := "v, a, d, c, ca, da, dc, ad"
-	if s.textOnly {
-		cols = "v, d"
-	}
 	return fmt.Sprintf(`WITH n AS (SELECT COALESCE(lead(id) OVER (ORDER BY id), min(id) OVER ()) AS to_id, * FROM t_%[1]s)
 		UPDATE t_%[1]s t SET (%[2]s) = (SELECT %[2]s FROM n WHERE n.to_id = t.id);
-		`, s.slug(), cols)
+		`, s.slug(), s.edgeColumns())
 }
 
 // many are the columns of the table of many rows. Types that cannot travel in runs are in one of its own,

@@ -77,11 +77,12 @@ func userTypesSchema(i int, all []samples) string {
 		`CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy', 'Ünï "q", \', 'nobody');`,
 		`CREATE TYPE mood AS ENUM ('happy', 'nobody', 'sad'); ALTER TYPE mood ADD VALUE 'Ünï "q", \' BEFORE 'sad'; ALTER TYPE mood ADD VALUE 'ok' BEFORE 'happy';`,
 	}[i]
+	dummies := [2]string{"", dummyTypes}[i]
 	dropped := [2]string{"", `ALTER TYPE outer_t ADD ATTRIBUTE x int; ALTER TYPE outer_t DROP ATTRIBUTE x;`}[i]
 	var b strings.Builder
 	b.WriteString("CREATE SCHEMA ext;\n")
 	for _, e := range []string{"hstore", "citext", "ltree", "cube", "isn", "seg"} {
 		fmt.Fprintf(&b, "CREATE EXTENSION %s SCHEMA ext;\n", e)
 	}
-	return b.String() + mood + userTypes + dropped + typesSchema(all)
+	return dummies + b.String() + mood + userTypes + dropped + typesSchema(all)
 }
