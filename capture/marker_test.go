@@ -52,8 +52,7 @@ func TestMarkersBecomeDependencies(t *testing.T) {
 // checkMarks asks for the mark of each seq: ids below it belong to transactions up to that seq.
 func (b *bench) checkMarks() {
 	b.t.Helper()
-	var known []captured
-	known = read(b.t, b.pub.all()).done
+	known := read(b.t, b.pub.all()).done
 	first, ok := b.capture.FirstMark()
 	if !ok || first.Seq != 1 {
 		b.t.Errorf("first mark %+v, %t", first, ok)

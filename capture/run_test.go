@@ -98,8 +98,6 @@ func TestStreamedTransactions(t *testing.T) {
 // awaitRuns waits until n runs have chunks in the stream.
 func (b *bench) awaitRuns(n int) {
 	b.t.Helper()
-	b.pub.mu.Lock()
-	b.pub.mu.Unlock()
 	deadline := b.t.Context()
 	for {
 		changed := b.pub.Changed()

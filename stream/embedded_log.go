@@ -1,7 +1,6 @@
 package stream
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -39,7 +38,7 @@ func (l *serverLog) Fatalf(format string, v ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.end == nil {
-		l.end = errors.New(fmt.Sprintf(format, v...))
+		l.end = fmt.Errorf(format, v...)
 	}
 }
 
