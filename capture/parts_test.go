@@ -249,6 +249,62 @@ func TestGravesSpill(t *testing.T) {
 	}
 }
 
+// TestTableKey: which columns are the key, in which order.
+func TestTableKey(t *testing.T) {
+	columns := func(flags ...bool) (cs []wire.Column) {
+		for i, key := range flags {
+			cs = append(cs, wire.Column{Name: []string{"b", "a", "c"}[i], TypeOID: 23, Key: key})
+		}
+		return cs
+	}
+	for name, c := range map[string]struct {
+		identity byte
+		columns  []wire.Column
+		catalog  []keyColumn
+		want     []int
+	}{
+		"of the catalog":                  {'d', columns(true, true, false), []keyColumn{{"a", 23}, {"b", 23}}, []int{1, 0}},
+		"table is gone":                   {'d', columns(true, true, false), nil, []int{1, 0}},
+		"key was changed since":           {'d', columns(true, false, false), []keyColumn{{"c", 23}}, []int{0}},
+		"key column was renamed since":    {'i', columns(true, false, false), []keyColumn{{"z", 23}}, []int{0}},
+		"whole row with a key":            {'f', columns(true, true, true), []keyColumn{{"c", 23}}, []int{2}},
+		"whole row, gone":                 {'f', columns(true, true, true), nil, nil},
+		"no identity, inserts have a key": {'n', columns(false, false, false), []keyColumn{{"c", 23}}, []int{2}},
+		"no identity and no key":          {'d', columns(false, false, false), nil, nil},
+	} {
+		rel := wire.Relation{Schema: "public", Name: "t", ReplicaIdentity: c.identity, Columns: c.columns}
+		if got := newTable(&rel, c.catalog).Key; !slices.Equal(got, c.want) {
+			t.Errorf("%s: key %v, want %v", name, got, c.want)
+		}
+	}
+}
+
+// TestDraftTakesDeclarationsBack: a relation whose R record was taken out of the frame is declared again.
+func TestDraftTakesDeclarationsBack(t *testing.T) {
+	a, b := &relation{Relation: wire.Relation{ID: 1}}, &relation{Relation: wire.Relation{ID: 2}}
+	d := &draft{}
+	d.begin(MinFrameBytes)
+	d.declare(a)
+	d.worth = true
+	at := len(d.body)
+	d.declare(b)
+	size := len(d.body)
+	d.truncate(at)
+	d.declare(a)
+	if len(d.body) != at {
+		t.Error("a relation is declared twice")
+	}
+	d.declare(b)
+	if len(d.body) != size {
+		t.Error("a relation is not declared again")
+	}
+	d.worth = false
+	d.truncate(at)
+	if len(d.body) != 0 || len(d.declared) != 0 {
+		t.Errorf("%d bytes are left of a frame without worth", len(d.body))
+	}
+}
+
 // TestBigRowAgreesWithWhole: a row that arrives in parts means the same as one that arrives whole.
 func TestBigRowAgreesWithWhole(t *testing.T) {
 	seed := rand.Uint64()

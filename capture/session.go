@@ -44,13 +44,17 @@ func (c *Capture) session(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s := &session{Capture: c, wire: w, catalog: newCatalog(plain)}
-	s.stitch = stitcher{size: messageSize, limit: wholeLimit}
+	s := newSession(c, w)
+	s.catalog = newCatalog(plain)
 	s.life, s.end = context.WithCancelCause(ctx)
 	c.tagger.lookUp = s.catalog.key
 	c.tagger.crowded = func() { s.catalog.prune(&c.state.recents) }
 	c.tagger.crowded() // Restore may have brought many
 	return s.run(ctx)
+}
+
+func newSession(c *Capture, w *wireConn) *session {
+	return &session{Capture: c, wire: w, stitch: stitcher{size: messageSize, limit: wholeLimit}}
 }
 
 // run starts the session's goroutines, walks what comes, and joins them.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
@@ -104,8 +105,7 @@ func newWorkbench(t testing.TB, frameBytes int) *workbench {
 	c.tagger.lookUp = func(context.Context, uint32) ([]keyColumn, error) { return nil, nil }
 	c.tagger.crowded = func() {}
 	c.tagger.draft.begin(c.tagger.target())
-	w.session = &session{Capture: c, wire: &wireConn{asked: make(chan struct{}, 1)}}
-	w.stitch = stitcher{size: messageSize, limit: wholeLimit}
+	w.session = newSession(c, &wireConn{asked: make(chan struct{}, 1)})
 	return w
 }
 
@@ -287,11 +287,15 @@ func TestFramesKeepTheirSize(t *testing.T) {
 		w.tagger.draft.begin(w.tagger.target())
 		s := (&script{}).table(5, nil)
 		n := 20 + r.IntN(30)
+		var up origin.Vector
+		var want []origin.Vector
 		for i := range n {
 			at := uint64(100 + 10*i)
 			if r.IntN(4) == 0 {
-				s.marker(at-5, vector("b", i+1), vector("b", i), 600)
+				up = vector("b", i+1)
+				s.marker(at-5, up, vector("b", i), 600)
 			}
+			want = append(want, up)
 			s.begin(at, at, uint32(700+i))
 			for range 1 + r.IntN(6) {
 				s.add('I', uint32(5), 'N', tuple(uint32(i), strings.Repeat("y", r.IntN(1+r.IntN(6000)))))
@@ -301,9 +305,141 @@ func TestFramesKeepTheirSize(t *testing.T) {
 		if err := w.play(s, 1+r.IntN(5000)); err != nil {
 			t.Fatal(err)
 		}
-		if got := read(t, w.pub.all()).done; len(got) != n {
+		got := read(t, w.pub.all()).done
+		if len(got) != n {
 			t.Fatalf("%d transactions, want %d", len(got), n)
 		}
+		for i, x := range got {
+			if !x.up.Equal(want[i]) {
+				t.Fatalf("transaction %d depends on %v, want %v", x.Seq, x.up, want[i])
+			}
+		}
+	}
+}
+
+// TestDependenciesWithinAFrame: a marker counts for what stands behind it in the WAL, also within one frame.
+func TestDependenciesWithinAFrame(t *testing.T) {
+	w := newWorkbench(t, 64<<10)
+	s := (&script{}).table(5, nil)
+	for i := range 4 {
+		at := uint64(100 * (i + 1))
+		s.begin(at, at, uint32(700+i)).add('I', uint32(5), 'N', tuple(uint32(i), "")).commit(at, at)
+		s.marker(at+50, vector("b", i+1), vector("b", i), uint64(700+i))
+	}
+	if err := w.play(s, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	var got string
+	for _, x := range read(t, w.pub.all()).done {
+		got += fmt.Sprintf("%d {%s} {%s}\n", x.Seq, x.up, x.low)
+	}
+	if want := "1 {} {}\n2 {b:1} {}\n3 {b:2} {b:1}\n4 {b:3} {b:2}\n"; got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+}
+
+// TestInterruptedAnywhere: wherever the connection is lost, what it had begun is begun anew and comes once.
+func TestInterruptedAnywhere(t *testing.T) {
+	b := exampleScript(2 * MinFrameBytes).b
+	var ends []int // of messages
+	for at := 0; at < len(b); {
+		n, _, err := messageSize(b[at:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		at += n
+		ends = append(ends, at)
+	}
+	for _, cut := range ends {
+		w := newWorkbench(t, MinFrameBytes)
+		if err := w.play(&script{b: b[:cut]}, 1000); err != nil {
+			t.Fatal(err)
+		}
+		w.tagger.interrupted()
+		w.stitch.rest = nil
+		before := w.tagger.position
+		if err := w.play(behind(t, b, before), 1000); err != nil {
+			t.Fatalf("behind %d: %v", before, err)
+		}
+		var seqs []uint64
+		var xids []uint32
+		for _, x := range read(t, w.pub.all()).done {
+			seqs, xids = append(seqs, x.Seq), append(xids, x.XID)
+		}
+		if !slices.Equal(seqs, []uint64{1, 2, 3, 4}) || !slices.Equal(xids, []uint32{701, 702, 710, 721}) {
+			t.Errorf("cut at byte %d: seqs %v, transactions %v", cut, seqs, xids)
+		}
+		checkFrames(t, w.pub.all())
+	}
+}
+
+// behind is what a server sends that is asked to begin at lsn: announcements and streamed transactions from
+// their start, commits from lsn on.
+func behind(t *testing.T, b []byte, lsn uint64) *script {
+	t.Helper()
+	s := &script{}
+	skip := false
+	for at := 0; at < len(b); {
+		n, _, err := messageSize(b[at:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := b[at : at+n]
+		at += n
+		if m[copyHead] == 'k' {
+			continue
+		}
+		kind, c := m[dataHead], cursor{b: m[dataHead+1:]}
+		switch kind {
+		case msgBegin:
+			skip = c.u64() < lsn
+		case msgStreamStart, msgStreamAbort, msgStreamCommit:
+			skip = lsn > 300 // the only one commits there
+		case msgLogical:
+			c.u8()
+			skip = c.u64() < lsn
+		}
+		if !skip {
+			s.b = append(s.b, m...)
+		}
+		switch kind {
+		case msgCommit, msgStreamStop, msgStreamAbort, msgStreamCommit, msgLogical:
+			skip = false
+		}
+	}
+	return s
+}
+
+// TestEmptyFramesKeepTheirDistance: vectors that come faster than emptyInterval share a frame.
+func TestEmptyFramesKeepTheirDistance(t *testing.T) {
+	w := newWorkbench(t, MinFrameBytes)
+	ctx := context.Background()
+	marked := func(i int) {
+		t.Helper()
+		s := (&script{}).marker(uint64(100*i), vector("b", i), vector("b", i), uint64(i))
+		if err := w.stitch.feed(ctx, s.b, w.session); err != nil {
+			t.Fatal(err)
+		}
+	}
+	frames := func(at time.Time, want int) {
+		t.Helper()
+		if _, err := w.tagger.tend(ctx, at, true); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(w.pub.all()); n != want {
+			t.Fatalf("%d frames, want %d", n, want)
+		}
+	}
+	marked(1)
+	frames(time.Now(), 1) // the first at once
+	sent := w.tagger.pacing.empty
+	marked(2)
+	frames(sent.Add(emptyInterval/2), 1)
+	marked(3)
+	frames(sent.Add(emptyInterval), 2)
+	frames(sent.Add(100*emptyInterval), 2) // nothing new
+	if last := w.pub.all()[1]; !last.Low.Equal(vector("b", 3)) || last.Mark.XID != 3 || last.ResumeLSN != 301 {
+		t.Errorf("%+v", last.Header)
 	}
 }
 
