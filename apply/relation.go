@@ -133,9 +133,10 @@ SELECT i.indisreplident AND $2 = 'i', i.indisprimary,
        ARRAY(SELECT format('OPERATOR(%I.%s)', n.nspname, o.oprname)
              FROM unnest(i.indclass[0:i.indnkeyatts-1]) WITH ORDINALITY u(class, at)
              JOIN pg_opclass c ON c.oid = u.class
-             JOIN pg_amop a ON a.amopfamily = c.opcfamily AND a.amoplefttype = c.opcintype
-                  AND a.amoprighttype = c.opcintype AND a.amopstrategy = 3
+             JOIN pg_am m ON m.oid = c.opcmethod
+             JOIN pg_amop a ON a.amopfamily = c.opcfamily AND a.amoplefttype = c.opcintype AND a.amoprighttype = c.opcintype
              JOIN pg_operator o ON o.oid = a.amopopr JOIN pg_namespace n ON n.oid = o.oprnamespace
+             WHERE CASE WHEN m.amname = 'btree' THEN a.amopstrategy = 3 ELSE o.oprname = '=' END
              ORDER BY u.at)
 FROM pg_index i WHERE i.indrelid = $1 AND i.indisunique
 ORDER BY 1 DESC, 2 DESC, i.indexrelid`

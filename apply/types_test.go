@@ -73,6 +73,18 @@ func TestDomainAsKey(t *testing.T) {
 	}
 }
 
+// TestKeyWithoutOverlaps: such a key's index is GiST, where the third operator is not equality.
+func TestKeyWithoutOverlaps(t *testing.T) {
+	if pgtest.Newest(t) < 18 {
+		return // no such keys before
+	}
+	p := newest(t, `CREATE TABLE t (id int4range, valid daterange, v text, PRIMARY KEY (id, valid WITHOUT OVERLAPS))`)
+	p.done(`INSERT INTO t VALUES ('[1,5)', '[2024-01-01,2025-01-01)', 'a'), ('[2,3)', '[2024-06-01,2025-06-01)', 'b')`)
+	p.done(`UPDATE t SET v = 'c' WHERE v = 'a'`)
+	p.done(`DELETE FROM t WHERE v = 'b'`)
+	p.same(`SELECT * FROM t`)
+}
+
 // TestEmptyValuesThatTheServerDoesNotReadBack are sent as text.
 func TestEmptyValuesThatTheServerDoesNotReadBack(t *testing.T) {
 	p := newest(t, `CREATE TABLE t (id int PRIMARY KEY, q tsquery, i int2vector, o oidvector)`)
