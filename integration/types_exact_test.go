@@ -112,14 +112,14 @@ func (x *exact) lines(sql string) []string {
 }
 
 // rows returns, for each of the user's tables whose name matches the regular expression, the SQL
-// expression of its row, columns by name.
+// expression of its row, columns by name. Those that begin with only_here are not compared.
 func (x *exact) rows(match string) map[string]string {
 	x.t.Helper()
 	rows, err := x.conn.Query(context.Background(), `
 		SELECT c.oid::regclass::text, a.attname::text, a.atttypid FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
 		WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' AND c.relname ~ $1
 		  AND c.relnamespace::regnamespace::text NOT IN ('pg_catalog', 'information_schema', 'pgbridge')
-		  AND a.attnum > 0 AND NOT a.attisdropped ORDER BY c.oid, a.attname COLLATE "C"`, match)
+		  AND a.attnum > 0 AND NOT a.attisdropped AND a.attname !~ '^only_here' ORDER BY c.oid, a.attname COLLATE "C"`, match)
 	if err != nil {
 		x.t.Fatal(err)
 	}
