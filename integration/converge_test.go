@@ -47,7 +47,7 @@ func TestMeshConverges(t *testing.T) {
 		t.Run(fmt.Sprint(majors), func(t *testing.T) {
 			c := cluster.New(t, cluster.Options{Nodes: max(3, len(majors)), Majors: majors, Schema: loadSchema})
 			taps := c.Tap()
-			l := startLoad(t, c, 3, seed(t))
+			l := startLoad(t, c, 6/len(c.Nodes), seed(t))
 			l.run(loadTime())
 			c.WaitConverged()
 			requireCounts(t, c, l)

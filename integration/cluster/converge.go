@@ -11,7 +11,7 @@ import (
 )
 
 // convergeTime is how long all nodes may take to become equal after the last write.
-const convergeTime = 90 * time.Second
+const convergeTime = 3 * time.Minute
 
 // WaitConverged waits until everything that was committed before on any node is applied on all of them,
 // and then requires that all tables hold the same rows. It judges from outside: it knows nothing of
