@@ -15,6 +15,7 @@ import (
 // TestMarkersBecomeDependencies: transactions carry the vectors of the markers that stand before them in the
 // WAL (PROOF.md R7), marks tell which ids had ended (R11), and the header holds the state (R6).
 func TestMarkersBecomeDependencies(t *testing.T) {
+	t.Parallel()
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
 		t.Parallel()
 		b := newBench(t, s.NewDatabase(t), `CREATE TABLE t (id int PRIMARY KEY)`)
@@ -81,6 +82,7 @@ func (b *bench) checkMarks() {
 // TestVectorsWithoutTransactions: vectors that no local transaction carries travel in frames of their own,
 // not more of them than there is something new to say, and are durable before the slot is confirmed.
 func TestVectorsWithoutTransactions(t *testing.T) {
+	t.Parallel()
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
 		t.Parallel()
 		b := newBench(t, s.NewDatabase(t), "")
@@ -114,6 +116,7 @@ func TestVectorsWithoutTransactions(t *testing.T) {
 // TestWaitPassed: what was written before a flushed LSN has been told when WaitPassed returns (PROOF.md R13),
 // even if nothing is written behind it.
 func TestWaitPassed(t *testing.T) {
+	t.Parallel()
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
 		t.Parallel()
 		b := newBench(t, s.NewDatabase(t), `CREATE TABLE t (id int PRIMARY KEY)`)
@@ -145,6 +148,7 @@ func TestWaitPassed(t *testing.T) {
 // TestRecentXIDs: a commit that waits for its synchronous standby is captured before it is visible at home
 // (PROOF.md F2, R14), and is recent until then.
 func TestRecentXIDs(t *testing.T) {
+	t.Parallel()
 	cluster := pgtest.NewCluster(t, pgtest.Newest(t), nil)
 	db := &pgtest.Database{Name: "recent", Major: pgtest.Newest(t), DSN: cluster.SocketDSN("postgres")}
 	b := newBench(t, db, `CREATE TABLE t (id int PRIMARY KEY)`)
@@ -183,6 +187,7 @@ SELECT pg_reload_conf()`)
 // TestLiftedStamps: a stamp above the commit time is found by commit time and key (PROOF.md R15), also by a
 // Capture that learns of it from the stream.
 func TestLiftedStamps(t *testing.T) {
+	t.Parallel()
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
 		t.Parallel()
 		b := newBench(t, s.NewDatabase(t), `CREATE TABLE t (id int PRIMARY KEY, x text)`)

@@ -29,6 +29,7 @@ func (b *bench) as(name string) *pgx.Conn {
 // TestAppliedTransactionsAreDropped: what a bridge has applied here does not come back (invariant 4), large
 // or small, by the server's filter or, on 15, by the Origin message.
 func TestAppliedTransactionsAreDropped(t *testing.T) {
+	t.Parallel()
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
 		t.Parallel()
 		b := newBench(t, s.NewDatabase(t), `CREATE TABLE t (id int PRIMARY KEY, x text)`)
@@ -70,6 +71,7 @@ func TestAppliedTransactionsAreDropped(t *testing.T) {
 
 // TestForeignOriginIsRefused: rows of a native subscription would reach no other node (PROOF.md R26).
 func TestForeignOriginIsRefused(t *testing.T) {
+	t.Parallel()
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
 		b := newBench(t, s.NewDatabase(t), `CREATE TABLE t (id int PRIMARY KEY)`)
 		name := "other_" + b.db.Name

@@ -38,6 +38,7 @@ func (b *bench) checkRestore() {
 // TestRestoreWithoutBeginnings: what was purged from the stream's front is not missed, and a new writer epoch
 // voids runs.
 func TestRestoreWithoutBeginnings(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, pgtest.New(t), `CREATE TABLE t (id int PRIMARY KEY, x text)`)
 	b.opts.FrameBytes = MinFrameBytes
 	b.start(nil)

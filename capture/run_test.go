@@ -18,6 +18,7 @@ func smallMemory(b *bench) {
 // TestStreamedTransactions: transactions that pgoutput streams while they are in progress arrive whole, at
 // the place of their commit, without what their subtransactions rolled back.
 func TestStreamedTransactions(t *testing.T) {
+	t.Parallel()
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
 		t.Parallel()
 		b := newBench(t, s.NewDatabase(t), `CREATE TABLE t (id int PRIMARY KEY, x text)`)
@@ -153,6 +154,7 @@ func (b *bench) checkBack() {
 
 // TestLargeRows: a row may be larger than a frame, than the stitcher's limit, and than what is held.
 func TestLargeRows(t *testing.T) {
+	t.Parallel()
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
 		t.Parallel()
 		for _, streaming := range []bool{false, true} {

@@ -16,6 +16,7 @@ var update = flag.Bool("update", false, "write the expected parts of testdata/sc
 // told, with the rest of the file. A file is SQL, a line of dashes, the outcome; "-- setup" ends the part
 // that runs before capture is set up.
 func TestScenarios(t *testing.T) {
+	t.Parallel()
 	files, err := filepath.Glob("testdata/scenarios/*.txt")
 	if err != nil || len(files) == 0 {
 		t.Fatal(files, err)

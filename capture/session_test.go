@@ -17,6 +17,7 @@ import (
 // TestKeepalivesWhilePublishWaits: a broker that is away for longer than wal_sender_timeout does not cost
 // the connection to the server (invariant 6).
 func TestKeepalivesWhilePublishWaits(t *testing.T) {
+	t.Parallel()
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
 		t.Parallel()
 		b := newBench(t, s.NewDatabase(t), `CREATE TABLE t (id int PRIMARY KEY, x text)`)
@@ -66,6 +67,7 @@ func (b *bench) walsender() int {
 // TestReconnect: a lost connection costs nothing and repeats nothing, wherever it is lost, also within a
 // transaction and while a run is open.
 func TestReconnect(t *testing.T) {
+	t.Parallel()
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
 		t.Parallel()
 		b := newBench(t, s.NewDatabase(t), `CREATE TABLE t (id int PRIMARY KEY, x text)`)
@@ -122,6 +124,7 @@ SELECT pg_terminate_backend(%d, 5000)`, i*1000+11, i*1000+1000, pid))
 // TestServerStopsWhilePublishWaits: a server that is stopped waits for its walsenders; a bridge whose broker
 // is away must not keep it (invariant 6). It goes on when the server is back.
 func TestServerStopsWhilePublishWaits(t *testing.T) {
+	t.Parallel()
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
 		t.Parallel()
 		cluster := pgtest.NewCluster(t, s.Major, nil)
@@ -150,6 +153,7 @@ func TestServerStopsWhilePublishWaits(t *testing.T) {
 // TestConfirmsWhatIsDurable: the slot never gets ahead of durable frames (invariant 1), nor of a delete that
 // is held (PROOF.md R20), and follows when it may.
 func TestConfirmsWhatIsDurable(t *testing.T) {
+	t.Parallel()
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
 		t.Parallel()
 		b := newBench(t, s.NewDatabase(t), `CREATE TABLE t (id int PRIMARY KEY)`)
@@ -234,6 +238,7 @@ func (b *bench) reports(n int) {
 // TestIdleWALIsConfirmed: WAL without anything of ours does not pile up behind the slot, and a frame says so
 // before the slot does.
 func TestIdleWALIsConfirmed(t *testing.T) {
+	t.Parallel()
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
 		t.Parallel()
 		b := newBench(t, s.NewDatabase(t), "")
@@ -273,6 +278,7 @@ func (b *bench) awaitAtLeast(lsn uint64) {
 // TestStartIsRefused: what would lose transactions in silence ends Run, with the thing, the fault and the
 // mend.
 func TestStartIsRefused(t *testing.T) {
+	t.Parallel()
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
 		t.Parallel()
 		b := newBench(t, s.NewDatabase(t), "")
@@ -316,6 +322,7 @@ func TestStartIsRefused(t *testing.T) {
 
 // TestInvalidatedSlot: a slot whose WAL was removed ends a running Capture, and a new one does not start.
 func TestInvalidatedSlot(t *testing.T) {
+	t.Parallel()
 	for _, major := range pgtest.Versions(t) {
 		t.Run(fmt.Sprintf("pg%d", major), func(t *testing.T) {
 			t.Parallel()
@@ -354,6 +361,7 @@ DROP TABLE filler`)
 
 // TestWaitsForTheServer: a server that is away is waited for, and Status says so.
 func TestWaitsForTheServer(t *testing.T) {
+	t.Parallel()
 	cluster := pgtest.NewCluster(t, pgtest.Newest(t), nil)
 	db := &pgtest.Database{Name: "away", Major: pgtest.Newest(t), DSN: cluster.SocketDSN("postgres")}
 	b := newBench(t, db, "")

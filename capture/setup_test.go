@@ -84,6 +84,7 @@ func TestSetupSQL(t *testing.T) {
 // TestSetupIsIdempotent: a second run changes nothing, and one after a change of the patterns or the tables
 // corrects the publication, while the slot stays.
 func TestSetupIsIdempotent(t *testing.T) {
+	t.Parallel()
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
 		t.Parallel()
 		db := s.NewDatabase(t)
@@ -134,6 +135,7 @@ func TestSetupIsIdempotent(t *testing.T) {
 
 // TestCheckFindings: each fault has its code, names its thing and its mend.
 func TestCheckFindings(t *testing.T) {
+	t.Parallel()
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
 		t.Parallel()
 		b := newBench(t, s.NewDatabase(t), `CREATE TABLE good (id int PRIMARY KEY);
@@ -182,6 +184,7 @@ ALTER TABLE good REPLICA IDENTITY NOTHING`)
 
 // TestCheckServerSettings: what only a restart mends.
 func TestCheckServerSettings(t *testing.T) {
+	t.Parallel()
 	cluster := pgtest.NewCluster(t, pgtest.Newest(t), map[string]string{
 		"wal_level": "replica", "track_commit_timestamp": "off", "max_replication_slots": "1", "max_wal_senders": "0"})
 	dsn := cluster.SocketDSN("postgres")
@@ -200,6 +203,7 @@ func TestCheckServerSettings(t *testing.T) {
 
 // TestUnprivilegedRole: a role that may not replicate is told so; one that may needs no superuser to run.
 func TestUnprivilegedRole(t *testing.T) {
+	t.Parallel()
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
 		b := newBench(t, s.NewDatabase(t), `CREATE TABLE t (id int PRIMARY KEY)`)
 		role := "role_" + b.db.Name
@@ -239,6 +243,7 @@ DELETE FROM t`)
 
 // TestUnreachable: a wrong DSN gives one clear error, never the password.
 func TestUnreachable(t *testing.T) {
+	t.Parallel()
 	db := pgtest.New(t)
 	for name, dsn := range map[string]string{
 		"no server":   "postgres://u:geheim@127.0.0.1:1/db",

@@ -1,16 +1,12 @@
 package capture
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -19,112 +15,6 @@ import (
 	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/wire"
 )
-
-// script builds what a walsender sends.
-type script struct{ b []byte }
-
-func (s *script) add(m ...any) *script {
-	body := []byte{'w'}
-	body = append(body, make([]byte, 24)...)
-	for _, x := range m {
-		switch x := x.(type) {
-		case rune:
-			body = append(body, byte(x))
-		case byte:
-			body = append(body, x)
-		case uint16:
-			body = binary.BigEndian.AppendUint16(body, x)
-		case uint32:
-			body = binary.BigEndian.AppendUint32(body, x)
-		case uint64:
-			body = binary.BigEndian.AppendUint64(body, x)
-		case string:
-			body = append(append(body, x...), 0)
-		case []byte:
-			body = append(body, x...)
-		default:
-			panic(x)
-		}
-	}
-	s.b = binary.BigEndian.AppendUint32(append(s.b, 'd'), uint32(len(body)+4))
-	s.b = append(s.b, body...)
-	return s
-}
-
-func (s *script) keepalive(end uint64, reply byte) *script {
-	body := binary.BigEndian.AppendUint64([]byte{'k'}, end)
-	body = append(binary.BigEndian.AppendUint64(body, 0), reply)
-	s.b = append(binary.BigEndian.AppendUint32(append(s.b, 'd'), uint32(len(body)+4)), body...)
-	return s
-}
-
-// table announces public.t(id int4 key, x text) with that object id; xid is nil outside of a stream.
-func (s *script) table(id uint32, xid []byte) *script {
-	return s.add('R', xid, id, "public", "t", 'd', uint16(2),
-		byte(1), "id", uint32(23), uint32(1<<32-1), byte(0), "x", uint32(25), uint32(1<<32-1))
-}
-
-func (s *script) begin(lsn, at uint64, xid uint32) *script { return s.add('B', lsn, at, xid) }
-
-func (s *script) commit(lsn, at uint64) *script { return s.add('C', byte(0), lsn, lsn+8, at) }
-
-func (s *script) marker(lsn uint64, up, done origin.Vector, xmin uint64) *script {
-	c := binary.BigEndian.AppendUint64(wire.AppendMarker(nil, up, done), xmin)
-	return s.add('M', byte(0), lsn, wire.MarkerPrefix, uint32(len(c)), c)
-}
-
-func be32(n uint32) []byte { return binary.BigEndian.AppendUint32(nil, n) }
-
-// tuple is a tuple of (int4, text).
-func tuple(id uint32, x string) []byte {
-	return appendTuple(nil, []wire.Value{{Format: wire.Binary, Data: be32(id)}, {Format: wire.Binary, Data: []byte(x)}})
-}
-
-// keyTuple is the key of one.
-func keyTuple(id uint32) []byte {
-	return appendTuple(nil, []wire.Value{{Format: wire.Binary, Data: be32(id)}, {Format: wire.Null}})
-}
-
-// workbench is a session without a server.
-type workbench struct {
-	*session
-	pub     *recorder
-	deletes *buried
-}
-
-func newWorkbench(t testing.TB, frameBytes int) *workbench {
-	t.Helper()
-	w := &workbench{pub: newRecorder(), deletes: &buried{}}
-	c, err := New(Options{
-		DSN: "none", Cluster: "x", Node: "a", Origin: origin.Origin{Node: "a", Epoch: 1}, WriterEpoch: 1,
-		Slot: "s", Publication: "p", FrameBytes: frameBytes, SpoolDir: filepath.Join(os.TempDir(), "pgbridge-capture-test"), Logger: slog.New(slog.DiscardHandler),
-	}, w.pub, w.deletes, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.tagger.lookUp = func(context.Context, uint32) ([]keyColumn, error) { return nil, nil }
-	c.tagger.crowded = func() {}
-	c.tagger.draft.begin(c.tagger.target())
-	w.session = newSession(c, &wireConn{asked: make(chan struct{}, 1)})
-	return w
-}
-
-// play feeds the script in pieces of at most n bytes, then lets go what may go.
-func (w *workbench) play(s *script, n int) error {
-	for b := s.b; len(b) > 0; {
-		k := min(n, len(b))
-		if err := w.stitch.feed(context.Background(), b[:k], w.session); err != nil {
-			return err
-		}
-		b = b[k:]
-	}
-	// Once for the draft's time to begin, once for it to be over.
-	if _, err := w.tagger.tend(context.Background(), time.Now(), true); err != nil {
-		return err
-	}
-	_, err := w.tagger.tend(context.Background(), time.Now().Add(time.Hour), true)
-	return err
-}
 
 func TestPiecesDoNotMatter(t *testing.T) {
 	s := exampleScript(3 * MinFrameBytes)
@@ -338,78 +228,6 @@ func TestDependenciesWithinAFrame(t *testing.T) {
 	}
 }
 
-// TestInterruptedAnywhere: wherever the connection is lost, what it had begun is begun anew and comes once.
-func TestInterruptedAnywhere(t *testing.T) {
-	b := exampleScript(2 * MinFrameBytes).b
-	var ends []int // of messages
-	for at := 0; at < len(b); {
-		n, _, err := messageSize(b[at:])
-		if err != nil {
-			t.Fatal(err)
-		}
-		at += n
-		ends = append(ends, at)
-	}
-	for _, cut := range ends {
-		w := newWorkbench(t, MinFrameBytes)
-		if err := w.play(&script{b: b[:cut]}, 1000); err != nil {
-			t.Fatal(err)
-		}
-		w.tagger.interrupted()
-		w.stitch.rest = nil
-		before := w.tagger.position
-		if err := w.play(behind(t, b, before), 1000); err != nil {
-			t.Fatalf("behind %d: %v", before, err)
-		}
-		var seqs []uint64
-		var xids []uint32
-		for _, x := range read(t, w.pub.all()).done {
-			seqs, xids = append(seqs, x.Seq), append(xids, x.XID)
-		}
-		if !slices.Equal(seqs, []uint64{1, 2, 3, 4}) || !slices.Equal(xids, []uint32{701, 702, 710, 721}) {
-			t.Errorf("cut at byte %d: seqs %v, transactions %v", cut, seqs, xids)
-		}
-		checkFrames(t, w.pub.all())
-	}
-}
-
-// behind is what a server sends that is asked to begin at lsn: announcements and streamed transactions from
-// their start, commits from lsn on.
-func behind(t *testing.T, b []byte, lsn uint64) *script {
-	t.Helper()
-	s := &script{}
-	skip := false
-	for at := 0; at < len(b); {
-		n, _, err := messageSize(b[at:])
-		if err != nil {
-			t.Fatal(err)
-		}
-		m := b[at : at+n]
-		at += n
-		if m[copyHead] == 'k' {
-			continue
-		}
-		kind, c := m[dataHead], cursor{b: m[dataHead+1:]}
-		switch kind {
-		case msgBegin:
-			skip = c.u64() < lsn
-		case msgStreamStart, msgStreamAbort, msgStreamCommit:
-			skip = lsn > 300 // the only one commits there
-		case msgLogical:
-			c.u8()
-			skip = c.u64() < lsn
-		}
-		if !skip {
-			s.b = append(s.b, m...)
-		}
-		switch kind {
-		case msgCommit, msgStreamStop, msgStreamAbort, msgStreamCommit, msgLogical:
-			skip = false
-		}
-	}
-	return s
-}
-
 // TestEmptyFramesKeepTheirDistance: vectors that come faster than emptyInterval share a frame.
 func TestEmptyFramesKeepTheirDistance(t *testing.T) {
 	w := newWorkbench(t, MinFrameBytes)
@@ -554,70 +372,3 @@ type nobody struct{}
 func (nobody) LocalDelete(Delete)     {}
 func (nobody) LocalTruncate(Truncate) {}
 func (nobody) HoldLSN() uint64        { return 0 }
-
-// FuzzMessages feeds arbitrary bytes to everything between the socket and the publisher: it must refuse or
-// make frames that can be taken apart.
-func FuzzMessages(f *testing.F) {
-	f.Add(exampleScript(10).b, uint16(1000))
-	f.Add(exampleScript(MinFrameBytes).b, uint16(100))
-	f.Add((&script{}).table(5, nil).begin(1, 1, 1).add('U', uint32(5), 'O', tuple(1, "a"), 'N', tuple(2, "b")).commit(1, 1).b, uint16(3))
-	f.Fuzz(func(t *testing.T, data []byte, piece uint16) {
-		w := newWorkbench(t, MinFrameBytes)
-		err := w.play(&script{b: bytes.Clone(data)}, max(1, int(piece)))
-		w.tagger.interrupted()
-		if perr := w.tagger.publish(context.Background()); perr != nil {
-			t.Fatal(perr)
-		}
-		checkFrames(t, w.pub.all())
-		var check *CheckError
-		if err != nil && !errors.Is(err, ErrProtocol) && !errors.Is(err, wire.ErrCorrupt) && !errors.As(err, &check) &&
-			!strings.Contains(err.Error(), "replicat") && !strings.Contains(err.Error(), "key of a deleted row") {
-			t.Fatalf("an error of no kind: %v", err)
-		}
-	})
-}
-
-// checkFrames checks what holds of all frames, whatever the rows in them are.
-func checkFrames(t *testing.T, frames []*wire.Frame) {
-	t.Helper()
-	var seq uint64
-	lengths := map[uint64]uint64{}
-	for _, f := range frames {
-		recs := wire.NewRecords(f.Body)
-		open := false
-		for {
-			rec, err := recs.Next()
-			if err == io.EOF {
-				break
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			switch rec.Kind {
-			case wire.KindBegin:
-				b, err := wire.ParseBegin(rec.Payload)
-				if err != nil || open || b.Seq != seq+1 {
-					t.Fatalf("begin %+v behind %d, %v", b, seq, err)
-				}
-				open, seq = true, b.Seq
-			case wire.KindCommit:
-				open = false
-			case wire.KindChunk:
-				run, offset, b, err := wire.ParseChunk(rec.Payload)
-				if err != nil || offset != lengths[run] {
-					t.Fatalf("chunk of run %d at %d instead of %d, %v", run, offset, lengths[run], err)
-				}
-				lengths[run] += uint64(len(b))
-			case wire.KindLargeCommit:
-				l, err := wire.ParseLargeCommit(rec.Payload)
-				if err != nil || l.Seq != seq+1 || l.Length != lengths[l.Run] {
-					t.Fatalf("%+v behind %d, length %d, %v", l, seq, lengths[l.Run], err)
-				}
-				seq = l.Seq
-			}
-		}
-		if open || f.LastSeq != seq {
-			t.Fatalf("frame ends in a transaction (%t) or says %d instead of %d", open, f.LastSeq, seq)
-		}
-	}
-}

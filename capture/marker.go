@@ -1,0 +1,68 @@
+package capture
+
+import (
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// logical takes a logical decoding message; only the bridge's own markers matter.
+func (t *tagger) logical(b []byte) error {
+	_, b, err := t.ownXID(b)
+	if err != nil {
+		return err
+	}
+	m, err := parseLogicalMessage(b)
+	if err != nil {
+		return err
+	}
+	if m.transactional || t.txn.open || t.stream != nil {
+		return nil
+	}
+	if m.prefix == wire.MarkerPrefix {
+		t.read(m)
+	}
+	// The message tells where its record begins, not where it ends; no commit can begin in between.
+	t.passed(m.lsn + 1)
+	return nil
+}
+
+// read takes a message with the markers' prefix, which anybody may write.
+func (t *tagger) read(m logicalMessage) {
+	x, err := wire.ParseMarker(m.content)
+	if err == nil {
+		t.counters.Markers++
+		t.marker(x)
+		return
+	}
+	t.counters.BadMarkers++
+	if !t.badMarker {
+		t.badMarker = true
+		t.opts.Logger.Warn("message is not a marker", "lsn", m.lsn, "err", err.Error())
+	}
+}
+
+// marker takes over what a marker says (PROOF.md R7, R11).
+func (t *tagger) marker(m wire.Marker) {
+	_, higher := t.up.Lacks(m.Up)
+	_, lower := t.low.Lacks(m.Done)
+	if higher || lower {
+		up, low := t.up.Clone(), t.low.Clone()
+		up.Merge(m.Up)
+		low.Merge(m.Done)
+		t.up, t.low = up, low
+		t.deps++
+		t.state.vectors.Store(&vectors{up, low})
+	}
+	if m.XMin > t.mark.XID {
+		t.mark = wire.Mark{XID: m.XMin, Seq: t.seq}
+		t.state.marks.add(t.mark)
+		t.state.recents.ended(m.XMin)
+	}
+}
+
+// alive takes the WAL end of a keepalive: all that committed below it has been sent. One that comes in the
+// middle of a transaction says no more than the messages around it.
+func (t *tagger) alive(end uint64) {
+	if !t.txn.open && t.stream == nil {
+		t.passed(end)
+	}
+}
