@@ -2,9 +2,12 @@ package integration
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/pgbridge/pgbridge/integration/cluster"
+	"github.com/pgbridge/pgbridge/integration/pgtest"
 )
 
 // large is an SQL expression for a text of 100 kB that does not compress.
@@ -166,7 +169,8 @@ func transactionShapes() []shape {
 			on(0, `INSERT INTO ddl SELECT i, 'a', i FROM generate_series(1, 10) i`),
 			on(1, `ALTER TABLE ddl ADD COLUMN w text DEFAULT 'new'`).then(on(0, `BEGIN; UPDATE ddl SET v = 'b' WHERE id = 1; ALTER TABLE ddl ADD COLUMN w text DEFAULT 'new'; INSERT INTO ddl VALUES (11, 'c', 11, 'w'); UPDATE ddl SET w = 'x' WHERE id < 8; COMMIT`)),
 			on(1, `BEGIN; UPDATE ddl SET w = 'y'; CREATE INDEX ON ddl (w); ALTER TABLE ddl ALTER v SET NOT NULL; INSERT INTO ddl VALUES (12, 'd', 12); COMMIT`),
-			on(0, `BEGIN; CREATE TABLE unrelated AS SELECT * FROM ddl; ALTER TABLE ddl ALTER n TYPE int USING n * 1; UPDATE ddl SET n = n + 1; DROP TABLE unrelated; COMMIT`),
+			on(0, `BEGIN; CREATE TABLE unrelated AS SELECT * FROM ddl; ALTER TABLE ddl ALTER n TYPE int USING n * 1; UPDATE ddl SET n = n + 1 WHERE id < 9; DROP TABLE unrelated; COMMIT`),
+			on(1, `UPDATE ddl SET n = n + 1; UPDATE ddl SET v = 'end' WHERE id = 1; DELETE FROM ddl WHERE id = 2`), // on rows that the other node has rewritten
 		},
 	}}
 }
@@ -182,10 +186,10 @@ func subtransactions(table string, n int) []step {
 			` ROLLBACK TO c; RELEASE b; SAVEPOINT d; `+insert(1+5*n)+` RELEASE d; COMMIT`),
 		on(1, f(`BEGIN; UPDATE %[1]s SET v = 'top' WHERE id <= %[2]d; SAVEPOINT a; UPDATE %[1]s SET v = 'void'; SAVEPOINT b; DELETE FROM %[1]s; ROLLBACK TO a;
 			UPDATE %[1]s SET v = v || ' again' WHERE id <= %[2]d; COMMIT`)),
-		on(0, f(`DO $$ BEGIN FOR i IN 10001 .. 10000 + %[2]d LOOP BEGIN INSERT INTO public.%[1]s VALUES (i, repeat('e', 100));
+		on(0, f(`DO $$ BEGIN FOR i IN 1000001 .. 1000000 + %[2]d LOOP BEGIN INSERT INTO public.%[1]s VALUES (i, repeat('e', 100));
 			IF i %% 3 = 0 THEN RAISE EXCEPTION 'no'; END IF; EXCEPTION WHEN raise_exception THEN UPDATE public.%[1]s SET v = 'caught ' || i WHERE id = 1; END; END LOOP; END $$`)),
 		on(1, f(`BEGIN; SAVEPOINT a; DELETE FROM %[1]s; ROLLBACK TO a; SAVEPOINT b; UPDATE %[1]s SET v = 'void'; ROLLBACK; `),
-			f(`BEGIN; SAVEPOINT a; DELETE FROM %[1]s WHERE id > 10000; RELEASE a; SAVEPOINT a; TRUNCATE %[1]s; ROLLBACK TO a; UPDATE %[1]s SET v = 'end' WHERE id = 2; COMMIT`)),
+			f(`BEGIN; SAVEPOINT a; DELETE FROM %[1]s WHERE id > 1000000; RELEASE a; SAVEPOINT a; TRUNCATE %[1]s; ROLLBACK TO a; UPDATE %[1]s SET v = 'end' WHERE id = 2; COMMIT`)),
 	}
 }
 
@@ -203,22 +207,36 @@ func twoPhases(table string, n int) []step {
 	}
 }
 
-// TestStreamedTransactions: the same in transactions so large that the server streams them while they run.
+// TestStreamedTransactions: the same in transactions so large that the server streams them while they run,
+// each sent by the oldest version and by the newest.
 func TestStreamedTransactions(t *testing.T) {
-	eachPair(t, func(t *testing.T, majors []int) {
-		c := cluster.New(t, cluster.Options{Nodes: 2, Majors: majors, Own: true, Settings: map[string]string{"logical_decoding_work_mem": "64kB", "fsync": "off"},
-			Schema: `CREATE TABLE sub (id int PRIMARY KEY, v text); CREATE TABLE phases (id int PRIMARY KEY, v text);
-				CREATE TABLE more (id int PRIMARY KEY, v text)`})
-		walk(t, c, []shape{
-			{name: "subtransactions", steps: subtransactions("sub", 3000)},
-			{name: "two-phase commits", steps: twoPhases("phases", 3000)},
-			{name: "all in one", steps: []step{
-				on(0, `BEGIN; INSERT INTO more SELECT i, repeat('a', 100) FROM generate_series(1, 3000) i; UPDATE more SET v = 'b' || id; SAVEPOINT a; DELETE FROM more; ROLLBACK TO a;
-					DELETE FROM more WHERE id % 2 = 0; UPDATE more SET id = -id WHERE id < 200; COMMIT`),
-				on(1, `BEGIN; TRUNCATE more; INSERT INTO more SELECT i, repeat('c', 100) FROM generate_series(1, 3000) i; ROLLBACK`),
-				on(0, `BEGIN; TRUNCATE more; INSERT INTO more SELECT i, repeat('d', 100) FROM generate_series(1, 3000) i; COMMIT`),
-				on(1, `BEGIN; UPDATE more SET v = 'e'; ALTER TABLE more ALTER v TYPE text USING v || 'x'; UPDATE more SET v = v || 'f' WHERE id < 2000; COMMIT`),
-			}},
-		})
+	versions := pgtest.Versions(t)
+	var schema strings.Builder
+	for _, table := range []string{"sub", "sub_m", "phases", "phases_m", "more", "more_m"} {
+		fmt.Fprintf(&schema, "CREATE TABLE %s (id int PRIMARY KEY, v text);\n", table)
+	}
+	c := cluster.New(t, cluster.Options{Nodes: 2, Majors: []int{slices.Min(versions), slices.Max(versions)}, Own: true, Schema: schema.String(),
+		Settings: map[string]string{"logical_decoding_work_mem": "64kB", "fsync": "off"}})
+	const n = 3000
+	walk(t, c, []shape{
+		{name: "subtransactions", steps: subtransactions("sub", n)},
+		{name: "subtransactions", steps: mirrored(subtransactions("sub_m", n))},
+		{name: "two-phase commits", steps: twoPhases("phases", n)},
+		{name: "two-phase commits", steps: mirrored(twoPhases("phases_m", n))},
+		{name: "all in one", steps: allInOne("more", n)},
+		{name: "all in one", steps: mirrored(allInOne("more_m", n))},
 	})
+}
+
+// allInOne mixes all kinds of changes in transactions of n rows.
+func allInOne(table string, n int) []step {
+	f := func(format string) string { return fmt.Sprintf(format, table, n) }
+	return []step{
+		on(0, f(`BEGIN; INSERT INTO %[1]s SELECT i, repeat('a', 100) FROM generate_series(1, %[2]d) i; UPDATE %[1]s SET v = 'b' || id; SAVEPOINT a; DELETE FROM %[1]s; ROLLBACK TO a;
+			DELETE FROM %[1]s WHERE id %% 2 = 0; UPDATE %[1]s SET id = -id WHERE id < 200; COMMIT`)),
+		on(1, f(`BEGIN; TRUNCATE %[1]s; INSERT INTO %[1]s SELECT i, repeat('c', 100) FROM generate_series(1, %[2]d) i; ROLLBACK`)),
+		on(0, f(`BEGIN; TRUNCATE %[1]s; INSERT INTO %[1]s SELECT i, repeat('d', 100) FROM generate_series(1, %[2]d) i; COMMIT`)),
+		on(1, f(`BEGIN; UPDATE %[1]s SET v = 'e'; ALTER TABLE %[1]s ALTER id TYPE int USING id * 1; UPDATE %[1]s SET v = v || 'f' WHERE id < 2000; COMMIT`)),
+		on(0, f(`UPDATE %[1]s SET v = v || 'g'`)),
+	}
 }

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/pgbridge/pgbridge/integration/cluster"
 	"github.com/pgbridge/pgbridge/integration/pgtest"
 )
@@ -73,12 +75,16 @@ func walk(t *testing.T, c *cluster.Cluster, shapes []shape) {
 	t.Helper()
 	forgetPrepared(t, c)
 	j := newJudge(t, c)
+	var conns []*pgx.Conn
+	for _, n := range c.Nodes {
+		conns = append(conns, pgtest.Connect(t, n.DSN))
+	}
 	for i := 0; ; i++ {
 		some := false
 		for _, s := range shapes {
 			if i < len(s.steps) {
 				some = true
-				take(t, c, s.name, s.steps[i])
+				take(t, c, conns, s.name, s.steps[i])
 			}
 		}
 		if t.Failed() {
@@ -106,21 +112,31 @@ func walk(t *testing.T, c *cluster.Cluster, shapes []shape) {
 	}
 }
 
-func take(t *testing.T, c *cluster.Cluster, name string, s step) {
+func take(t *testing.T, c *cluster.Cluster, conns []*pgx.Conn, name string, s step) {
 	t.Helper()
 	if s.before != nil {
-		take(t, c, name, *s.before)
+		take(t, c, conns, name, *s.before)
 	}
-	n := c.Nodes[s.node]
-	conn := pgtest.Connect(t, n.DSN)
-	defer conn.Close(context.Background())
 	for _, sql := range s.sql {
 		// Prepared transactions have names of the whole server.
 		sql = strings.ReplaceAll(sql, "%CLUSTER%", c.Name)
-		if _, err := conn.Exec(context.Background(), sql); err != nil {
-			t.Errorf("shape %s on node %s: %v\n%s", name, n.Name, err, sql)
+		if _, err := conns[s.node].Exec(context.Background(), sql); err != nil {
+			t.Errorf("shape %s on node %s: %v\n%s", name, c.Nodes[s.node].Name, err, sql)
 		}
 	}
+}
+
+// mirrored are the same steps with the nodes' parts exchanged.
+func mirrored(steps []step) []step {
+	var out []step
+	for _, s := range steps {
+		s.node = 1 - s.node
+		if s.before != nil {
+			s.before = &mirrored([]step{*s.before})[0]
+		}
+		out = append(out, s)
+	}
+	return out
 }
 
 // forgetPrepared rolls back what a failed test leaves prepared, since it keeps its database.
