@@ -133,6 +133,32 @@ func TestSetupIsIdempotent(t *testing.T) {
 	})
 }
 
+// TestSetupNeverReplacesASlot: a slot that was dropped under a node that has captured is not made anew, since
+// what was committed meanwhile would be in neither slot nor stream.
+func TestSetupNeverReplacesASlot(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	o := SetupOptions{DSN: db.DSN, Cluster: db.Name, Node: "a", HasRun: true}
+	var check *CheckError
+	if err := Setup(t.Context(), o); !errors.As(err, &check) || !check.Has(CodeSlotMissing) {
+		t.Errorf("setup of a node that has run: %v", err)
+	}
+	if n := db.Value(t, `SELECT count(*) FROM pg_replication_slots WHERE database = current_database()`); n != "0" {
+		t.Errorf("%s slots", n)
+	}
+	if err := CheckServer(t.Context(), o); err != nil {
+		t.Errorf("check of the server alone found %v", err)
+	}
+	o.HasRun = false
+	if err := Setup(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	o.HasRun = true
+	if err := Setup(t.Context(), o); err != nil {
+		t.Errorf("setup of a node that has run and has its slot: %v", err)
+	}
+}
+
 // TestCheckFindings: each fault has its code, names its thing and its mend.
 func TestCheckFindings(t *testing.T) {
 	t.Parallel()
