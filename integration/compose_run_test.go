@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/pgbridge/pgbridge/integration/cluster"
 	"github.com/pgbridge/pgbridge/integration/pgcluster"
 	"github.com/pgbridge/pgbridge/integration/pgtest"
 )
@@ -63,7 +63,7 @@ func TestComposeServicesRunAsProcesses(t *testing.T) {
 		n := &composeNode{name: name}
 		n.startPrimary(ctx, t, file)
 		places["pg-"+name+":5432"] = fmt.Sprintf("127.0.0.1:%d", n.primary.Port())
-		places["bridge-"+name+":4222"] = composeAddress(t)
+		places["bridge-"+name+":4222"] = cluster.FreeAddr(t)
 		nodes = append(nodes, n)
 	}
 	for _, n := range nodes {
@@ -72,7 +72,7 @@ func TestComposeServicesRunAsProcesses(t *testing.T) {
 	for _, n := range nodes {
 		check := file.Services["bridge-"+n.name].HealthCheck.Test
 		awaitAnswer(ctx, t, "bridge-"+n.name+" is healthy", func() (string, bool) {
-			cmd := n.command(ctx, binary, check[2:])
+			cmd := n.command(ctx, binary, check[1:])
 			out, err := cmd.CombinedOutput()
 			return fmt.Sprintf("%v: %s", err, out), err == nil
 		})
@@ -198,16 +198,6 @@ func imageWords(t *testing.T, instruction string) []string {
 		t.Fatalf("Dockerfile has no %s in exec form", instruction)
 	}
 	return words
-}
-
-func composeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // awaitAnswer repeats a question until its answer is as wanted, and fails with the

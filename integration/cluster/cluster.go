@@ -109,13 +109,13 @@ func (c *Cluster) add(i int) {
 	}
 	n.Dir = c.t.TempDir()
 	n.File = filepath.Join(n.Dir, "pgbridge.yaml")
-	n.Listen = freeAddr(c.t)
+	n.Listen = FreeAddr(c.t)
 	c.Nodes = append(c.Nodes, n)
 }
 
-// freeAddr finds a loopback port that is free now, below the range from which the kernel takes ports for
+// FreeAddr finds a loopback port that is free now, below the range from which the kernel takes ports for
 // outgoing connections: a bridge must find it free again later.
-func freeAddr(t testing.TB) string {
+func FreeAddr(t testing.TB) string {
 	for range 100 {
 		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20000+rand.Intn(10000)))
 		if err == nil {
