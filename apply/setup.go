@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"maps"
 
 	"github.com/jackc/pgx/v5"
 
@@ -89,6 +90,9 @@ func connectPlain(ctx context.Context, dsn, name string) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("postgres.dsn: %w", withoutPassword(err))
 	}
+	// The defaults of the database or the role are for its users: read only, a short time-out.
+	maps.Copy(cfg.RuntimeParams, sessionSettings)
+	delete(cfg.RuntimeParams, "session_replication_role") // takes a privilege that is not needed here
 	cfg.RuntimeParams["application_name"] = name
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
