@@ -163,6 +163,22 @@ func transactionShapes() []shape {
 			on(1, `DO $$ BEGIN FOR i IN REVERSE 30 .. 1 LOOP UPDATE public.again SET id = id + 1 WHERE id = i; END LOOP; END $$`),
 		},
 	}, {
+		name:   "COPY",
+		schema: `CREATE TABLE copied (id int PRIMARY KEY, v text)`,
+		steps: []step{
+			on(0, `COPY copied (id) FROM PROGRAM 'seq 1 3000'`),
+			on(1, `BEGIN; DELETE FROM copied WHERE id > 1000; COPY copied (id) FROM PROGRAM 'seq 2001 2010' WITH (FREEZE off); UPDATE copied SET v = 'x'; COMMIT`),
+		},
+	}, {
+		name:   "identity changes between writes",
+		schema: `CREATE TABLE changing (id int PRIMARY KEY, v text, u int NOT NULL UNIQUE)`,
+		steps: []step{
+			on(0, `INSERT INTO changing SELECT i, 'a', i FROM generate_series(1, 10) i`),
+			on(0, `BEGIN; UPDATE changing SET v = 'b'; ALTER TABLE changing REPLICA IDENTITY FULL; UPDATE changing SET v = 'c' WHERE id < 5; DELETE FROM changing WHERE id = 1; COMMIT`),
+			on(1, `UPDATE changing SET id = -id WHERE id = 2; UPDATE changing SET v = 'd'`),
+			on(0, `BEGIN; DELETE FROM changing WHERE id = 3; ALTER TABLE changing REPLICA IDENTITY DEFAULT; UPDATE changing SET id = -id WHERE id > 8; COMMIT`),
+		},
+	}, {
 		name:   "DDL between writes",
 		schema: `CREATE TABLE ddl (id int PRIMARY KEY, v text, n int)`,
 		steps: []step{
