@@ -38,6 +38,9 @@ type carefulRun struct {
 	wiped  []tableName
 	parts  int
 	losses int
+	// beaten: some row that the transaction wrote, of a table with large values, stays as it was. Others
+	// may rely on what this node's users saw, and must hear of it (PROOF.md R8, R16).
+	beaten bool
 }
 
 // rowState is what an attempt knows of one key: first what the server shows, then what the attempt has
@@ -69,10 +72,16 @@ func (w *worker) carefully(ctx context.Context, t *txn) error {
 			return nil
 		}
 		var pg *pgconn.PgError
+		var unheard *unheardError
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case errors.Is(err, errUnknown):
+		case errors.As(err, &unheard):
+			if err := c.listen(ctx, unheard.version); err != nil {
+				return err
+			}
+			continue
 		case errors.As(err, &pg) && !lost(err):
 			clear(w.mappings) // the table may have changed under us
 			if !passing(pg.Code) {
@@ -175,7 +184,7 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 		}
 	}()
 	c.rows, c.unsure, c.queue = map[wire.KeyHash]*rowState{}, map[uint32]bool{}, c.queue[:0]
-	c.buried, c.wiped, c.parts, c.losses = nil, nil, 0, 0
+	c.buried, c.wiped, c.parts, c.losses, c.beaten = nil, nil, 0, 0, false
 	tx, err := c.conn.Begin(ctx)
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
@@ -185,6 +194,11 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 			return errors.Join(err, rerr)
 		}
 		return err
+	}
+	if c.beaten {
+		if err := c.markers.lose(ctx, c.t.entry()); err != nil {
+			return err
+		}
 	}
 	c.inbox.take()
 	if err := tx.Commit(ctx); err != nil {

@@ -96,7 +96,8 @@ func (c *carefulRun) step(ctx context.Context, s *step) error {
 		return c.write(s.m, s.ch.New, s.to, conflict.Update)
 	}
 	if hasUnchanged(s.ch.New) && c.rows[s.from].found {
-		if err := c.trueBase(s.m, c.rows[s.from], s.from); errors.Is(err, errUnknown) {
+		var unheard *unheardError
+		if err := c.trueBase(s.m, c.rows[s.from], s.from); errors.Is(err, errUnknown) || errors.As(err, &unheard) {
 			return err
 		} else if err == nil {
 			if err := c.fillFrom(ctx, s.m, &s.ch); err != nil {
@@ -122,6 +123,7 @@ func (c *carefulRun) write(m *mapping, tuple []wire.Value, k wire.KeyHash, kind 
 	}
 	if !d.RemoteWins {
 		r.lost = true
+		c.beaten = c.beaten || m.local.large
 		return c.record(m, tuple, r.look, d)
 	}
 	if hasUnchanged(tuple) {
@@ -172,6 +174,11 @@ func (c *carefulRun) trueBase(m *mapping, r *rowState, k wire.KeyHash) error {
 	}
 	if r.found && (r.local.Ancient || r.own || c.t.low.Get(r.local.Version.Origin).Stamp >= r.local.Version.Stamp) {
 		return nil
+	}
+	if r.found && r.seen {
+		if saw, err := c.inbox.saw(r.local.Version); saw || err != nil {
+			return err
+		}
 	}
 	return blocked("transaction %d leaves a large value of table %s unchanged that another node has changed at the same time; "+
 		"such values only come along with ALTER TABLE %s REPLICA IDENTITY FULL", c.t.Seq, m.local.quoted, m.local.quoted)

@@ -64,6 +64,8 @@ type inbox struct {
 	bytes   int64
 	last    uint64        // highest seq received
 	changed chan struct{} // closed and replaced at every change
+	waits   bool          // push waits for room
+	heard   heard
 
 	// Only touched by push, which one goroutine calls.
 	runs        map[uint64]*run
@@ -126,13 +128,25 @@ func (b *inbox) push(ctx context.Context, seq uint64, f *wire.Frame) error {
 	if err != nil {
 		return fmt.Errorf("frame %d of %s: %w", seq, b.origin, err)
 	}
+	b.hearLow(f.Low)
 	return b.add(ctx, txns)
+}
+
+// full reports whether push waits for room, and returns a channel that is closed at the next change.
+func (b *inbox) full() (bool, <-chan struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.waits, b.changed
 }
 
 func (b *inbox) add(ctx context.Context, txns []*txn) error {
 	for _, t := range txns {
 		b.mu.Lock()
 		for b.bytes > 0 && b.bytes+t.size > b.opts.InboxBytes {
+			if !b.waits {
+				b.waits = true
+				b.signal()
+			}
 			changed := b.changed
 			b.mu.Unlock()
 			select {
@@ -141,6 +155,7 @@ func (b *inbox) add(ctx context.Context, txns []*txn) error {
 				return context.Cause(ctx)
 			}
 			b.mu.Lock()
+			b.waits = false
 		}
 		if !t.vectorOnly {
 			if t.Seq <= b.last { // seen already: a duplicate by the dense numbering
@@ -222,6 +237,7 @@ func (b *inbox) rewind() {
 func (b *inbox) pop() {
 	t := b.queue[0]
 	b.bytes -= t.size
+	b.heard.forget(t.low)
 	if t.run != nil {
 		t.run.remove()
 	}
@@ -274,6 +290,11 @@ func (b *inbox) unpack(f *wire.Frame, resume uint64) ([]*txn, error) {
 			}
 			t.size = int64(len(t.body)) + txnOverhead
 			txns = append(txns, t)
+		case wire.KindLost:
+			var lost []origin.Version
+			if lost, err = wire.ParseLost(rec.Payload); err == nil {
+				b.hearLost(lost)
+			}
 		case wire.KindChunk:
 			err = b.chunk(rec.Payload)
 		case wire.KindRunAbort:

@@ -28,6 +28,7 @@ type markers struct {
 
 type markRequest struct {
 	up    origin.Entry // zero: nothing to announce
+	lost  bool         // up's transaction is about to lose on some row
 	flush bool
 	reply chan markReply // of capacity 1
 }
@@ -53,6 +54,21 @@ func (m *markers) announce(ctx context.Context, e origin.Entry) (<-chan markRepl
 		return c, nil
 	}
 	return m.send(ctx, markRequest{up: e})
+}
+
+// lose asks for a marker that says that e's transaction is about to lose on some row, and waits until it
+// stands in the WAL.
+func (m *markers) lose(ctx context.Context, e origin.Entry) error {
+	c, err := m.send(ctx, markRequest{up: e, lost: true})
+	if err != nil {
+		return err
+	}
+	select {
+	case r := <-c:
+		return r.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // flush writes a marker, flushes the WAL up to it and returns its LSN (PROOF.md R13).
@@ -148,9 +164,13 @@ func (m *markers) write(ctx context.Context, batch []markRequest, flush bool) (u
 	p.mu.Lock()
 	up, done := p.announced.Clone(), p.applied.Clone()
 	p.mu.Unlock()
+	var lost []origin.Version
 	for _, r := range batch {
 		if r.up.Seq != 0 {
 			up.Advance(r.up)
+		}
+		if r.lost {
+			lost = append(lost, origin.Version{Stamp: r.up.Stamp, Origin: r.up.Origin})
 		}
 	}
 	sql := markSQL
@@ -163,7 +183,7 @@ func (m *markers) write(ctx context.Context, batch []markRequest, flush bool) (u
 	if flush && !m.flushArg {
 		sql, to = markCommitSQL, append(to, &xid)
 	}
-	if err := m.conn.QueryRow(ctx, sql, wire.AppendMarker(nil, up, done)).Scan(to...); err != nil {
+	if err := m.conn.QueryRow(ctx, sql, wire.AppendMarker(nil, up, done, lost)).Scan(to...); err != nil {
 		return 0, nil, err
 	}
 	p.mu.Lock()

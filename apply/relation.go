@@ -51,6 +51,8 @@ type table struct {
 	// unique: there are unique constraints besides the key, so that rows of one statement could be
 	// in each other's way (PROOF.md R34).
 	unique bool
+	// large: it, or a partition of it, may have values out of line (TOAST).
+	large bool
 }
 
 // mapping is how one origin's relation fits a local table.
@@ -114,7 +116,7 @@ func isBlocked(err error) bool {
 func blocked(format string, args ...any) error { return &Blocked{Reason: fmt.Sprintf(format, args...)} }
 
 const tableSQL = `
-SELECT c.oid, c.relreplident::text, c.relkind = 'r'
+SELECT c.oid, c.relreplident::text, c.relkind = 'r', c.relkind <> 'r' OR c.reltoastrelid <> 0
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')`
 
@@ -146,7 +148,7 @@ func loadTable(ctx context.Context, cat *catalog, schema, name string) (*table, 
 	t := &table{schema: schema, name: name, quoted: pgx.Identifier{schema, name}.Sanitize()}
 	var identity string
 	var plain bool
-	err := cat.conn.QueryRow(ctx, tableSQL, schema, name).Scan(&t.oid, &identity, &plain)
+	err := cat.conn.QueryRow(ctx, tableSQL, schema, name).Scan(&t.oid, &identity, &plain, &t.large)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, blocked("table %s is not here; create it, and its changes follow by themselves", t.quoted)
 	}

@@ -28,6 +28,9 @@ func plainSettings() map[string]string {
 		"statement_timeout":    "30s",
 		"lock_timeout":         "10s",
 		"idle_session_timeout": "0",
+		// Setup writes, and needs no more isolation than each statement has.
+		"default_transaction_read_only": "off",
+		"default_transaction_isolation": "read committed",
 	}
 }
 

@@ -14,7 +14,7 @@ type draft struct {
 	target int    // size at which the frame is closed
 	serial uint64 // of this frame, from 1: relations remember the one that declares them
 	deps   uint64 // generation of the dependencies that its last V record holds, 0 without one
-	worth  bool   // it holds a whole transaction, a chunk or the end of a run
+	worth  bool   // it holds a whole transaction, a chunk, the end of a run, or news of what lost
 	since  time.Time
 
 	declared []declaration

@@ -174,7 +174,7 @@ func (b *bench) transactions(frames []*wire.Frame) []captured {
 func (b *bench) mark(up, done origin.Vector) {
 	b.t.Helper()
 	b.db.Exec(b.t, `SELECT pg_logical_emit_message(false, 'pgbridge',
-		$1::bytea || int8send(pg_snapshot_xmin(pg_current_snapshot())::text::int8))`, wire.AppendMarker(nil, up, done))
+		$1::bytea || int8send(pg_snapshot_xmin(pg_current_snapshot())::text::int8))`, wire.AppendMarker(nil, up, done, nil))
 }
 
 func vector(pairs ...any) origin.Vector {

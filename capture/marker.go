@@ -52,6 +52,10 @@ func (t *tagger) marker(m wire.Marker) {
 		t.deps++
 		t.state.vectors.Store(&vectors{up, low})
 	}
+	if len(m.Lost) > 0 {
+		t.draft.body = wire.AppendLost(t.draft.body, m.Lost)
+		t.draft.worth = true
+	}
 	if m.XMin > t.mark.XID {
 		t.mark = wire.Mark{XID: m.XMin, Seq: t.seq}
 		t.state.marks.add(t.mark)

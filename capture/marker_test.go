@@ -91,7 +91,7 @@ func TestVectorsWithoutTransactions(t *testing.T) {
 		var sql strings.Builder
 		for i := 1; i <= n; i++ {
 			fmt.Fprintf(&sql, "SELECT pg_logical_emit_message(false, 'pgbridge', '\\x%x'::bytea || int8send(1));\n",
-				wire.AppendMarker(nil, vector("b", i), vector("b", i)))
+				wire.AppendMarker(nil, vector("b", i), vector("b", i), nil))
 		}
 		b.exec(sql.String())
 		frames := b.pub.await(t, "the last vector", func(f []*wire.Frame) bool {

@@ -62,7 +62,7 @@ func (s *script) begin(lsn, at uint64, xid uint32) *script { return s.add('B', l
 func (s *script) commit(lsn, at uint64) *script { return s.add('C', byte(0), lsn, lsn+8, at) }
 
 func (s *script) marker(lsn uint64, up, done origin.Vector, xmin uint64) *script {
-	c := binary.BigEndian.AppendUint64(wire.AppendMarker(nil, up, done), xmin)
+	c := binary.BigEndian.AppendUint64(wire.AppendMarker(nil, up, done, nil), xmin)
 	return s.add('M', byte(0), lsn, wire.MarkerPrefix, uint32(len(c)), c)
 }
 

@@ -16,7 +16,10 @@ const MarkerPrefix = "pgbridge"
 type Marker struct {
 	Up   origin.Vector // announced: everything in it is applied or about to be
 	Done origin.Vector // its COMMIT has been acknowledged
-	XMin uint64        // pg_snapshot_xmin(pg_current_snapshot()) of the message's own statement
+	// Lost are versions that are about to lose here, on some row, to one that is here already: their
+	// transactions are in Up, and the message stands in the WAL before their COMMIT.
+	Lost []origin.Version
+	XMin uint64 // pg_snapshot_xmin(pg_current_snapshot()) of the message's own statement
 }
 
 // markerTail is the length of what SQL appends to a marker: the snapshot's xmin as int8send gives it.
@@ -24,8 +27,8 @@ const markerTail = 8
 
 // AppendMarker appends a marker's content without its XMin: the statement that writes it must append
 // int8send(pg_snapshot_xmin(pg_current_snapshot())::text::int8).
-func AppendMarker(dst []byte, up, done origin.Vector) []byte {
-	return appendVector(appendVector(append(dst, 1), up), done)
+func AppendMarker(dst []byte, up, done origin.Vector, lost []origin.Version) []byte {
+	return appendVersions(appendVector(appendVector(append(dst, 1), up), done), lost)
 }
 
 // ParseMarker decodes a marker's whole content. Errors wrap ErrCorrupt.
@@ -34,9 +37,13 @@ func ParseMarker(b []byte) (Marker, error) {
 		return Marker{}, fmt.Errorf("%w: not a marker", ErrCorrupt)
 	}
 	n := len(b) - markerTail
-	v, err := ParseVectors(b[1:n], 2)
-	if err != nil {
-		return Marker{}, err
+	p := parser{b: b[1:n]}
+	m := Marker{Up: p.vector(), Done: p.vector(), Lost: p.versions(), XMin: binary.BigEndian.Uint64(b[n:])}
+	if p.err == nil && len(p.b) != 0 {
+		p.fail("bytes behind the marker")
 	}
-	return Marker{Up: v[0], Done: v[1], XMin: binary.BigEndian.Uint64(b[n:])}, nil
+	if p.err != nil {
+		return Marker{}, p.err
+	}
+	return m, nil
 }

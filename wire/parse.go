@@ -109,6 +109,30 @@ func (p *parser) vector() origin.Vector {
 	return v
 }
 
+// versions reads a count and so many versions.
+func (p *parser) versions() []origin.Version {
+	n := p.length() // a version takes more than a byte, so this bounds the count too
+	if n == 0 {
+		return nil
+	}
+	v := make([]origin.Version, 0, min(n, 64))
+	for range n {
+		v = append(v, origin.Version{Origin: p.origin(), Stamp: origin.Stamp(p.varint())})
+		if p.err != nil {
+			return nil
+		}
+	}
+	return v
+}
+
+func appendVersions(b []byte, versions []origin.Version) []byte {
+	b = binary.AppendUvarint(b, uint64(len(versions)))
+	for _, v := range versions {
+		b = binary.AppendVarint(appendOrigin(b, v.Origin), int64(v.Stamp))
+	}
+	return b
+}
+
 func appendString(b []byte, s string) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
 }

@@ -28,6 +28,7 @@ const (
 	KindRunAbort    Kind = 'X'
 	KindSub         Kind = 'S'
 	KindSubAbort    Kind = 'Z'
+	KindLost        Kind = 'Y'
 )
 
 // Record is one entry of a frame's body or of a run. The payload shares memory with what it was read
@@ -101,6 +102,22 @@ func ParseDeps(payload []byte) (up, low origin.Vector, err error) {
 		return nil, nil, err
 	}
 	return v[0], v[1], nil
+}
+
+// AppendLost appends a Y record: versions of other origins that lost here, on some row, to one that was here
+// already.
+func AppendLost(dst []byte, lost []origin.Version) []byte {
+	return appendRecord(dst, KindLost, appendVersions(make([]byte, 0, 64), lost))
+}
+
+// ParseLost decodes a Y record.
+func ParseLost(payload []byte) ([]origin.Version, error) {
+	p := parser{b: payload}
+	v := p.versions()
+	if p.err == nil && len(p.b) != 0 {
+		p.fail("bytes behind the versions")
+	}
+	return v, p.err
 }
 
 // Column is one column of a Relation, as the origin has it.

@@ -208,7 +208,7 @@ func TestRunIsTheSameHoweverCut(t *testing.T) {
 
 func TestMarkerRoundTrip(t *testing.T) {
 	up, done := vector("a", 9, "b", 4), vector("a", 7)
-	m, err := ParseMarker(append(AppendMarker(nil, up, done), 0, 0, 0, 0, 0, 0, 3, 20))
+	m, err := ParseMarker(append(AppendMarker(nil, up, done, nil), 0, 0, 0, 0, 0, 0, 3, 20))
 	if err != nil || !m.Up.Equal(up) || !m.Done.Equal(done) || m.XMin != 788 {
 		t.Fatalf("%+v %v", m, err)
 	}
