@@ -281,6 +281,16 @@ func TestReport(t *testing.T) {
 	}
 }
 
+// TestReportOfABridgeThatStarts: who waits for the exit code before writing must not write too early.
+func TestReportOfABridgeThatStarts(t *testing.T) {
+	b := backend{status: func(context.Context, *config.Config) (*bridge.Report, error) {
+		return &bridge.Report{Node: "a", Waiting: "the bridge is starting"}, nil
+	}}
+	if got := call(t, b, "status", "-c", writeConfig(t), "--json"); got.code != exitFailed || got.err != "pgbridge: the bridge is starting\n" {
+		t.Errorf("status: %+v", got)
+	}
+}
+
 // TestReportOfABridgeThatIsAway: what is known is shown, and the exit code still says that it is away.
 func TestReportOfABridgeThatIsAway(t *testing.T) {
 	b := backend{status: func(context.Context, *config.Config) (*bridge.Report, error) {

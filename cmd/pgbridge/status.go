@@ -16,7 +16,8 @@ func newStatus(b backend, c terminal) *cobra.Command {
 		Use:   "status --config file",
 		Short: "Show where this node stands, what waits and why",
 		Long: `Show how far this node's own transactions and those of every other node have come, how much WAL the
-slot holds, what waits, and what to do about it. The exit code is 1 if no bridge runs here.`,
+slot holds, what waits, and what to do about it. The exit code is 1 if no bridge runs here, or if it does
+not work yet: what is written before its first start has created the slot is not replicated.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := flags.load()
 			if err != nil {
@@ -25,6 +26,9 @@ slot holds, what waits, and what to do about it. The exit code is 1 if no bridge
 			report, err := b.status(cmd.Context(), cfg)
 			if report == nil {
 				return err
+			}
+			if err == nil && report.Waiting != "" {
+				err = errors.New(report.Waiting)
 			}
 			if asJSON {
 				return errors.Join(err, printJSON(c, withLists(report)))
