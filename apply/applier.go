@@ -147,6 +147,9 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 	if err := os.MkdirAll(a.opts.SpoolDir, 0o700); err != nil {
 		return nil, fmt.Errorf("spool directory: %w; make data_dir writable", err)
 	}
+	if err := clearSpool(a.opts.SpoolDir); err != nil {
+		return nil, err
+	}
 	conn, err := a.connect(ctx, "catalog", map[string]string{"enable_seqscan": "on", "enable_hashjoin": "on"})
 	if err != nil {
 		return nil, err

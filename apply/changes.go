@@ -27,6 +27,9 @@ func newChanges(t *txn) (*changes, error) {
 	if t.run == nil {
 		return &changes{recs: wire.NewRecords(t.body), relations: t.relations}, nil
 	}
+	if st, err := t.run.file.Stat(); err != nil || uint64(st.Size()) != t.run.length {
+		return nil, fmt.Errorf("%w: run %d has %d bytes, its file in data_dir has not", wire.ErrCorrupt, t.run.commit.Run, t.run.length)
+	}
 	c := &changes{relations: map[uint32]*wire.Relation{}}
 	if t.run.commit.Aborts > 0 {
 		aborted, err := t.run.abortedSubs()

@@ -46,6 +46,23 @@ type run struct {
 	commit  wire.LargeCommit
 }
 
+// spoolSuffix ends the names of runs' files.
+const spoolSuffix = ".run"
+
+// clearSpool removes the runs that a bridge which was killed has left behind.
+func clearSpool(dir string) error {
+	old, err := filepath.Glob(filepath.Join(dir, "*"+spoolSuffix))
+	if err != nil {
+		return err
+	}
+	for _, path := range old {
+		if err := os.Remove(path); err != nil {
+			return fmt.Errorf("clear spool directory: %w; make data_dir writable", err)
+		}
+	}
+	return nil
+}
+
 func (r *run) remove() {
 	r.spooled.Add(-int64(r.length))
 	r.file.Close()
@@ -172,7 +189,11 @@ func (b *inbox) add(ctx context.Context, txns []*txn) error {
 			}
 			b.last = t.Seq
 		}
-		b.queue = append(b.queue, t)
+		if n := len(b.queue); t.vectorOnly && n > b.taken && b.queue[n-1].vectorOnly {
+			b.queue[n-1] = t // it says all that the older one did
+		} else {
+			b.queue = append(b.queue, t)
+		}
 		b.bytes += t.size
 		b.signal()
 		b.mu.Unlock()
@@ -375,7 +396,8 @@ func (b *inbox) chunk(payload []byte) error {
 		if offset != 0 {
 			return nil
 		}
-		f, err := os.Create(filepath.Join(b.opts.SpoolDir, fmt.Sprintf("%s-%d-%d.run", b.origin.Node, b.writerEpoch, id)))
+		// A name of its own: the same run may be read again while a worker still reads the first copy.
+		f, err := os.CreateTemp(b.opts.SpoolDir, fmt.Sprintf("%s-%d-%d-*%s", b.origin.Node, b.writerEpoch, id, spoolSuffix))
 		if err != nil {
 			return fmt.Errorf("spool a large transaction: %w; make room in data_dir or make it writable", err)
 		}
@@ -388,10 +410,10 @@ func (b *inbox) chunk(payload []byte) error {
 	if limit := b.opts.SpoolLimit; limit > 0 && b.spooled.Load()+int64(len(data)) > limit {
 		return fmt.Errorf("spool a large transaction: apply.spool_limit of %d bytes is reached; raise it", limit)
 	}
-	b.spooled.Add(int64(len(data)))
-	if _, err := r.file.Write(data); err != nil {
+	if _, err := r.file.WriteAt(data, int64(r.length)); err != nil {
 		return fmt.Errorf("spool a large transaction: %w; make room in data_dir or make it writable", err)
 	}
+	b.spooled.Add(int64(len(data)))
 	r.length += uint64(len(data))
 	return nil
 }
