@@ -31,13 +31,15 @@ func (g *guard) sql(first int) string {
 	if g == nil {
 		return "true"
 	}
+	// The function is called twice rather than joined: a function in FROM is materialized for each row.
+	// Without a timestamp it returns no origin either.
+	const written = "(pg_xact_commit_timestamp_origin(t.xmin))"
 	var b strings.Builder
-	fmt.Fprintf(&b, "(SELECT CASE WHEN c.timestamp IS NULL OR c.roident = %d THEN true", g.self)
-	fmt.Fprintf(&b, " WHEN c.roident = 0 THEN age(t.xmin) > age($%d)", first)
+	fmt.Fprintf(&b, "CASE %s.roident WHEN %d THEN true WHEN 0 THEN age(t.xmin) > age($%d)", written, g.self, first)
 	for i, id := range g.ids {
-		fmt.Fprintf(&b, " WHEN c.roident = %d THEN c.timestamp <= $%d", id, first+1+i)
+		fmt.Fprintf(&b, " WHEN %d THEN %s.timestamp <= $%d", id, written, first+1+i)
 	}
-	b.WriteString(" ELSE false END FROM pg_xact_commit_timestamp_origin(t.xmin) c)")
+	fmt.Fprintf(&b, " ELSE %s.timestamp IS NULL END", written)
 	return b.String()
 }
 

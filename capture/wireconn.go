@@ -16,6 +16,14 @@ const (
 	buffers     = 4
 	// confirmInterval is how soon the server is told that more is safe. Nobody waits for it.
 	confirmInterval = time.Second
+	// The walsender makes one send for each row (walsender.c, WalSndWriteData). A reader that answers each
+	// with a read costs both sides a wake-up a row; so, when burstReads reads in a row each brought less
+	// than burstBytes and came within burstGap, rows may gather for burstPause. A socket
+	// takes at least 270 of them meanwhile, which is more than are decoded in that time.
+	burstReads = 8
+	burstBytes = 16 << 10
+	burstGap   = time.Millisecond
+	burstPause = 300 * time.Microsecond
 	// writeTimeout is how long a server may take no reply before its connection counts as lost.
 	writeTimeout = time.Minute
 )
@@ -42,6 +50,7 @@ func newWireConn(conn net.Conn, l *ledger, interval time.Duration) *wireConn {
 // receive reads until the connection ends.
 func (w *wireConn) receive(ctx context.Context) error {
 	defer close(w.full)
+	burst, last := 0, time.Now()
 	for {
 		var b []byte
 		select {
@@ -49,7 +58,15 @@ func (w *wireConn) receive(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
+		if burst >= burstReads {
+			time.Sleep(burstPause)
+		}
 		n, err := w.conn.Read(b)
+		now := time.Now()
+		if burst++; n >= burstBytes || now.Sub(last) > burstGap {
+			burst = 0
+		}
+		last = now
 		if n > 0 {
 			w.full <- b[:n]
 		}
