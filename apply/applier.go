@@ -439,6 +439,12 @@ func (a *Applier) LocalTruncate(schema, table string, v origin.Version, seq, com
 // the slot must not be confirmed at or beyond it.
 func (a *Applier) HoldLSN() uint64 { return a.absence.holdLSN() }
 
+// Flush returns when all that was applied before is on this server's disk.
+func (a *Applier) Flush(ctx context.Context) error {
+	_, err := a.markers.flush(ctx)
+	return err
+}
+
 // ResumeSeq is the stream sequence at which reading origin o's stream must begin.
 func (a *Applier) ResumeSeq(ctx context.Context, o origin.Origin) (uint64, error) {
 	a.catalog.mu.Lock()

@@ -270,7 +270,10 @@ func (l *life) watchServer(ctx context.Context) error {
 	}
 }
 
-// retain purges the own stream up to what every peer has seen and flushed (PROOF.md R22).
+// retain purges the own stream up to what every peer has seen and flushed (PROOF.md R22). That they have seen it
+// is known from transactions that were applied here asynchronously: those are flushed before anything goes. A
+// crash would otherwise take them back, and bring older ones again that an own delete beats which then stands
+// nowhere (R20).
 func (l *life) retain(ctx context.Context) error {
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
@@ -281,7 +284,10 @@ func (l *life) retain(ctx context.Context) error {
 			return nil
 		}
 		stable := l.applier.StableSeq()
-		if below := l.outbox.below(stable); below > 0 {
+		if below := l.outbox.below(stable, l.applier.HoldLSN()); below > 0 {
+			if err := l.applier.Flush(ctx); err != nil {
+				return err
+			}
 			l.capture.Forget(stable)
 			if err := l.publisher.Purge(ctx, below); err != nil && ctx.Err() == nil {
 				l.log.Warn("own stream cannot be purged", "err", err.Error())

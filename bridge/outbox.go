@@ -19,9 +19,9 @@ type outbox struct {
 	back   uint64 // of the last frame
 }
 
-// sent is one frame: reading on behind seq last begins at resume.
+// sent is one frame: reading on behind seq last begins at resume; commits from lsn on are in later frames.
 type sent struct {
-	stream, last, resume uint64
+	stream, last, resume, lsn uint64
 }
 
 // outboxLimit bounds the frames that are remembered; above it every second one is forgotten, which only
@@ -54,16 +54,17 @@ func (o *outbox) note(seq uint64, f *wire.Frame) {
 		}
 		o.frames = keep
 	}
-	o.frames = append(o.frames, sent{seq, f.LastSeq, resume})
+	o.frames = append(o.frames, sent{seq, f.LastSeq, resume, f.ResumeLSN})
 }
 
 // below returns the stream sequence below which nothing is needed any more once own transactions up to
-// stable are, 0 for none. A reader that has applied stable begins at its frame's resume.
-func (o *outbox) below(stable uint64) uint64 {
+// stable are, 0 for none. A reader that has applied stable begins at its frame's resume. hold, unless 0, is the
+// lowest commit LSN of a local delete that a restart must hear of again: its frame stays.
+func (o *outbox) below(stable, hold uint64) uint64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	n := 0
-	for n < len(o.frames) && o.frames[n].last <= stable {
+	for n < len(o.frames) && o.frames[n].last <= stable && (hold == 0 || o.frames[n].lsn <= hold) {
 		n++
 	}
 	if n < 2 { // keep the frame of the last stable transaction itself
