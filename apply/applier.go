@@ -304,7 +304,7 @@ func (a *Applier) openWorker(ctx context.Context, ids *remotes, i int, policy co
 	w := &worker{
 		origin: o, own: a.own, id: ids.ids[i], opts: &a.opts, log: a.opts.Logger,
 		progress: a.progress, markers: a.markers, absence: a.absence, locks: locks, heard: a.heard, policy: policy,
-		conn: conn, socket: conn.PgConn().Conn(), catalog: a.catalog, mappings: map[uint32]*mapping{},
+		conn: conn, socket: conn.PgConn().Conn(), catalog: a.catalog, mappings: map[uint32]*mapping{}, combined: map[string]*combination{},
 	}
 	w.guard.self = w.id
 	for j, other := range ids.origins {

@@ -83,7 +83,7 @@ func (w *worker) carefully(ctx context.Context, t *txn) error {
 			}
 			continue
 		case errors.As(err, &pg) && !lost(err):
-			clear(w.mappings) // the table may have changed under us
+			w.forgetMappings() // the table may have changed under us
 			if !passing(pg.Code) {
 				return &Blocked{Reason: fmt.Sprintf("transaction %d of %s is refused by the server", t.Seq, w.origin), Err: err}
 			}

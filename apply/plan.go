@@ -53,6 +53,16 @@ type planner struct {
 
 	upGuard, lowGuard []param
 
+	// Of a small transaction, see together.go.
+	waiting   []waiting
+	held      []param
+	heldBytes []byte
+	shape     []byte
+	sent      []param
+	touched   []wire.KeyHash
+	twice     bool // a row is changed twice, or there are too many
+	scattered bool // changes go out as they come
+
 	run    pending
 	params []param
 	key    []wire.Value
@@ -80,6 +90,7 @@ func (p *planner) plan(t *txn) error {
 	p.print = footprint{locks: p.print.locks[:0], creates: p.print.creates[:0], deletes: p.print.deletes[:0]}
 	p.upGuard, p.lowGuard = p.w.guardParams(t.up), nil
 	p.run = pending{rows: p.run.rows[:0]}
+	p.waiting, p.held, p.heldBytes, p.touched, p.twice, p.scattered = p.waiting[:0], p.held[:0], p.heldBytes[:0], p.touched[:0], false, p.large
 	p.out = append(p.out, p.w.beginMessages...)
 	changes, err := newChanges(t)
 	if err != nil {
@@ -100,10 +111,16 @@ func (p *planner) plan(t *txn) error {
 	if err := p.flushRun(); err != nil {
 		return err
 	}
+	if len(p.print.deletes) > 0 {
+		p.scatter() // their tombstones are rows too
+	}
 	if err := p.tombstones(true); err != nil {
 		return err
 	}
-	p.position()
+	if !p.together() {
+		p.scatter()
+		p.position()
+	}
 	return nil
 }
 
@@ -172,6 +189,7 @@ func (p *planner) insert(m *mapping) error {
 	if err != nil {
 		return err
 	}
+	p.touch(k)
 	if err := p.creates(m, k); err != nil {
 		return err
 	}
@@ -207,6 +225,7 @@ func (p *planner) update(m *mapping) error {
 	if !m.usable {
 		return m.needsKey()
 	}
+	p.touch(k)
 	moved, rekeyed := false, m.rekeyed(c)
 	if rekeyed {
 		to, err := p.hash(m, c.New)
@@ -214,6 +233,7 @@ func (p *planner) update(m *mapping) error {
 			return err
 		}
 		if moved = to != k; moved {
+			p.touch(to)
 			if err := p.deletes(k); err != nil {
 				return err
 			}
@@ -288,6 +308,7 @@ func (p *planner) delete(m *mapping) error {
 	if !m.usable {
 		return m.needsKey()
 	}
+	p.touch(k)
 	if err := p.deletes(k); err != nil {
 		return err
 	}
@@ -433,18 +454,28 @@ func (p *planner) single(kind wire.Kind, m *mapping, set []int, old []wire.Value
 
 // one sends the statement for the row whose values and key are in p.params.
 func (p *planner) one(kind wire.Kind, m *mapping, set []int, low bool) {
+	if !p.hold(kind, m, set, low, p.params) {
+		p.scatter()
+		p.send(kind, m, set, low, p.params)
+	}
+}
+
+// send sends the statement for the row whose values and key are in params.
+func (p *planner) send(kind wire.Kind, m *mapping, set []int, low bool, params []param) {
+	all := append(p.sent[:0], params...)
 	var s *statement
 	switch kind {
 	case wire.KindInsert:
 		s = m.statement("i", m.insertSQL)
 	case wire.KindUpdate:
 		s = m.statement("u"+shape(set), func() (string, []uint32) { return m.updateSQL(set, &p.w.guard) })
-		p.params = append(p.params, p.guardParams(low)...)
+		all = append(all, p.guardParams(low)...)
 	case wire.KindDelete:
 		s = m.statement("d", func() (string, []uint32) { return m.deleteSQL(&p.w.guard) })
-		p.params = append(p.params, p.guardParams(low)...)
+		all = append(all, p.guardParams(low)...)
 	}
-	p.exec(s, p.params)
+	p.sent = all
+	p.exec(s, all)
 }
 
 func (p *planner) guardParams(low bool) []param {
@@ -486,6 +517,7 @@ func (p *planner) exec(s *statement, params []param) {
 
 // copyOut sends the collected rows of an insert run as part of a COPY.
 func (p *planner) copyOut() {
+	p.scatter()
 	r := &p.run
 	if !r.open {
 		r.open = true
@@ -543,6 +575,7 @@ func (p *planner) oneByOne() {
 }
 
 func (p *planner) asArrays() {
+	p.scatter()
 	r := &p.run
 	cols := slices.Concat(r.set, r.m.key, r.m.mustHave(r.kind))
 	width := len(cols)

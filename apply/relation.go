@@ -53,10 +53,13 @@ type table struct {
 	unique bool
 	// large: it, or a partition of it, may have values out of line (TOAST).
 	large bool
+	// ordered: triggers that fire on applied rows, or rules, could see in which order changes come.
+	ordered bool
 }
 
 // mapping is how one origin's relation fits a local table.
 type mapping struct {
+	id     uint64 // of the worker's mappings
 	remote *wire.Relation
 	local  *table
 	// cols gives for each remote column the local one, -1 for one that is generated here.
@@ -116,7 +119,9 @@ func isBlocked(err error) bool {
 func blocked(format string, args ...any) error { return &Blocked{Reason: fmt.Sprintf(format, args...)} }
 
 const tableSQL = `
-SELECT c.oid, c.relreplident::text, c.relkind = 'r', c.relkind <> 'r' OR c.reltoastrelid <> 0
+SELECT c.oid, c.relreplident::text, c.relkind = 'r', c.relkind <> 'r' OR c.reltoastrelid <> 0,
+       c.relhasrules OR EXISTS (SELECT FROM pg_trigger g WHERE g.tgenabled IN ('A', 'R') AND NOT g.tgisinternal
+           AND g.tgrelid IN (SELECT c.oid UNION ALL SELECT relid FROM pg_partition_tree(c.oid)))
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')`
 
@@ -148,7 +153,7 @@ func loadTable(ctx context.Context, cat *catalog, schema, name string) (*table, 
 	t := &table{schema: schema, name: name, quoted: pgx.Identifier{schema, name}.Sanitize()}
 	var identity string
 	var plain bool
-	err := cat.conn.QueryRow(ctx, tableSQL, schema, name).Scan(&t.oid, &identity, &plain, &t.large)
+	err := cat.conn.QueryRow(ctx, tableSQL, schema, name).Scan(&t.oid, &identity, &plain, &t.large, &t.ordered)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, blocked("table %s is not here; create it, and its changes follow by themselves", t.quoted)
 	}

@@ -18,11 +18,14 @@ type statement struct {
 }
 
 // The shapes of statements; each has one SQL text per mapping and set of columns. An assertion makes the
-// statement fail if it does not touch the rows that it must: 1/count(*) divides by zero.
+// statement fail if it does not touch the rows that it must: 1/count(*) divides by zero. together.go has
+// those of whole transactions.
 
-func (m *mapping) insertSQL() (string, []uint32) {
+func (m *mapping) insertSQL() (string, []uint32) { return m.insertText(nil) }
+
+// insertText is an INSERT whose parameters come behind those of types.
+func (m *mapping) insertText(types []uint32) (string, []uint32) {
 	var cols, vals []string
-	var types []uint32
 	for _, li := range m.cols {
 		if li >= 0 {
 			c := &m.local.cols[li]
@@ -86,9 +89,14 @@ func (m *mapping) isKey(i int) bool {
 // updateSQL writes the columns of set in the row of one key: parameters are the set's values, the key's,
 // those of the identity columns that it cannot write and that must be there already, then the guard's.
 func (m *mapping) updateSQL(set []int, g *guard) (string, []uint32) {
+	text, types := m.updateText(nil, set)
+	return fmt.Sprintf("WITH u AS (%s AND %s RETURNING 1) SELECT 1/count(*) FROM u", text, g.sql(len(types)+1)), append(types, g.types()...)
+}
+
+// updateText is an UPDATE up to its guard, whose parameters come behind those of types.
+func (m *mapping) updateText(types []uint32, set []int) (string, []uint32) {
 	var b strings.Builder
-	var types []uint32
-	fmt.Fprintf(&b, "WITH u AS (UPDATE %s t SET ", m.local.rows)
+	fmt.Fprintf(&b, "UPDATE %s t SET ", m.local.rows)
 	for n, i := range set {
 		c := &m.local.cols[m.cols[i]]
 		types = append(types, c.param())
@@ -105,8 +113,7 @@ func (m *mapping) updateSQL(set []int, g *guard) (string, []uint32) {
 		types = append(types, c.param())
 		fmt.Fprintf(&b, " AND t.%s = $%d", c.quoted, len(types))
 	}
-	fmt.Fprintf(&b, " AND %s RETURNING 1) SELECT 1/count(*) FROM u", g.sql(len(types)+1))
-	return b.String(), append(types, g.types()...)
+	return b.String(), types
 }
 
 // replaceSQL writes the columns of set in the row of one key by deleting the row and inserting it again,
@@ -151,11 +158,16 @@ func (m *mapping) whereKey(b *strings.Builder, types []uint32) []uint32 {
 }
 
 func (m *mapping) deleteSQL(g *guard) (string, []uint32) {
+	text, types := m.deleteText(nil)
+	return fmt.Sprintf("WITH u AS (%s AND %s RETURNING 1) SELECT 1/count(*) FROM u", text, g.sql(len(types)+1)), append(types, g.types()...)
+}
+
+// deleteText is a DELETE up to its guard, whose parameters come behind those of types.
+func (m *mapping) deleteText(types []uint32) (string, []uint32) {
 	var b strings.Builder
-	fmt.Fprintf(&b, "WITH u AS (DELETE FROM %s t WHERE ", m.local.rows)
-	types := m.whereKey(&b, nil)
-	fmt.Fprintf(&b, " AND %s RETURNING 1) SELECT 1/count(*) FROM u", g.sql(len(types)+1))
-	return b.String(), append(types, g.types()...)
+	fmt.Fprintf(&b, "DELETE FROM %s t WHERE ", m.local.rows)
+	types = m.whereKey(&b, types)
+	return b.String(), types
 }
 
 // updateRunSQL is updateSQL for a run of rows: every parameter is an array, and one more says how many

@@ -49,6 +49,8 @@ type worker struct {
 	guard    guard
 	planner  planner
 	named    int // statements named so far
+	mapped   uint64
+	combined map[string]*combination // by the shapes of their changes
 
 	beginMessages, commitMessages         []byte
 	positionStatement, tombstoneStatement *statement
@@ -123,7 +125,7 @@ func (w *worker) run(ctx context.Context) error {
 			told = b.Error()
 			w.log.Warn("origin waits", "origin", w.origin.String(), "err", told)
 		}
-		clear(w.mappings)
+		w.forgetMappings()
 		delay = min(max(2*delay, 200*time.Millisecond), 5*time.Second)
 		select {
 		case <-time.After(delay):
@@ -485,6 +487,8 @@ func (w *worker) collect(b *batch) error {
 				b.acked++
 			case "ROLLBACK":
 				failure = errors.Join(failure, errSurprise)
+			case "UPDATE 0": // only a combination ends in a bare UPDATE, that of the position
+				return fmt.Errorf("position row of %s is gone: %w", w.origin, ErrNotSetUp)
 			}
 		case *pgproto3.ErrorResponse:
 			failure = pgconn.ErrorResponseToPgError(m)
@@ -510,6 +514,12 @@ func (w *worker) unsettled(m *mapping, k wire.KeyHash, t *txn) bool {
 	return w.absence.unsettled(tableName{m.local.schema, m.local.name}, k, registration{w.origin, t.Seq}, w.wal.Passed())
 }
 
+// forgetMappings has tables, and the statements for them, made anew.
+func (w *worker) forgetMappings() {
+	clear(w.mappings)
+	clear(w.combined)
+}
+
 // mapping returns how the origin's relation fits the local table.
 func (w *worker) mapping(r *wire.Relation, id uint32) (*mapping, error) {
 	if r == nil {
@@ -527,6 +537,8 @@ func (w *worker) mapping(r *wire.Relation, id uint32) (*mapping, error) {
 	if m, err = newMapping(r, t); err != nil {
 		return nil, err
 	}
+	w.mapped++
+	m.id = w.mapped
 	w.mappings[id] = m
 	return m, nil
 }
