@@ -117,7 +117,12 @@ func (c *Capture) startReplication(ctx context.Context, version int) (*wireConn,
 		conn.Close(ctx)
 		return nil, err
 	}
-	w := newWireConn(hijacked.Conn, c.ledger, reportInterval(c.opts.StatusInterval, timeout))
+	bare, err := unpolled(hijacked.Conn, writeTimeout)
+	if err != nil {
+		hijacked.Conn.Close()
+		return nil, classify(err, "start replication")
+	}
+	w := newWireConn(bare, c.ledger, reportInterval(c.opts.StatusInterval, timeout))
 	q := pgproto3.Query{String: startSQL(c.opts.Slot, c.opts.Publication, c.tagger.position, version)}
 	b, err := q.Encode(nil)
 	if err == nil {

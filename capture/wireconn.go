@@ -3,6 +3,7 @@ package capture
 import (
 	"context"
 	"encoding/binary"
+	"io"
 	"net"
 	"time"
 
@@ -30,7 +31,7 @@ const (
 
 // wireConn is the bare connection to a walsender. One goroutine reads, another one writes.
 type wireConn struct {
-	conn     net.Conn
+	conn     io.ReadWriteCloser
 	full     chan []byte   // what was read, in order; closed by receive when it ends. Holds all buffers.
 	free     chan []byte   // buffers to read into. Holds all buffers, so that giving one back never waits.
 	asked    chan struct{} // capacity 1: the server wants a reply now
@@ -38,7 +39,7 @@ type wireConn struct {
 	interval time.Duration // between two reports at the most
 }
 
-func newWireConn(conn net.Conn, l *ledger, interval time.Duration) *wireConn {
+func newWireConn(conn io.ReadWriteCloser, l *ledger, interval time.Duration) *wireConn {
 	w := &wireConn{conn: conn, ledger: l, interval: interval,
 		full: make(chan []byte, buffers), free: make(chan []byte, buffers), asked: make(chan struct{}, 1)}
 	for range buffers {
@@ -96,8 +97,10 @@ func (w *wireConn) report(ctx context.Context) error {
 		if !asked && lsn == told && now.Sub(at) < w.interval {
 			continue
 		}
-		if err := w.conn.SetWriteDeadline(now.Add(writeTimeout)); err != nil {
-			return classify(err, "reply to the server")
+		if c, ok := w.conn.(net.Conn); ok { // one in blocking mode has the time-out itself
+			if err := c.SetWriteDeadline(now.Add(writeTimeout)); err != nil {
+				return classify(err, "reply to the server")
+			}
 		}
 		if _, err := w.conn.Write(appendStatus(nil, lsn, now)); err != nil {
 			return classify(err, "reply to the server")
