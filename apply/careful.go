@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -131,18 +132,21 @@ func (c *carefulRun) visible(ctx context.Context) error {
 	if len(ids) == 0 {
 		return nil
 	}
-	running := make([]int64, len(ids))
-	for i, x := range ids {
-		running[i] = int64(x)
-	}
 	for {
-		var hidden int
+		var xmax int64
+		var running []int64
 		err := c.conn.QueryRow(ctx, `
-			WITH s AS MATERIALIZED (SELECT pg_current_snapshot() AS s),
-			     r AS (SELECT (x::text::numeric % 4294967296)::int8 AS id FROM s, pg_snapshot_xip(s) x)
-			SELECT count(*) FROM r WHERE id = ANY ($1::int8[])`, running).Scan(&hidden)
+			SELECT pg_snapshot_xmax(s)::text::int8, ARRAY(SELECT x::text::int8 FROM pg_snapshot_xip(s) x)
+			FROM (SELECT pg_current_snapshot() AS s OFFSET 0) s`).Scan(&xmax, &running)
 		if err != nil {
 			return fmt.Errorf("read snapshot: %w", err)
+		}
+		hidden := 0
+		for _, x := range ids {
+			// The list of those that run ends below the first id that nobody has ended behind.
+			if int32(x-uint32(xmax)) >= 0 || slices.ContainsFunc(running, func(r int64) bool { return uint32(r) == x }) {
+				hidden++
+			}
 		}
 		if hidden == 0 {
 			return nil
@@ -287,11 +291,13 @@ func (c *carefulRun) each(row func(wire.Record, *mapping, *wire.Change) error, t
 
 // changes does all the transaction's changes within the open transaction, then the position.
 func (c *carefulRun) changes(ctx context.Context) error {
-	var xmax int64
-	if err := c.conn.QueryRow(ctx, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::int8`).Scan(&xmax); err != nil {
-		return fmt.Errorf("read snapshot: %w", err)
+	// An id that is taken now, not a snapshot's xmax: above that one may run what has its commit record
+	// in the WAL already.
+	var own int64
+	if err := c.conn.QueryRow(ctx, `SELECT pg_current_xact_id()::text::int8`).Scan(&own); err != nil {
+		return fmt.Errorf("take a transaction id: %w", err)
 	}
-	c.xmax = uint32(xmax)
+	c.xmax = uint32(own) + 1
 	var pending []step
 	err := c.each(func(_ wire.Record, m *mapping, ch *wire.Change) error {
 		pending = append(pending, copyStep(m, ch))
