@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -32,6 +33,7 @@ type pair struct {
 	last     origin.Stamp
 	rels     map[uint32]*wire.Relation
 	stop     func() error
+	ahead    atomic.Int64 // nanoseconds that the applier's clock is ahead
 }
 
 var nodeA = origin.Origin{Node: "a", Epoch: 1}
@@ -98,7 +100,8 @@ func (p *pair) slot() string { return "pgb_" + p.from.Name + "_t" }
 
 func (p *pair) start(peers ...string) {
 	p.t.Helper()
-	a, err := Open(p.t.Context(), Options{DSN: p.to.DSN, Cluster: p.to.Name, Node: "b", Peers: append(peers, "a"), SpoolDir: p.t.TempDir()})
+	a, err := Open(p.t.Context(), Options{DSN: p.to.DSN, Cluster: p.to.Name, Node: "b", Peers: append(peers, "a"), SpoolDir: p.t.TempDir(),
+		Now: func() time.Time { return time.Now().Add(time.Duration(p.ahead.Load())) }})
 	if err != nil {
 		p.t.Fatal(err)
 	}
