@@ -175,3 +175,20 @@ func TestRestartGoesOnWhereItWas(t *testing.T) {
 	p.do(`UPDATE t SET v = 'y'`)
 	p.same(`SELECT * FROM t`)
 }
+
+// TestChildRowsAreOthers: a table that inherits has rows of the same keys, and they are no rivals of the
+// parent's.
+func TestChildRowsAreOthers(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT+`; CREATE TABLE heir (PRIMARY KEY (id)) INHERITS (t)`)
+	p.to.Exec(t, `INSERT INTO heir SELECT i, 'child' FROM generate_series(1, 3) i`)
+	p.do(`INSERT INTO t VALUES (1, 'x'), (2, 'x')`)
+	p.to.Exec(t, `UPDATE ONLY t SET v = 'local' WHERE id = 1`)
+	p.to.Exec(t, `DELETE FROM ONLY t WHERE id = 2`)
+	p.from.Exec(t, `BEGIN; UPDATE t SET v = 'y'; INSERT INTO t VALUES (3, 'y'); UPDATE t SET v = 'z' WHERE id = 3; COMMIT`)
+	p.ship(nil, false)
+	p.await()
+	p.same(`SELECT * FROM ONLY t ORDER BY id`)
+	if got := p.to.Value(t, `SELECT string_agg(v, ',') FROM heir`); got != "child,child,child" {
+		t.Errorf("the child's rows are %s", got)
+	}
+}
