@@ -298,7 +298,10 @@ func (w *worker) add(t *txn) error {
 	out, parses := len(p.out), len(b.parses)
 	held, err := w.planSmall(t)
 	if err != nil {
-		w.locks.release(held)
+		if held != nil { // it has begun, and does not go on
+			w.locks.release(held)
+			w.absence.withdraw(w.origin, t.Seq)
+		}
 		p.out = p.out[:out]
 		for _, s := range b.parses[parses:] {
 			s.sent = false
