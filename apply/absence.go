@@ -24,17 +24,6 @@ type registration struct {
 	seq    uint64
 }
 
-// take is a row to be taken back: a local delete that capture has met may beat a remote insert that is
-// already here (PROOF.md R19). An empty key takes back from the whole table.
-type take struct {
-	table     tableName
-	key       []wire.Value
-	hash      wire.KeyHash
-	version   origin.Version
-	commitLSN uint64
-	after     origin.Vector // not before all that may have made the row has ended; of each origin the last
-}
-
 // registryLimit bounds the keys that are registered one by one; above it whole tables are.
 const registryLimit = 200_000
 
@@ -61,8 +50,8 @@ type absence struct {
 	// begun is the last transaction of an origin that registered anything and was not rolled back. A
 	// registration beyond it stands for nothing that is, or may come to be, in the database.
 	begun map[origin.Origin]uint64
-	takes []take
-	wake  chan struct{} // of capacity 1: takes has grown
+	takes takes
+	wake  chan struct{} // of capacity 1: takes has grown, or some need not wait any more
 	// Deletes with a commit LSN in [confirmed, rescan) are checked in the database: the registry of
 	// the bridge's earlier life is gone, and their take-backs may not have been flushed. Not those that
 	// stand behind the commits of all that the earlier life applied.
@@ -99,7 +88,7 @@ func newAbsence() *absence {
 		tombs: map[wire.KeyHash]tombstone{}, truncated: map[tableName]tombstone{},
 		registered: map[wire.KeyHash]registration{}, others: map[wire.KeyHash]origin.Vector{},
 		order: map[origin.Origin][]entry{}, wide: map[tableName]origin.Vector{},
-		begun: map[origin.Origin]uint64{}, wake: make(chan struct{}, 1),
+		begun: map[origin.Origin]uint64{}, takes: newTakes(), wake: make(chan struct{}, 1),
 	}
 }
 
@@ -313,12 +302,7 @@ func (a *absence) unsettled(n tableName, k wire.KeyHash, r registration, passed 
 			return true
 		}
 	}
-	for i := range a.takes {
-		if a.takes[i].table == n && (a.takes[i].key == nil || a.takes[i].hash == k) {
-			return true
-		}
-	}
-	return false
+	return a.takes.touch(n, k)
 }
 
 // deleted is told by capture, in WAL order, that a local transaction deleted a key: first the tombstone,
@@ -358,7 +342,11 @@ func (a *absence) truncatedHere(n tableName, t tombstone, lsn uint64, startPasse
 }
 
 func (a *absence) push(t take) {
-	a.takes = append(a.takes, t)
+	a.takes.push(t)
+	a.alert()
+}
+
+func (a *absence) alert() {
 	select {
 	case a.wake <- struct{}{}:
 	default:
@@ -371,9 +359,8 @@ func (a *absence) withdraw(o origin.Origin, seq uint64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.begun[o] = min(a.begun[o], seq-1)
-	select {
-	case a.wake <- struct{}{}:
-	default:
+	if len(a.takes.waiting[o]) > 0 {
+		a.alert()
 	}
 }
 
@@ -381,52 +368,29 @@ func (a *absence) withdraw(o origin.Origin, seq uint64) {
 func (a *absence) due(applied origin.Vector, limit int) []take {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var due []take
-	for _, t := range a.takes {
-		if !slices.ContainsFunc(t.after, func(e origin.Entry) bool { return !a.ended(e, applied) }) {
-			if due = append(due, t); len(due) == limit {
-				break
-			}
-		}
-	}
-	return due
+	return a.takes.due(func(e origin.Entry) bool { return a.ended(e, applied) }, limit)
 }
 
 // takesWait reports whether there are takes whose transactions have not ended.
 func (a *absence) takesWait() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return len(a.takes) > 0
+	return a.takes.wait()
 }
 
-// done removes takes that are flushed, with whatever they saw (R20).
-func (a *absence) done(takes []take) {
+// done removes takes that due has returned and that are flushed, with whatever they saw (R20); those that
+// failed come again behind the others.
+func (a *absence) done(takes, failed []take) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	// Takes are done in the order of the list but for those that wait, so that most go from its front.
-	type name struct {
-		lsn   uint64
-		hash  wire.KeyHash
-		table tableName
-	}
-	gone := map[name]bool{}
-	for _, t := range takes {
-		gone[name{t.commitLSN, t.hash, t.table}] = true
-	}
-	a.takes = slices.DeleteFunc(a.takes, func(t take) bool { return gone[name{t.commitLSN, t.hash, t.table}] })
+	a.takes.done(len(takes), failed)
 }
 
 // holdLSN is the lowest commit LSN of a local delete whose take-back is not flushed, 0 if there is none.
 func (a *absence) holdLSN() uint64 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var lsn uint64
-	for _, t := range a.takes {
-		if lsn == 0 || t.commitLSN < lsn {
-			lsn = t.commitLSN
-		}
-	}
-	return lsn
+	return a.takes.lowest()
 }
 
 // purge drops the tombstones that stable says nobody can ask for any more (R22); it returns how many

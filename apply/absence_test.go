@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"strconv"
 	"testing"
 
 	"github.com/pgbridge/pgbridge/origin"
@@ -91,6 +92,8 @@ func TestTakeBackDoesNotWaitForWhatWasRolledBack(t *testing.T) {
 		t.Error("not due although 6 was rolled back")
 	}
 	a.createMany(tableX, registration{nodeA, 6})
+	a.done(a.due(seqs(5, 0), 1), nil)
+	a.deleted(tableX, nil, hashOf(2), tombstone{}, 101, true)
 	if dueAt(a, seqs(5, 0)) != 0 {
 		t.Error("due while 6 is in flight again")
 	}
@@ -153,5 +156,63 @@ func TestRegistrationsAreForgotten(t *testing.T) {
 	a.settle(seqs(1000, 1000))
 	if len(a.registered)+len(a.others)+len(a.wide)+len(a.order[nodeA])+len(a.order[nodeC]) != 0 {
 		t.Errorf("left: %v %v %v", a.registered, a.others, a.wide)
+	}
+}
+
+// TestTakesComeInOrder, are kept until they are done, and hold the slot at the lowest.
+func TestTakesComeInOrder(t *testing.T) {
+	a := newAbsence()
+	const n = 100
+	for i := range uint64(n) {
+		a.create(tableX, hashOf(i), registration{nodeA, i + 1}, origin.Version{})
+	}
+	for i := range uint64(n) { // the first deleted is the last to end
+		a.deleted(tableX, nil, hashOf(n-1-i), tombstone{}, 100+i, true)
+	}
+	for ended := uint64(0); ended < n; ended++ {
+		if due := a.due(seqs(ended, 0), n); len(due) != 0 {
+			t.Fatalf("%d due when %d have ended", len(due), ended)
+		}
+		due := a.due(seqs(ended+1, 0), n)
+		if len(due) != 1 || due[0].hash != hashOf(ended) || a.holdLSN() != 100 {
+			t.Fatalf("%d due, held at %d", len(due), a.holdLSN())
+		}
+		if ended == n/2 {
+			a.done(due, due)
+			if due = a.due(seqs(ended+1, 0), n); len(due) != 1 {
+				t.Fatal("what failed does not come again")
+			}
+		}
+		if !a.unsettled(tableX, due[0].hash, registration{nodeC, 1}, 1) {
+			t.Error("settled too early")
+		}
+		a.done(due, nil)
+	}
+	if a.holdLSN() != 0 || len(a.takes.keys) != 0 || a.takesWait() {
+		t.Error("something is left")
+	}
+}
+
+// BenchmarkTakes/n: a local DELETE of n rows, each of which another transaction had made; half of these have
+// not ended when capture tells of the deletes, and the take-back worker looks after each.
+func BenchmarkTakes(b *testing.B) {
+	for _, n := range []uint64{10_000, 100_000, 1_000_000} {
+		b.Run(strconv.FormatUint(n, 10), func(b *testing.B) {
+			for range b.N {
+				a := newAbsence()
+				a.begins(registration{nodeA, n})
+				for i := range n {
+					a.push(take{table: tableX, key: intKey(int(i)), hash: hashOf(i), commitLSN: 100, after: seqs(i+1, 0)})
+					a.done(a.due(seqs(n/2, 0), 1), nil)
+					a.holdLSN()
+				}
+				for left := n / 2; left > 0; {
+					due := a.due(seqs(n, 0), takesAtOnce)
+					a.done(due, nil)
+					left -= uint64(len(due))
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/take")
+		})
 	}
 }

@@ -192,3 +192,32 @@ func TestChildRowsAreOthers(t *testing.T) {
 		t.Errorf("the child's rows are %s", got)
 	}
 }
+
+// TestTakeBacksThatFail do not keep the others from being done.
+func TestTakeBacksThatFail(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT+`; CREATE TABLE stubborn (id int PRIMARY KEY)`)
+	p.do(`INSERT INTO t SELECT generate_series(1, 3000)`)
+	p.do(`INSERT INTO stubborn VALUES (1)`)
+	p.to.Exec(t, `CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'no'; END$$;
+		CREATE TRIGGER refuse BEFORE DELETE ON stubborn FOR EACH ROW EXECUTE FUNCTION refuse();
+		ALTER TABLE stubborn ENABLE ALWAYS TRIGGER refuse`)
+	remove := func(table string, id int, lsn uint64) {
+		tab, err := p.a.catalog.table(t.Context(), "public", table)
+		if err != nil {
+			t.Fatal(err)
+		}
+		key := intKey(id)
+		p.a.LocalDelete("public", table, key, tab.hasher.Hash(key), origin.Version{Stamp: p.last + 1000, Origin: origin.Origin{Node: "b", Epoch: 1}}, 1, lsn)
+	}
+	remove("stubborn", 1, 500)
+	for i := range 3000 {
+		remove("t", i+1, 501)
+	}
+	awaitValue(t, p, `SELECT count(*) FROM t`, "0")
+	if got := p.a.HoldLSN(); got != 500 {
+		t.Errorf("the slot is held at %d, want it at what failed", got)
+	}
+	p.to.Exec(t, `DROP TRIGGER refuse ON stubborn`)
+	awaitValue(t, p, `SELECT count(*) FROM stubborn`, "0")
+	awaitTrue(t, func() bool { return p.a.HoldLSN() == 0 })
+}
