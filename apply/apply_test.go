@@ -6,6 +6,7 @@ import (
 
 	"github.com/pgbridge/pgbridge/integration/pgtest"
 	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/wire"
 )
 
 const tableT = `CREATE TABLE t (id int PRIMARY KEY, v text, n numeric)`
@@ -220,4 +221,26 @@ func TestTakeBacksThatFail(t *testing.T) {
 	p.to.Exec(t, `DROP TRIGGER refuse ON stubborn`)
 	awaitValue(t, p, `SELECT count(*) FROM stubborn`, "0")
 	awaitTrue(t, func() bool { return p.a.HoldLSN() == 0 })
+}
+
+// TestTruncateKnowsLiftedStamps: a local row whose commit time is below the TRUNCATE's stamp and whose own
+// stamp is above it stays, as it does on all nodes.
+func TestTruncateKnowsLiftedStamps(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), `CREATE TABLE t (v text, b int, a text, PRIMARY KEY (b, a))`)
+	p.to.Exec(t, `INSERT INTO t VALUES ('goes', 1, 'k')`)
+	p.to.Exec(t, `INSERT INTO t VALUES ('lifted', 2, 'k')`)
+	at := p.to.Value(t, `SELECT (extract(epoch FROM pg_xact_commit_timestamp(xmin) - '2000-01-01 UTC') * 1000000)::int8 FROM t WHERE b = 2`)
+	tab, err := p.a.catalog.table(t.Context(), "public", "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := append([]wire.Value{{Format: wire.Binary, Data: []byte("k")}}, intKey(2)...)
+	p.wal.mu.Lock()
+	p.wal.keys = map[wire.KeyHash]bool{tab.hasher.Hash(key): true}
+	p.wal.lifted[parseStamp(t, at)] = parseStamp(t, at) + 3600e6
+	p.wal.mu.Unlock()
+	p.do(`TRUNCATE t`)
+	if got := p.to.Value(t, `SELECT string_agg(v, ',') FROM t`); got != "lifted" {
+		t.Errorf("left: %s", got)
+	}
 }

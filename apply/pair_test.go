@@ -41,6 +41,7 @@ var nodeA = origin.Origin{Node: "a", Epoch: 1}
 type fakeWAL struct {
 	mu     sync.Mutex
 	lifted map[origin.Stamp]origin.Stamp
+	keys   map[wire.KeyHash]bool // whose stamps lifted holds; nil: all
 	low    origin.Vector
 	mark   func(seq uint64) (uint64, bool)
 	passed func() // called whenever somebody has waited for capture
@@ -56,10 +57,10 @@ func (f *fakeWAL) WaitPassed(ctx context.Context, lsn uint64) error {
 	}
 	return nil
 }
-func (f *fakeWAL) LocalStamp(s origin.Stamp, _ wire.KeyHash) origin.Stamp {
+func (f *fakeWAL) LocalStamp(s origin.Stamp, k wire.KeyHash) origin.Stamp {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if l, ok := f.lifted[s]; ok {
+	if l, ok := f.lifted[s]; ok && (f.keys == nil || f.keys[k]) {
 		return l
 	}
 	return s
