@@ -244,3 +244,24 @@ func TestTruncateKnowsLiftedStamps(t *testing.T) {
 		t.Errorf("left: %s", got)
 	}
 }
+
+// TestFailureInFrontOfAMissingTable: a transaction in flight fails while the one behind it cannot even be
+// planned. The first one must be tried again, and free its keys.
+func TestFailureInFrontOfAMissingTable(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT, "c")
+	p.do(`INSERT INTO t VALUES (1, 'x')`)
+	p.to.Exec(t, `UPDATE t SET v = 'local'`) // fails the guard
+	p.from.Exec(t, `CREATE TABLE late (id int PRIMARY KEY)`)
+	p.from.Exec(t, `BEGIN; UPDATE t SET v = 'y'; INSERT INTO t VALUES (2); COMMIT`)
+	p.from.Exec(t, `INSERT INTO late VALUES (1)`)
+	p.ship(nil, false)
+	awaitTrue(t, func() bool { return p.status().Seq == p.seq-1 })
+	awaitTrue(t, func() bool { return strings.Contains(p.status().Waiting, `"late" is not here`) })
+	p.same(`SELECT * FROM t ORDER BY id`)
+	locks := p.a.workers[0].locks
+	locks.mu.Lock()
+	defer locks.mu.Unlock()
+	if len(locks.holders) != 0 {
+		t.Errorf("%d transactions hold keys", len(locks.holders))
+	}
+}

@@ -174,6 +174,10 @@ func (w *worker) step(ctx context.Context) error {
 		return w.carefully(ctx, t)
 	case errors.As(err, &busy):
 		return w.yield(ctx, busy)
+	case err != nil: // what is in front of t may have failed, and then it comes first
+		if ok, err := w.alone(ctx, t); !ok {
+			return err
+		}
 	}
 	return err
 }
