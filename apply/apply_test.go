@@ -265,3 +265,21 @@ func TestFailureInFrontOfAMissingTable(t *testing.T) {
 		t.Errorf("%d transactions hold keys", len(locks.holders))
 	}
 }
+
+// TestHotRowsAreDecidedSoon: whenever apply has waited for capture, local sessions have written the rows again.
+func TestHotRowsAreDecidedSoon(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
+	p.do(`INSERT INTO t SELECT generate_series(1, 20)`)
+	hot := func() {
+		for i := range 20 {
+			p.to.Exec(t, `UPDATE t SET v = 'hot' WHERE id = $1`, i+1)
+		}
+	}
+	hot()
+	waits := 0
+	p.wal.onPassed(func() { waits++; hot() })
+	p.do(`UPDATE t SET v = 'y'`)
+	if got := p.to.Value(t, `SELECT DISTINCT v FROM t`); got != "hot" || waits > 1 {
+		t.Errorf("rows %s after %d waits", got, waits)
+	}
+}
