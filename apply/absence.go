@@ -24,17 +24,6 @@ type registration struct {
 	seq    uint64
 }
 
-// take is a row to be taken back: a local delete that capture has met may beat a remote insert that is
-// already here (PROOF.md R19). An empty key takes back from the whole table.
-type take struct {
-	table     tableName
-	key       []wire.Value
-	hash      wire.KeyHash
-	version   origin.Version
-	commitLSN uint64
-	after     registration // not before this transaction has ended; zero: now
-}
-
 // registryLimit bounds the keys that are registered one by one; above it whole tables are.
 const registryLimit = 200_000
 
@@ -53,13 +42,16 @@ type absence struct {
 	// localDeletes counts those of the local transaction localSeq, the one that is being told.
 	localSeq     uint64
 	localDeletes int
-	registered   map[wire.KeyHash]registration
-	order        map[origin.Origin][]entry // of registered, by seq, for forgetting
-	settled      origin.Vector             // by which registrations were forgotten last
-	wide         map[tableName][]registration
-	withdrawn    map[origin.Origin]uint64 // rolled back from this seq on, and not begun again
-	takes        []take
-	wake         chan struct{} // of capacity 1: takes has grown
+	registered   map[wire.KeyHash]registration  // the last one of each key
+	others       map[wire.KeyHash]origin.Vector // and those of other origins before it
+	order        map[origin.Origin][]entry      // of both, roughly by seq, for forgetting
+	settled      origin.Vector                  // by which registrations were forgotten last
+	wide         map[tableName]origin.Vector    // of each origin the last one
+	// begun is the last transaction of an origin that registered anything and was not rolled back. A
+	// registration beyond it stands for nothing that is, or may come to be, in the database.
+	begun map[origin.Origin]uint64
+	takes takes
+	wake  chan struct{} // of capacity 1: takes has grown, or some need not wait any more
 	// Deletes with a commit LSN in [confirmed, rescan) are checked in the database: the registry of
 	// the bridge's earlier life is gone, and their take-backs may not have been flushed. Not those that
 	// stand behind the commits of all that the earlier life applied.
@@ -94,8 +86,9 @@ const bulkLimit = 1000
 func newAbsence() *absence {
 	return &absence{
 		tombs: map[wire.KeyHash]tombstone{}, truncated: map[tableName]tombstone{},
-		registered: map[wire.KeyHash]registration{}, order: map[origin.Origin][]entry{}, wide: map[tableName][]registration{},
-		withdrawn: map[origin.Origin]uint64{}, wake: make(chan struct{}, 1),
+		registered: map[wire.KeyHash]registration{}, others: map[wire.KeyHash]origin.Vector{},
+		order: map[origin.Origin][]entry{}, wide: map[tableName]origin.Vector{},
+		begun: map[origin.Origin]uint64{}, takes: newTakes(), wake: make(chan struct{}, 1),
 	}
 }
 
@@ -187,14 +180,11 @@ func (a *absence) lookUp(n tableName, k wire.KeyHash) (tombstone, bool) {
 func (a *absence) create(n tableName, k wire.KeyHash, r registration, v origin.Version) (tombstone, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.begun(r)
+	a.begins(r)
 	if len(a.registered) >= registryLimit {
 		a.widen(n, r)
 	} else {
-		if a.registered[k] != r {
-			a.order[r.origin] = append(a.order[r.origin], entry{r, k})
-		}
-		a.registered[k] = r
+		a.register(k, r)
 	}
 	t, ok := a.lookUp(n, k)
 	return t, ok && t.Later(v)
@@ -204,21 +194,48 @@ func (a *absence) create(n tableName, k wire.KeyHash, r registration, v origin.V
 func (a *absence) createMany(n tableName, r registration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.begun(r)
+	a.begins(r)
 	a.widen(n, r)
 }
 
-func (a *absence) begun(r registration) {
-	if back, ok := a.withdrawn[r.origin]; ok && r.seq >= back {
-		delete(a.withdrawn, r.origin)
+func (a *absence) register(k wire.KeyHash, r registration) {
+	old, ok := a.registered[k]
+	if old == r {
+		return
+	}
+	if ok && old.origin != r.origin {
+		v := a.others[k]
+		v.Advance(origin.Entry{Origin: old.origin, Seq: old.seq})
+		a.others[k] = v
+	}
+	a.order[r.origin] = append(a.order[r.origin], entry{r, k})
+	a.registered[k] = r
+}
+
+// begins notes that r has begun; an origin's transactions begin in order, also when they begin again.
+func (a *absence) begins(r registration) { a.begun[r.origin] = r.seq }
+
+func (a *absence) widen(n tableName, r registration) {
+	v := a.wide[n]
+	if v.Advance(origin.Entry{Origin: r.origin, Seq: r.seq}) {
+		a.wide[n] = v
 	}
 }
 
-func (a *absence) widen(n tableName, r registration) {
-	list := a.wide[n]
-	if len(list) == 0 || list[len(list)-1] != r {
-		a.wide[n] = append(list, r)
+// concerned returns the registrations that stand for a key, of each origin the last.
+func (a *absence) concerned(n tableName, k wire.KeyHash) origin.Vector {
+	v := a.wide[n].Clone()
+	v.Merge(a.others[k])
+	if r, ok := a.registered[k]; ok {
+		v.Advance(origin.Entry{Origin: r.origin, Seq: r.seq})
 	}
+	return v
+}
+
+// ended reports whether e's transaction and those of its origin in front of it have landed or were rolled
+// back, judged by applied.
+func (a *absence) ended(e origin.Entry, applied origin.Vector) bool {
+	return applied.Covers(e.Origin, min(e.Seq, a.begun[e.Origin]))
 }
 
 // settle forgets the registrations whose commits capture has passed: low is the vector that it has read
@@ -233,21 +250,39 @@ func (a *absence) settle(low origin.Vector) {
 	for o, list := range a.order {
 		seq := low.Seq(o)
 		for len(list) > 0 && list[0].seq <= seq {
-			if e := list[0]; a.registered[e.hash] == e.registration {
-				delete(a.registered, e.hash)
-			}
+			a.unregister(list[0])
 			list = list[1:]
 		}
 		a.order[o] = list
 	}
-	for n, list := range a.wide {
-		list = slices.DeleteFunc(list, func(r registration) bool { return low.Covers(r.origin, r.seq) })
-		if len(list) == 0 {
+	for n, v := range a.wide {
+		if v = uncovered(v, low); len(v) == 0 {
 			delete(a.wide, n)
 		} else {
-			a.wide[n] = list
+			a.wide[n] = v
 		}
 	}
+}
+
+func (a *absence) unregister(e entry) {
+	if a.registered[e.hash] == e.registration {
+		delete(a.registered, e.hash)
+	}
+	v, ok := a.others[e.hash]
+	if !ok {
+		return
+	}
+	v = slices.DeleteFunc(v, func(o origin.Entry) bool { return o.Origin == e.origin && o.Seq <= e.seq })
+	if len(v) == 0 {
+		delete(a.others, e.hash)
+	} else {
+		a.others[e.hash] = v
+	}
+}
+
+// uncovered returns what low has not seen of v, in v's memory.
+func uncovered(v, low origin.Vector) origin.Vector {
+	return slices.DeleteFunc(v, func(e origin.Entry) bool { return low.Covers(e.Origin, e.Seq) })
 }
 
 // unsettled reports whether a local delete that is not captured yet may still take the row back, other
@@ -258,20 +293,16 @@ func (a *absence) unsettled(n tableName, k wire.KeyHash, r registration, passed 
 	if passed < a.rescan {
 		return true
 	}
-	if e, ok := a.registered[k]; ok && e != r {
-		return true
-	}
-	for _, e := range a.wide[n] {
-		if e != r {
+	for _, e := range a.concerned(n, k) {
+		last := min(e.Seq, a.begun[e.Origin])
+		if e.Origin == r.origin { // what is behind r is not there, and may hide what is in front of it
+			last = min(last, r.seq-1)
+		}
+		if !a.settled.Covers(e.Origin, last) {
 			return true
 		}
 	}
-	for i := range a.takes {
-		if a.takes[i].table == n && (a.takes[i].key == nil || a.takes[i].hash == k) {
-			return true
-		}
-	}
-	return false
+	return a.takes.touch(n, k)
 }
 
 // deleted is told by capture, in WAL order, that a local transaction deleted a key: first the tombstone,
@@ -280,18 +311,15 @@ func (a *absence) deleted(n tableName, key []wire.Value, k wire.KeyHash, t tombs
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.buryLocal(t, k)
-	r, ok := a.registered[k]
-	if w := a.wide[n]; !ok && len(w) > 0 {
-		r, ok = w[len(w)-1], true
-	}
-	if !ok && (startPassed || lsn >= a.rescan || lsn < a.confirmed) {
+	after := a.concerned(n, k)
+	if len(after) == 0 && (startPassed || lsn >= a.rescan || lsn < a.confirmed) {
 		return
 	}
 	copied := make([]wire.Value, len(key))
 	for i, v := range key {
 		copied[i] = wire.Value{Format: v.Format, Data: slices.Clone(v.Data)}
 	}
-	a.push(take{table: n, key: copied, hash: k, version: t.Version, commitLSN: lsn, after: r})
+	a.push(take{table: n, key: copied, hash: k, version: t.Version, commitLSN: lsn, after: after})
 }
 
 // truncatedHere is deleted for a whole table.
@@ -301,21 +329,24 @@ func (a *absence) truncatedHere(n tableName, t tombstone, lsn uint64, startPasse
 	if old, ok := a.truncated[n]; !ok || t.Later(old.Version) {
 		a.truncated[n] = t
 	}
-	var r registration
-	for _, e := range a.registered { // the last to end decides when; any table's will do
-		r = e
+	after := a.wide[n].Clone()
+	for o, list := range a.order { // which tables they are of is not known: all count
+		for _, e := range list {
+			after.Advance(origin.Entry{Origin: o, Seq: e.seq})
+		}
 	}
-	if w := a.wide[n]; len(w) > 0 {
-		r = w[len(w)-1]
-	}
-	if r == (registration{}) && (startPassed || lsn >= a.rescan || lsn < a.confirmed) {
+	if len(after) == 0 && (startPassed || lsn >= a.rescan || lsn < a.confirmed) {
 		return
 	}
-	a.push(take{table: n, version: t.Version, commitLSN: lsn, after: r})
+	a.push(take{table: n, version: t.Version, commitLSN: lsn, after: after})
 }
 
 func (a *absence) push(t take) {
-	a.takes = append(a.takes, t)
+	a.takes.push(t)
+	a.alert()
+}
+
+func (a *absence) alert() {
 	select {
 	case a.wake <- struct{}{}:
 	default:
@@ -327,10 +358,9 @@ func (a *absence) push(t take) {
 func (a *absence) withdraw(o origin.Origin, seq uint64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.withdrawn[o] = seq
-	select {
-	case a.wake <- struct{}{}:
-	default:
+	a.begun[o] = min(a.begun[o], seq-1)
+	if len(a.takes.waiting[o]) > 0 {
+		a.alert()
 	}
 }
 
@@ -338,53 +368,29 @@ func (a *absence) withdraw(o origin.Origin, seq uint64) {
 func (a *absence) due(applied origin.Vector, limit int) []take {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var due []take
-	for _, t := range a.takes {
-		back, ok := a.withdrawn[t.after.origin]
-		if t.after.seq == 0 || applied.Covers(t.after.origin, t.after.seq) || ok && t.after.seq >= back {
-			if due = append(due, t); len(due) == limit {
-				break
-			}
-		}
-	}
-	return due
+	return a.takes.due(func(e origin.Entry) bool { return a.ended(e, applied) }, limit)
 }
 
 // takesWait reports whether there are takes whose transactions have not ended.
 func (a *absence) takesWait() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return len(a.takes) > 0
+	return a.takes.wait()
 }
 
-// done removes takes that are flushed, with whatever they saw (R20).
-func (a *absence) done(takes []take) {
+// done removes takes that due has returned and that are flushed, with whatever they saw (R20); those that
+// failed come again behind the others.
+func (a *absence) done(takes, failed []take) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	// Takes are done in the order of the list but for those that wait, so that most go from its front.
-	type name struct {
-		lsn   uint64
-		hash  wire.KeyHash
-		table tableName
-	}
-	gone := map[name]bool{}
-	for _, t := range takes {
-		gone[name{t.commitLSN, t.hash, t.table}] = true
-	}
-	a.takes = slices.DeleteFunc(a.takes, func(t take) bool { return gone[name{t.commitLSN, t.hash, t.table}] })
+	a.takes.done(len(takes), failed)
 }
 
 // holdLSN is the lowest commit LSN of a local delete whose take-back is not flushed, 0 if there is none.
 func (a *absence) holdLSN() uint64 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var lsn uint64
-	for _, t := range a.takes {
-		if lsn == 0 || t.commitLSN < lsn {
-			lsn = t.commitLSN
-		}
-	}
-	return lsn
+	return a.takes.lowest()
 }
 
 // purge drops the tombstones that stable says nobody can ask for any more (R22); it returns how many

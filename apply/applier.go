@@ -356,7 +356,7 @@ func (w *worker) tombstoneParams(t *txn, part int, keys []wire.KeyHash) []param 
 }
 
 func (a *Applier) openTakebacks(ctx context.Context, ids *remotes) error {
-	conn, err := a.connect(ctx, "take-back", map[string]string{"synchronous_commit": "local"})
+	conn, err := a.connect(ctx, "take-back", nil) // what it did is flushed by a marker
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/pgbridge/pgbridge/integration/pgtest"
 	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/wire"
 )
 
 const tableT = `CREATE TABLE t (id int PRIMARY KEY, v text, n numeric)`
@@ -174,4 +175,111 @@ func TestRestartGoesOnWhereItWas(t *testing.T) {
 	}
 	p.do(`UPDATE t SET v = 'y'`)
 	p.same(`SELECT * FROM t`)
+}
+
+// TestChildRowsAreOthers: a table that inherits has rows of the same keys, and they are no rivals of the
+// parent's.
+func TestChildRowsAreOthers(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT+`; CREATE TABLE heir (PRIMARY KEY (id)) INHERITS (t)`)
+	p.to.Exec(t, `INSERT INTO heir SELECT i, 'child' FROM generate_series(1, 3) i`)
+	p.do(`INSERT INTO t VALUES (1, 'x'), (2, 'x')`)
+	p.to.Exec(t, `UPDATE ONLY t SET v = 'local' WHERE id = 1`)
+	p.to.Exec(t, `DELETE FROM ONLY t WHERE id = 2`)
+	p.from.Exec(t, `BEGIN; UPDATE t SET v = 'y'; INSERT INTO t VALUES (3, 'y'); UPDATE t SET v = 'z' WHERE id = 3; COMMIT`)
+	p.ship(nil, false)
+	p.await()
+	p.same(`SELECT * FROM ONLY t ORDER BY id`)
+	if got := p.to.Value(t, `SELECT string_agg(v, ',') FROM heir`); got != "child,child,child" {
+		t.Errorf("the child's rows are %s", got)
+	}
+}
+
+// TestTakeBacksThatFail do not keep the others from being done.
+func TestTakeBacksThatFail(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT+`; CREATE TABLE stubborn (id int PRIMARY KEY)`)
+	p.do(`INSERT INTO t SELECT generate_series(1, 3000)`)
+	p.do(`INSERT INTO stubborn VALUES (1)`)
+	p.to.Exec(t, `CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'no'; END$$;
+		CREATE TRIGGER refuse BEFORE DELETE ON stubborn FOR EACH ROW EXECUTE FUNCTION refuse();
+		ALTER TABLE stubborn ENABLE ALWAYS TRIGGER refuse`)
+	remove := func(table string, id int, lsn uint64) {
+		tab, err := p.a.catalog.table(t.Context(), "public", table)
+		if err != nil {
+			t.Fatal(err)
+		}
+		key := intKey(id)
+		p.a.LocalDelete("public", table, key, tab.hasher.Hash(key), origin.Version{Stamp: p.last + 1000, Origin: origin.Origin{Node: "b", Epoch: 1}}, 1, lsn)
+	}
+	remove("stubborn", 1, 500)
+	for i := range 3000 {
+		remove("t", i+1, 501)
+	}
+	awaitValue(t, p, `SELECT count(*) FROM t`, "0")
+	if got := p.a.HoldLSN(); got != 500 {
+		t.Errorf("the slot is held at %d, want it at what failed", got)
+	}
+	p.to.Exec(t, `DROP TRIGGER refuse ON stubborn`)
+	awaitValue(t, p, `SELECT count(*) FROM stubborn`, "0")
+	awaitTrue(t, func() bool { return p.a.HoldLSN() == 0 })
+}
+
+// TestTruncateKnowsLiftedStamps: a local row whose commit time is below the TRUNCATE's stamp and whose own
+// stamp is above it stays, as it does on all nodes.
+func TestTruncateKnowsLiftedStamps(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), `CREATE TABLE t (v text, b int, a text, PRIMARY KEY (b, a))`)
+	p.to.Exec(t, `INSERT INTO t VALUES ('goes', 1, 'k')`)
+	p.to.Exec(t, `INSERT INTO t VALUES ('lifted', 2, 'k')`)
+	at := p.to.Value(t, `SELECT (extract(epoch FROM pg_xact_commit_timestamp(xmin) - '2000-01-01 UTC') * 1000000)::int8 FROM t WHERE b = 2`)
+	tab, err := p.a.catalog.table(t.Context(), "public", "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := append([]wire.Value{{Format: wire.Binary, Data: []byte("k")}}, intKey(2)...)
+	p.wal.mu.Lock()
+	p.wal.keys = map[wire.KeyHash]bool{tab.hasher.Hash(key): true}
+	p.wal.lifted[parseStamp(t, at)] = parseStamp(t, at) + 3600e6
+	p.wal.mu.Unlock()
+	p.do(`TRUNCATE t`)
+	if got := p.to.Value(t, `SELECT string_agg(v, ',') FROM t`); got != "lifted" {
+		t.Errorf("left: %s", got)
+	}
+}
+
+// TestFailureInFrontOfAMissingTable: a transaction in flight fails while the one behind it cannot even be
+// planned. The first one must be tried again, and free its keys.
+func TestFailureInFrontOfAMissingTable(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT, "c")
+	p.do(`INSERT INTO t VALUES (1, 'x')`)
+	p.to.Exec(t, `UPDATE t SET v = 'local'`) // fails the guard
+	p.from.Exec(t, `CREATE TABLE late (id int PRIMARY KEY)`)
+	p.from.Exec(t, `BEGIN; UPDATE t SET v = 'y'; INSERT INTO t VALUES (2); COMMIT`)
+	p.from.Exec(t, `INSERT INTO late VALUES (1)`)
+	p.ship(nil, false)
+	awaitTrue(t, func() bool { return p.status().Seq == p.seq-1 })
+	awaitTrue(t, func() bool { return strings.Contains(p.status().Waiting, `"late" is not here`) })
+	p.same(`SELECT * FROM t ORDER BY id`)
+	locks := p.a.workers[0].locks
+	locks.mu.Lock()
+	defer locks.mu.Unlock()
+	if len(locks.holders) != 0 {
+		t.Errorf("%d transactions hold keys", len(locks.holders))
+	}
+}
+
+// TestHotRowsAreDecidedSoon: whenever apply has waited for capture, local sessions have written the rows again.
+func TestHotRowsAreDecidedSoon(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
+	p.do(`INSERT INTO t SELECT generate_series(1, 20)`)
+	hot := func() {
+		for i := range 20 {
+			p.to.Exec(t, `UPDATE t SET v = 'hot' WHERE id = $1`, i+1)
+		}
+	}
+	hot()
+	waits := 0
+	p.wal.onPassed(func() { waits++; hot() })
+	p.do(`UPDATE t SET v = 'y'`)
+	if got := p.to.Value(t, `SELECT DISTINCT v FROM t`); got != "hot" || waits > 1 {
+		t.Errorf("rows %s after %d waits", got, waits)
+	}
 }

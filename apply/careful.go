@@ -31,8 +31,10 @@ type carefulRun struct {
 	waited bool
 	known  map[uint32]bool // local writers seen before the last wait: capture has read them
 	unsure map[uint32]bool // local writers seen since
+	// xmax: ids from here on began behind the transaction's marker. The first attempt reads it, so that
+	// local writers who come again and again are known from then on.
+	xmax uint32
 	// Of one attempt:
-	xmax   uint32 // ids from here on began behind the transaction's marker
 	rows   map[wire.KeyHash]*rowState
 	queue  []queued
 	buried []wire.KeyHash
@@ -291,13 +293,9 @@ func (c *carefulRun) each(row func(wire.Record, *mapping, *wire.Change) error, t
 
 // changes does all the transaction's changes within the open transaction, then the position.
 func (c *carefulRun) changes(ctx context.Context) error {
-	// An id that is taken now, not a snapshot's xmax: above that one may run what has its commit record
-	// in the WAL already.
-	var own int64
-	if err := c.conn.QueryRow(ctx, `SELECT pg_current_xact_id()::text::int8`).Scan(&own); err != nil {
-		return fmt.Errorf("take a transaction id: %w", err)
+	if err := c.begun(ctx); err != nil {
+		return err
 	}
-	c.xmax = uint32(own) + 1
 	var pending []step
 	err := c.each(func(_ wire.Record, m *mapping, ch *wire.Change) error {
 		pending = append(pending, copyStep(m, ch))
@@ -330,4 +328,19 @@ func (c *carefulRun) changes(ctx context.Context) error {
 	c.push("move position", c.positionStatement, []param{
 		int64Param(int64(t.Seq)), int64Param(int64(t.Stamp)), int64Param(int64(t.resume)), int64Param(int64(t.Stamp))})
 	return c.flush(ctx)
+}
+
+// begun reads from which id on transactions began behind t's marker, which stands in the WAL.
+func (c *carefulRun) begun(ctx context.Context) error {
+	if c.xmax != 0 {
+		return nil
+	}
+	// An id that is taken now, not a snapshot's xmax: above that one may run what has its commit record
+	// in the WAL already.
+	var own int64
+	if err := c.conn.QueryRow(ctx, `SELECT pg_current_xact_id()::text::int8`).Scan(&own); err != nil {
+		return fmt.Errorf("take a transaction id: %w", err)
+	}
+	c.xmax = uint32(own) + 1
+	return nil
 }

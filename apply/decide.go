@@ -57,6 +57,9 @@ func (c *carefulRun) steps(ctx context.Context, pending []step) error {
 			}
 		}
 	}
+	if c.unsettledBase(pending) {
+		return errUnknown
+	}
 	c.register(pending)
 	unknown, err := c.lookAll(ctx, pending)
 	if err != nil {
@@ -71,6 +74,24 @@ func (c *carefulRun) steps(ctx context.Context, pending []step) error {
 		}
 	}
 	return c.flush(ctx)
+}
+
+// unsettledBase reports whether a change leaves a value unchanged in a row that a local delete may still take
+// back (R19). It must be asked before the transaction registers the row itself and so hides who did before. A
+// row that was looked at in an earlier window is the transaction's own by now, or lost.
+func (c *carefulRun) unsettledBase(pending []step) bool {
+	for i := range pending {
+		s := &pending[i]
+		if s.ch.Kind != wire.KindUpdate || !hasUnchanged(s.ch.New) {
+			continue
+		}
+		for _, k := range []wire.KeyHash{s.from, s.to} {
+			if c.rows[k] == nil && c.unsettled(s.m, k, c.t) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // register says which rows the transaction may create, before it looks at anything (R18).

@@ -148,7 +148,7 @@ func (m *mapping) keysSQL(query, from, end string) (string, []uint32) {
 		where = append(where, fmt.Sprintf("%s %s v.k%d", col.compared(), col.equals, n+1))
 	}
 	return fmt.Sprintf("%sunnest(%s) WITH ORDINALITY v(%s, n), %s t%s WHERE %s%s", query,
-		strings.Join(args, ", "), strings.Join(names, ", "), m.local.quoted, from, strings.Join(where, " AND "), end), types
+		strings.Join(args, ", "), strings.Join(names, ", "), m.local.rows, from, strings.Join(where, " AND "), end), types
 }
 
 func (g *keyGroup) binary(m *mapping) bool {

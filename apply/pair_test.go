@@ -43,16 +43,26 @@ var nodeA = origin.Origin{Node: "a", Epoch: 1}
 type fakeWAL struct {
 	mu     sync.Mutex
 	lifted map[origin.Stamp]origin.Stamp
+	keys   map[wire.KeyHash]bool // whose stamps lifted holds; nil: all
 	low    origin.Vector
 	mark   func(seq uint64) (uint64, bool)
+	passed func() // called whenever somebody has waited for capture
 }
 
-func (f *fakeWAL) Passed() uint64                                   { return 1 << 62 }
-func (f *fakeWAL) WaitPassed(ctx context.Context, lsn uint64) error { return nil }
-func (f *fakeWAL) LocalStamp(s origin.Stamp, _ wire.KeyHash) origin.Stamp {
+func (f *fakeWAL) Passed() uint64 { return 1 << 62 }
+func (f *fakeWAL) WaitPassed(ctx context.Context, lsn uint64) error {
+	f.mu.Lock()
+	passed := f.passed
+	f.mu.Unlock()
+	if passed != nil {
+		passed()
+	}
+	return nil
+}
+func (f *fakeWAL) LocalStamp(s origin.Stamp, k wire.KeyHash) origin.Stamp {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if l, ok := f.lifted[s]; ok {
+	if l, ok := f.lifted[s]; ok && (f.keys == nil || f.keys[k]) {
 		return l
 	}
 	return s
@@ -71,6 +81,20 @@ func (f *fakeWAL) Vectors() (up, low origin.Vector) {
 	return nil, f.low
 }
 func (f *fakeWAL) RecentXIDs() []uint32 { return nil }
+
+// onPassed sets what happens, as seen from apply, while it waits for capture.
+func (f *fakeWAL) onPassed(passed func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.passed = passed
+}
+
+// tell sets the vector that capture has read back from markers.
+func (f *fakeWAL) tell(low origin.Vector) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.low = low
+}
 
 // newPair makes two databases with the same schema and starts applying at the second.
 func newPair(t *testing.T, s *pgtest.Server, schema string, peers ...string) *pair {

@@ -2,13 +2,16 @@ package apply
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/wire"
 )
 
 // takebacks removes remote rows that a local delete beats which capture met only after they had been
@@ -26,10 +29,13 @@ type takebacks struct {
 	failed   func(err error) // told of a take-back that has to wait
 }
 
+// takesAtOnce is how many rows are taken back in one network round trip.
+const takesAtOnce = 2000
+
 func (b *takebacks) run(ctx context.Context) error {
 	for {
 		applied, changed := b.progress.watch()
-		due := b.absence.due(applied, 200)
+		due := b.absence.due(applied, takesAtOnce)
 		if len(due) == 0 {
 			if !b.absence.takesWait() {
 				changed = nil // only a new one can be due
@@ -60,55 +66,115 @@ func (b *takebacks) run(ctx context.Context) error {
 }
 
 // takeAll takes rows back. Whether it found them or not, what it saw is flushed before the slot may be
-// confirmed past the deletes (PROOF.md R20).
+// confirmed past the deletes (PROOF.md R20). Those that fail are tried again, the others are done.
 func (b *takebacks) takeAll(ctx context.Context, due []take) error {
-	tables := map[tableName]*table{}
-	for _, t := range due {
-		if tables[t.table] == nil {
-			tab, err := b.catalog.table(ctx, t.table.schema, t.table.name)
-			if isBlocked(err) { // dropped meanwhile: nothing to take back
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			tables[t.table] = tab
-		}
-		if err := b.take(ctx, tables[t.table], t); err != nil {
-			return err
-		}
+	statements, err := b.prepare(ctx, due)
+	if err != nil {
+		return err
+	}
+	failed, err := b.execute(ctx, due, statements)
+	if err != nil && len(failed) == 0 {
+		return err
 	}
 	if _, err := b.markers.flush(ctx); err != nil {
 		return err
 	}
-	b.absence.done(due)
-	return nil
-}
-
-// take deletes the row if its writer is a remote origin whose version is below the local delete's. Never
-// a row of a local session: that is later.
-func (b *takebacks) take(ctx context.Context, tab *table, t take) error {
-	sql, types := b.sql(tab, t)
-	values, formats := [][]byte{}, []int16{}
-	add := func(p param) {
-		values, formats = append(values, p.value), append(formats, int16(p.format))
-	}
-	add(int64Param(int64(t.version.Stamp)))
-	for _, v := range t.key {
-		if v.Format == 'b' {
-			add(binaryParam(v.Data))
-		} else {
-			add(param{value: v.Data})
+	b.absence.done(due, failed)
+	for _, name := range statements {
+		if name != "" {
+			if err := b.conn.PgConn().Deallocate(ctx, name); err != nil {
+				return fmt.Errorf("forget take-back statement: %w", err)
+			}
 		}
 	}
-	if r := b.conn.PgConn().ExecParams(ctx, sql, values, types, formats, nil).Read(); r.Err != nil {
-		return fmt.Errorf("take back a row of %s: %w", tab.quoted, r.Err)
+	return err
+}
+
+// deletion names the shape of a take's statement: by key, of so many columns, or a whole table.
+type deletion struct {
+	table tableName
+	keys  int
+}
+
+// prepare prepares what the takes need on the connection. A statement without a name stands for nothing to do.
+func (b *takebacks) prepare(ctx context.Context, due []take) (map[deletion]string, error) {
+	statements := map[deletion]string{}
+	for i := range due {
+		d := deletion{due[i].table, len(due[i].key)}
+		if _, ok := statements[d]; ok {
+			continue
+		}
+		statements[d] = ""
+		tab, err := b.catalog.table(ctx, d.table.schema, d.table.name)
+		if isBlocked(err) { // dropped meanwhile: nothing to take back
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		name := fmt.Sprintf("take%d", len(statements))
+		sql, types := b.sql(tab, &due[i])
+		if _, err := b.conn.PgConn().Prepare(ctx, name, sql, types); err != nil {
+			return nil, fmt.Errorf("take back rows of %s: %w", tab.quoted, err)
+		}
+		statements[d] = name
 	}
-	return nil
+	return statements, nil
+}
+
+// execute sends all deletes in one go, each as a transaction of its own: one for all would keep rows locked
+// that users may want in another order. A delete takes the row if its writer is a remote origin whose version
+// is below the local delete's. Never a row of a local session: that is later. It returns what failed.
+func (b *takebacks) execute(ctx context.Context, due []take, statements map[deletion]string) (failed []take, err error) {
+	p := b.conn.PgConn().StartPipeline(ctx)
+	var sent []take
+	for _, t := range due {
+		name := statements[deletion{t.table, len(t.key)}]
+		if name == "" {
+			continue
+		}
+		ps := []param{int64Param(int64(t.version.Stamp))}
+		for _, v := range t.key {
+			if v.Format == wire.Binary {
+				ps = append(ps, binaryParam(v.Data))
+			} else {
+				ps = append(ps, param{value: v.Data})
+			}
+		}
+		values, formats := raw(ps)
+		p.SendQueryPrepared(name, values, formats, nil)
+		p.SendPipelineSync()
+		sent = append(sent, t)
+	}
+	if err := p.Flush(); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	for i := 0; i < len(sent); {
+		r, rerr := p.GetResults()
+		if rerr == nil {
+			switch r := r.(type) {
+			case *pgconn.ResultReader:
+				_, rerr = r.Close()
+			case *pgconn.PipelineSync:
+				i++
+			default:
+				rerr = fmt.Errorf("unexpected answer %T", r)
+			}
+		}
+		if rerr == nil {
+			continue
+		}
+		rerr = fmt.Errorf("take back a row of %s.%s: %w", sent[i].table.schema, sent[i].table.name, rerr)
+		if lost(rerr) {
+			return nil, errors.Join(rerr, p.Close())
+		}
+		failed, err = append(failed, sent[i]), rerr
+	}
+	return failed, errors.Join(err, p.Close())
 }
 
 // sql builds the delete: $1 is the local delete's stamp, then the key, if it is one row.
-func (b *takebacks) sql(tab *table, t take) (string, []uint32) {
+func (b *takebacks) sql(tab *table, t *take) (string, []uint32) {
 	types := []uint32{oidTimestamptz}
 	var older []string
 	for i, id := range b.ids {

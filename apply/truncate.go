@@ -3,6 +3,7 @@ package apply
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/pgbridge/pgbridge/conflict"
 	"github.com/pgbridge/pgbridge/wire"
@@ -43,8 +44,11 @@ func (c *carefulRun) truncateRow(ctx context.Context, m *mapping, tableoid, ctid
 	if err != nil || len(rows) == 0 {
 		return err
 	}
-	// Several local writers may share the commit time; the key says nothing here, so the latest counts.
-	l, err := c.present(rows[0], wire.KeyHash{})
+	k, err := c.keyHashOf(ctx, m, where, ps)
+	if err != nil {
+		return err
+	}
+	l, err := c.present(rows[0], k)
 	if err != nil {
 		return err
 	}
@@ -57,4 +61,29 @@ func (c *carefulRun) truncateRow(ctx context.Context, m *mapping, tableoid, ctid
 	}
 	_, err = c.exec(ctx, "DELETE FROM "+m.local.rows+" t WHERE "+where, nil, ps)
 	return err
+}
+
+// keyHashOf hashes the key of the row that where finds, as capture hashes it.
+func (c *carefulRun) keyHashOf(ctx context.Context, m *mapping, where string, ps []param) (wire.KeyHash, error) {
+	var cols []string
+	var formats []int16
+	for _, i := range m.local.key {
+		col := &m.local.cols[i]
+		cols, formats = append(cols, "t."+col.quoted), append(formats, col.typ.format())
+	}
+	values, paramFormats := raw(ps)
+	r := c.conn.PgConn().ExecParams(ctx, "SELECT "+strings.Join(cols, ", ")+" FROM "+m.local.rows+" t WHERE "+where,
+		values, nil, paramFormats, formats).Read()
+	if r.Err != nil || len(r.Rows) == 0 {
+		return wire.KeyHash{}, r.Err
+	}
+	tuple := make([]wire.Value, len(m.cols))
+	for n, v := range r.Rows[0] {
+		f := wire.Text
+		if formats[n] != 0 {
+			f = wire.Binary
+		}
+		tuple[m.key[n]] = wire.Value{Format: f, Data: v}
+	}
+	return c.planner.hash(m, tuple)
 }

@@ -25,6 +25,7 @@ type pgType struct {
 	elem         *pgType   // of an array
 	fields       []*pgType // of a composite type, without dropped columns
 	subtype      *pgType   // of a range or multirange
+	text         bool      // it has no binary form, and travels as text
 	// rewrite: the binary form holds object ids that differ between nodes.
 	rewrite bool
 }
@@ -35,6 +36,14 @@ func (t *pgType) root() *pgType {
 		t = t.base
 	}
 	return t
+}
+
+// format is the format code in which capture gets the type's values.
+func (t *pgType) format() int16 {
+	if t.text {
+		return 0
+	}
+	return 1
 }
 
 // runs reports whether values of the type can travel as elements of an array parameter to unnest:
@@ -63,7 +72,7 @@ func (c *catalog) table(ctx context.Context, schema, name string) (*table, error
 const typeSQL = `
 SELECT n.nspname, t.typname, t.typtype::text, t.typarray, t.typbasetype,
        CASE WHEN t.typlen = -1 AND t.typsubscript = 'pg_catalog.array_subscript_handler'::regproc THEN t.typelem ELSE 0 END,
-       COALESCE((SELECT rngsubtype FROM pg_range WHERE rngtypid = t.oid OR rngmultitypid = t.oid), 0),
+       t.typsend = 0, COALESCE((SELECT rngsubtype FROM pg_range WHERE rngtypid = t.oid OR rngmultitypid = t.oid), 0),
        ARRAY(SELECT a.atttypid FROM pg_attribute a
              WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum)
 FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
@@ -77,7 +86,7 @@ func (c *catalog) load(ctx context.Context, oid uint32) (*pgType, error) {
 	var kind string
 	var base, elem, sub uint32
 	var fields []uint32
-	err := c.conn.QueryRow(ctx, typeSQL, oid).Scan(&t.schema, &t.name, &kind, &t.array, &base, &elem, &sub, &fields)
+	err := c.conn.QueryRow(ctx, typeSQL, oid).Scan(&t.schema, &t.name, &kind, &t.array, &base, &elem, &t.text, &sub, &fields)
 	if err != nil {
 		return nil, fmt.Errorf("read type %d: %w", oid, err)
 	}

@@ -176,6 +176,10 @@ func (w *worker) step(ctx context.Context) error {
 		return w.carefully(ctx, t)
 	case errors.As(err, &busy):
 		return w.yield(ctx, busy)
+	case err != nil: // what is in front of t may have failed, and then it comes first
+		if ok, err := w.alone(ctx, t); !ok {
+			return err
+		}
 	}
 	return err
 }
@@ -300,7 +304,10 @@ func (w *worker) add(t *txn) error {
 	out, parses := len(p.out), len(b.parses)
 	held, err := w.planSmall(t)
 	if err != nil {
-		w.locks.release(held)
+		if held != nil { // it has begun, and does not go on
+			w.locks.release(held)
+			w.absence.withdraw(w.origin, t.Seq)
+		}
 		p.out = p.out[:out]
 		for _, s := range b.parses[parses:] {
 			s.sent = false

@@ -41,7 +41,6 @@ func rivalries() []rivalry {
 		moves("FULL without a key", `CREATE TABLE r_none (id int NOT NULL UNIQUE, n int, v text); ALTER TABLE r_none REPLICA IDENTITY FULL`, "r_none"),
 		moves("USING INDEX", `CREATE TABLE r_index (pk bigserial, id int NOT NULL UNIQUE, n int, v text); ALTER TABLE r_index REPLICA IDENTITY USING INDEX r_index_id_key`, "r_index"),
 		moves("generated", `CREATE TABLE r_generated (id int PRIMARY KEY, n int, g int GENERATED ALWAYS AS (n + 1) STORED, v text)`, "r_generated"),
-		moves("inheritance", `CREATE TABLE r_parent (id int PRIMARY KEY, n int, v text); CREATE TABLE r_heir (PRIMARY KEY (id)) INHERITS (r_parent)`, "r_heir"),
 		moves("numeric key", `CREATE TABLE r_numeric (id numeric PRIMARY KEY, n int, v text)`, "r_numeric"),
 		moves("domain key", `CREATE DOMAIN r_key AS int CHECK (VALUE > 0); CREATE TABLE r_domain (id r_key PRIMARY KEY, n int, v text)`, "r_domain"),
 		moves("TOAST, FULL", `CREATE TABLE r_toast (id int PRIMARY KEY, n int, v text, big text DEFAULT `+`repeat('x', 10000)); ALTER TABLE r_toast ALTER big SET STORAGE EXTERNAL; ALTER TABLE r_toast REPLICA IDENTITY FULL`, "r_toast"),
@@ -58,7 +57,12 @@ func rivalries() []rivalry {
 	always.on = [2]string{1: `ALTER TABLE r_always ALTER no RESTART 1000`}
 	always.rivals[0] += `; UPDATE r_always SET no = DEFAULT WHERE id IN (2, 4, 6)`
 	always.rivals[1] += `; UPDATE r_always SET no = DEFAULT WHERE id IN (3, 4, 5)`
-	return append(all, orders, parts, always,
+	heirs := moves("inheritance", `CREATE TABLE r_parent (id int PRIMARY KEY, n int, v text); CREATE TABLE r_heir (PRIMARY KEY (id)) INHERITS (r_parent)`, "r_heir")
+	// Both have rows of one key, or the child alone has: each is judged by its own writer only.
+	heirs.before += `; INSERT INTO r_parent SELECT i, i, 'parent' FROM generate_series(1, 12) i`
+	heirs.rivals[0] += `; UPDATE ONLY r_parent SET v = 'a' WHERE id <= 4; DELETE FROM ONLY r_parent WHERE id IN (5, 6); INSERT INTO r_parent VALUES (36, 0, 'a')`
+	heirs.rivals[1] += `; UPDATE ONLY r_parent SET v = 'b' WHERE id IN (3, 4, 5); DELETE FROM ONLY r_parent WHERE id IN (1, 2, 6); INSERT INTO r_parent VALUES (36, 0, 'b')`
+	return append(all, orders, parts, always, heirs,
 		rivalry{name: "TRUNCATE", schema: `CREATE TABLE r_cut (id int PRIMARY KEY, n int, v text); CREATE TABLE r_cut2 (id int PRIMARY KEY)`,
 			before: `INSERT INTO r_cut SELECT i, i, 'v' FROM generate_series(1, 20) i; INSERT INTO r_cut2 SELECT generate_series(1, 20)`,
 			rivals: [2]string{

@@ -1,0 +1,39 @@
+package apply
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/pgbridge/pgbridge/integration/pgtest"
+	"github.com/pgbridge/pgbridge/origin"
+)
+
+// TestUnchangedValueWaitsUntilTheRowIsSettled: capture has not read yet that a local delete beats the insert of
+// the row whose large value an update leaves as it is (R19; the model's TrustNew).
+func TestUnchangedValueWaitsUntilTheRowIsSettled(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), `CREATE TABLE t (id int PRIMARY KEY, v text, big text);
+		ALTER TABLE t ALTER big SET STORAGE EXTERNAL`)
+	p.do(`INSERT INTO t VALUES (1, 'x', repeat('b', 10000))`)
+	tab, err := p.a.catalog.table(t.Context(), "public", "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	inserted := origin.Entry{Origin: nodeA, Seq: p.seq, Stamp: p.last}
+	p.wal.onPassed(func() {
+		p.wal.onPassed(nil)
+		key := intKey(1)
+		v := origin.Version{Stamp: inserted.Stamp + 1, Origin: origin.Origin{Node: "b", Epoch: 1}}
+		p.a.LocalDelete("public", "t", key, tab.hasher.Hash(key), v, 1, 500)
+		p.wal.tell(origin.Vector{inserted})
+	})
+	p.from.Exec(t, `UPDATE t SET v = 'y' WHERE id = 1`)
+	p.ship(nil, false)
+	awaitTrue(t, func() bool {
+		st := p.status()
+		if st.Seq == p.seq {
+			t.Fatalf("applied over a row that had to go: %q", p.to.Query(t, `SELECT id, v, length(big) FROM t`))
+		}
+		return strings.Contains(st.Waiting, "REPLICA IDENTITY FULL")
+	})
+	awaitValue(t, p, `SELECT count(*) FROM t`, "0")
+}
