@@ -128,7 +128,7 @@ func TestDeleteTakesBackAnOlderRemoteInsert(t *testing.T) {
 	key := intKey(1)
 	v := origin.Version{Stamp: p.last + 1000, Origin: origin.Origin{Node: "b", Epoch: 1}}
 	// Capture tells of a local delete of key 1, later than the insert: the row must go.
-	p.a.LocalDelete("public", "t", key, tab.hasher.Hash(key), v, 1, 500)
+	p.a.LocalDelete("public", "t", key, tab.hasher.Hash(key, nil), v, 1, 500)
 	if p.a.HoldLSN() != 500 {
 		t.Errorf("the slot must be held at the delete, it is at %d", p.a.HoldLSN())
 	}

@@ -139,7 +139,11 @@ func (p *planner) hash(m *mapping, tuple []wire.Value) (wire.KeyHash, error) {
 	if err != nil {
 		return wire.KeyHash{}, err
 	}
-	return m.local.hasher.Hash(key), nil
+	k, err := p.w.digests.Hash(p.w.ctx, m.local.hasher, key)
+	if err != nil && !lost(err) {
+		return k, &Blocked{Reason: fmt.Sprintf("a key of table %s cannot be hashed here", m.local.quoted), Err: err}
+	}
+	return k, err
 }
 
 // creates notes that the transaction may create the row of key k. A large one has registered whole

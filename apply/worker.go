@@ -17,6 +17,7 @@ import (
 
 	"github.com/pgbridge/pgbridge/conflict"
 	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/rowkey"
 	"github.com/pgbridge/pgbridge/wire"
 )
 
@@ -46,6 +47,7 @@ type worker struct {
 	socket   net.Conn
 	catalog  *catalog
 	mappings map[uint32]*mapping
+	digests  *rowkey.Digests
 	guard    guard
 	planner  planner
 	named    int // statements named so far
