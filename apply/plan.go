@@ -81,7 +81,7 @@ func (p *planner) plan(t *txn) error {
 	p.upGuard, p.lowGuard = p.w.guardParams(t.up), nil
 	p.run = pending{rows: p.run.rows[:0]}
 	p.out = append(p.out, p.w.beginMessages...)
-	changes, err := newChanges(t)
+	changes, err := newForeseen(p.w, t)
 	if err != nil {
 		return err
 	}

@@ -48,6 +48,7 @@ type worker struct {
 	catalog  *catalog
 	mappings map[uint32]*mapping
 	digests  *rowkey.Digests
+	served   bool // a mapping's keys are hashed by the server
 	guard    guard
 	planner  planner
 	named    int // statements named so far
@@ -530,6 +531,7 @@ func (w *worker) mapping(r *wire.Relation, id uint32) (*mapping, error) {
 		return nil, err
 	}
 	w.mappings[id] = m
+	w.served = w.served || t.hasher.Served()
 	return m, nil
 }
 
