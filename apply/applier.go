@@ -16,6 +16,7 @@ import (
 
 	"github.com/pgbridge/pgbridge/conflict"
 	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/rowkey"
 	"github.com/pgbridge/pgbridge/wire"
 )
 
@@ -305,6 +306,7 @@ func (a *Applier) openWorker(ctx context.Context, ids *remotes, i int, policy co
 		origin: o, own: a.own, id: ids.ids[i], opts: &a.opts, log: a.opts.Logger,
 		progress: a.progress, markers: a.markers, absence: a.absence, locks: locks, heard: a.heard, policy: policy,
 		conn: conn, socket: conn.PgConn().Conn(), catalog: a.catalog, mappings: map[uint32]*mapping{}, combined: map[string]*combination{},
+		digests: rowkey.NewDigests(a.catalog.ask),
 	}
 	w.guard.self = w.id
 	for j, other := range ids.origins {

@@ -129,7 +129,7 @@ func TestDeleteTakesBackAnOlderRemoteInsert(t *testing.T) {
 	key := intKey(1)
 	v := origin.Version{Stamp: p.last + 1000, Origin: origin.Origin{Node: "b", Epoch: 1}}
 	// Capture tells of a local delete of key 1, later than the insert: the row must go.
-	p.a.LocalDelete("public", "t", key, tab.hasher.Hash(key), v, 1, 500)
+	p.a.LocalDelete("public", "t", key, tab.hasher.Hash(key, nil), v, 1, 500)
 	if p.a.HoldLSN() != 500 {
 		t.Errorf("the slot must be held at the delete, it is at %d", p.a.HoldLSN())
 	}
@@ -208,7 +208,7 @@ func TestTakeBacksThatFail(t *testing.T) {
 			t.Fatal(err)
 		}
 		key := intKey(id)
-		p.a.LocalDelete("public", table, key, tab.hasher.Hash(key), origin.Version{Stamp: p.last + 1000, Origin: origin.Origin{Node: "b", Epoch: 1}}, 1, lsn)
+		p.a.LocalDelete("public", table, key, tab.hasher.Hash(key, nil), origin.Version{Stamp: p.last + 1000, Origin: origin.Origin{Node: "b", Epoch: 1}}, 1, lsn)
 	}
 	remove("stubborn", 1, 500)
 	for i := range 3000 {
@@ -236,7 +236,7 @@ func TestTruncateKnowsLiftedStamps(t *testing.T) {
 	}
 	key := append([]wire.Value{{Format: wire.Binary, Data: []byte("k")}}, intKey(2)...)
 	p.wal.mu.Lock()
-	p.wal.keys = map[wire.KeyHash]bool{tab.hasher.Hash(key): true}
+	p.wal.keys = map[wire.KeyHash]bool{tab.hasher.Hash(key, nil): true}
 	p.wal.lifted[parseStamp(t, at)] = parseStamp(t, at) + 3600e6
 	p.wal.mu.Unlock()
 	p.do(`TRUNCATE t`)

@@ -246,7 +246,7 @@ func (c *carefulRun) claim() (*held, error) {
 
 // each walks the transaction's changes; the change is valid during the call only.
 func (c *carefulRun) each(row func(wire.Record, *mapping, *wire.Change) error, truncate func([]*mapping) error) error {
-	changes, err := newChanges(c.t)
+	changes, err := newForeseen(c.worker, c.t)
 	if err != nil {
 		return err
 	}

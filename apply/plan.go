@@ -92,7 +92,7 @@ func (p *planner) plan(t *txn) error {
 	p.run = pending{rows: p.run.rows[:0]}
 	p.waiting, p.held, p.heldBytes, p.touched, p.twice, p.scattered = p.waiting[:0], p.held[:0], p.heldBytes[:0], p.touched[:0], false, p.large
 	p.out = append(p.out, p.w.beginMessages...)
-	changes, err := newChanges(t)
+	changes, err := newForeseen(p.w, t)
 	if err != nil {
 		return err
 	}
@@ -156,7 +156,11 @@ func (p *planner) hash(m *mapping, tuple []wire.Value) (wire.KeyHash, error) {
 	if err != nil {
 		return wire.KeyHash{}, err
 	}
-	return m.local.hasher.Hash(key), nil
+	k, err := p.w.digests.Hash(p.w.ctx, m.local.hasher, key)
+	if err != nil && !lost(err) {
+		return k, &Blocked{Reason: fmt.Sprintf("a key of table %s cannot be hashed here", m.local.quoted), Err: err}
+	}
+	return k, err
 }
 
 // creates notes that the transaction may create the row of key k. A large one has registered whole

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgbridge/pgbridge/rowkey"
 	"github.com/pgbridge/pgbridge/wire"
 )
 
@@ -17,6 +18,7 @@ type column struct {
 	name      string
 	quoted    string
 	oid       uint32 // declared type
+	collation uint32
 	typ       *pgType
 	generated bool
 	// always: GENERATED ALWAYS AS IDENTITY, which an INSERT may be told to write, but no UPDATE.
@@ -126,7 +128,7 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')`
 
 const columnsSQL = `
-SELECT attnum, attname, atttypid, attgenerated <> '', attidentity = 'a' FROM pg_attribute
+SELECT attnum, attname, atttypid, attcollation, attgenerated <> '', attidentity = 'a' FROM pg_attribute
 WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum`
 
 // keySQL lists the unique indexes that could be a key, the best one first: the replica identity's own,
@@ -171,7 +173,7 @@ func loadTable(ctx context.Context, cat *catalog, schema, name string) (*table, 
 	byNumber := map[int16]int{}
 	var num int16
 	var c column
-	if _, err = pgx.ForEachRow(rows, []any{&num, &c.name, &c.oid, &c.generated, &c.always}, func() error {
+	if _, err = pgx.ForEachRow(rows, []any{&num, &c.name, &c.oid, &c.collation, &c.generated, &c.always}, func() error {
 		c.quoted = pgx.Identifier{c.name}.Sanitize()
 		byNumber[num] = len(t.cols)
 		t.cols = append(t.cols, c)
@@ -215,11 +217,23 @@ func (t *table) loadKey(ctx context.Context, conn *pgx.Conn, identity string, by
 		return blocked("table %s has no usable key here; run ALTER TABLE %s ADD PRIMARY KEY (...)", t.quoted, t.quoted)
 	}
 	slices.SortFunc(t.key, func(a, b int) int { return strings.Compare(t.cols[a].name, t.cols[b].name) })
-	var types []uint32
-	for _, k := range t.key {
-		types = append(types, t.cols[k].oid)
+	return t.loadHasher(ctx, rowkey.NewTypes(conn))
+}
+
+// loadHasher finds out which keys are equal; a Blocked error if that cannot be known.
+func (t *table) loadHasher(ctx context.Context, types *rowkey.Types) error {
+	hashed := make([]*wire.KeyType, len(t.key))
+	for i, k := range t.key {
+		c := &t.cols[k]
+		var err error
+		var no *rowkey.NoHash
+		if hashed[i], err = types.Key(ctx, c.oid, c.collation); errors.As(err, &no) {
+			return blocked("table %s has column %s in its key: %v; %s", t.quoted, c.quoted, no, no.Mend())
+		} else if err != nil {
+			return fmt.Errorf("key column %s of %s: %w", c.quoted, t.quoted, err)
+		}
 	}
-	t.hasher = wire.NewKeyHasher(t.schema, t.name, types)
+	t.hasher = wire.NewKeyHasher(t.schema, t.name, hashed)
 	return nil
 }
 
@@ -302,7 +316,8 @@ func (m *mapping) needsKey() error {
 }
 
 // keyOf collects the key's values out of a tuple in the origin's column order, with this node's object
-// ids in them: their hash must be that of the same key read by this node's capture.
+// ids in them and in the format in which this node sends them: their hash must be that of the same key read
+// by this node's capture.
 func (m *mapping) keyOf(dst []wire.Value, tuple []wire.Value) ([]wire.Value, error) {
 	dst = dst[:0]
 	for _, i := range m.key {
@@ -316,6 +331,8 @@ func (m *mapping) keyOf(dst []wire.Value, tuple []wire.Value) ([]wire.Value, err
 				return nil, err
 			}
 			v.Data = b
+		} else if v.Format == wire.Text && len(v.Data) == 0 && slices.Contains(m.oneWay, i) {
+			v = wire.Value{Format: wire.Binary, Data: []byte(oneWayTypes[m.local.cols[li].param()])}
 		}
 		dst = append(dst, v)
 	}

@@ -23,7 +23,7 @@ func TestUnchangedValueWaitsUntilTheRowIsSettled(t *testing.T) {
 		p.wal.onPassed(nil)
 		key := intKey(1)
 		v := origin.Version{Stamp: inserted.Stamp + 1, Origin: origin.Origin{Node: "b", Epoch: 1}}
-		p.a.LocalDelete("public", "t", key, tab.hasher.Hash(key), v, 1, 500)
+		p.a.LocalDelete("public", "t", key, tab.hasher.Hash(key, nil), v, 1, 500)
 		p.wal.tell(origin.Vector{inserted})
 	})
 	p.from.Exec(t, `UPDATE t SET v = 'y' WHERE id = 1`)

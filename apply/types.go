@@ -61,6 +61,13 @@ type catalog struct {
 	types map[uint32]*pgType
 }
 
+// ask implements rowkey.Ask.
+func (c *catalog) ask(ctx context.Context, f func(context.Context, *pgx.Conn) error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return f(ctx, c.conn)
+}
+
 // table reads a table afresh, types included.
 func (c *catalog) table(ctx context.Context, schema, name string) (*table, error) {
 	c.mu.Lock()

@@ -217,7 +217,7 @@ func TestKeysOfUserTypesHashAlike(t *testing.T) {
 	}
 	key := []wire.Value{{Format: wire.Binary, Data: b}}
 	later := origin.Version{Stamp: origin.Stamp(1 << 60), Origin: origin.Origin{Node: "b", Epoch: 1}}
-	p.a.LocalDelete("public", "t", key, tab.hasher.Hash(key), later, 1, 500)
+	p.a.LocalDelete("public", "t", key, tab.hasher.Hash(key, nil), later, 1, 500)
 	p.done(`INSERT INTO t VALUES ('{happy,sad}', 1)`)
 	if got := p.to.Value(t, `SELECT count(*) FROM t`); got != "0" {
 		t.Error("an insert came through a later delete of its key")

@@ -17,6 +17,7 @@ import (
 
 	"github.com/pgbridge/pgbridge/conflict"
 	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/rowkey"
 	"github.com/pgbridge/pgbridge/wire"
 )
 
@@ -46,6 +47,8 @@ type worker struct {
 	socket   net.Conn
 	catalog  *catalog
 	mappings map[uint32]*mapping
+	digests  *rowkey.Digests
+	served   bool // a mapping's keys are hashed by the server
 	guard    guard
 	planner  planner
 	named    int // statements named so far
@@ -547,6 +550,7 @@ func (w *worker) mapping(r *wire.Relation, id uint32) (*mapping, error) {
 	w.mapped++
 	m.id = w.mapped
 	w.mappings[id] = m
+	w.served = w.served || t.hasher.Served()
 	return m, nil
 }
 

@@ -84,6 +84,9 @@ func (l *life) close() {
 	if l.applier != nil {
 		l.applier.Close()
 	}
+	if l.capture != nil {
+		l.capture.Close()
+	}
 	if l.publisher != nil {
 		l.publisher.Close()
 	}

@@ -32,7 +32,7 @@ func (t *tagger) bigPart(ctx context.Context, b []byte, size int, first, last bo
 			return err
 		}
 		if last {
-			if err := g.row.finish(&g.run.touched); err != nil {
+			if err := g.row.finish(ctx, &g.run.touched); err != nil {
 				return err
 			}
 		}

@@ -1,6 +1,7 @@
 package capture
 
 import (
+	"context"
 	"encoding/binary"
 
 	"github.com/pgbridge/pgbridge/wire"
@@ -139,7 +140,7 @@ func (b *bigRow) nextColumn() {
 }
 
 // finish notes the row, which has arrived whole.
-func (b *bigRow) finish(k *touched) error {
+func (b *bigRow) finish(ctx context.Context, k *touched) error {
 	if b.step != stepTag || b.left > 0 || len(b.head) > 0 {
 		return protocolError("row of %s is cut off", b.table.Name)
 	}
@@ -150,5 +151,5 @@ func (b *bigRow) finish(k *touched) error {
 	if !b.has {
 		after = nil
 	}
-	return k.images(b.table, b.kind, b.sub, before, after)
+	return k.images(ctx, b.table, b.kind, b.sub, before, after)
 }

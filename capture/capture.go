@@ -36,7 +36,8 @@ func New(opts Options, pub Publisher, del Deletes, tail *wire.Frame) (*Capture, 
 	c.ledger = &ledger{pub: pub, del: del}
 	c.tagger = &tagger{
 		opts: &c.opts, pub: pub, del: del, state: c.state, ledger: c.ledger,
-		deps: 1, runs: map[uint32]*run{}, relations: map[uint32]*relation{}, types: map[uint32]typeName{},
+		hashes: newHashes(opts.Logger),
+		deps:   1, runs: map[uint32]*run{}, relations: map[uint32]*relation{}, types: map[uint32]typeName{},
 	}
 	c.tagger.txn.graves.dir = opts.SpoolDir
 	c.restore = newRestorer(c)
@@ -68,7 +69,7 @@ const (
 // ErrProtocol when the server says what it should not, or with that of Publish.
 func (c *Capture) Run(ctx context.Context) error {
 	t := c.tagger
-	c.restore = nil
+	c.Close()
 	if t.mark.XID != 0 {
 		c.state.marks.add(t.mark)
 	}
@@ -95,6 +96,14 @@ func (c *Capture) Run(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 		t.counters.Reconnects++
+	}
+}
+
+// Close gives up what Restore needs; it can be called more than once. Run does it too.
+func (c *Capture) Close() {
+	if c.restore != nil {
+		c.restore.close()
+		c.restore = nil
 	}
 }
 
@@ -151,7 +160,7 @@ func (c *Capture) Status() Status {
 
 // Restore takes a retained own frame, in stream order and before Run: it rebuilds what LocalStamp, MarkFor,
 // FirstMark and RecentXIDs answer from, and tells Deletes of the deletes again. It connects to PostgreSQL
-// once, for the keys of the published tables.
+// once, for the keys of the published tables and for what only the server can hash.
 func (c *Capture) Restore(f *wire.Frame) error {
 	if c.restore == nil {
 		return fmt.Errorf("restore frame: capture runs already")

@@ -2,12 +2,15 @@ package capture
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgbridge/pgbridge/rowkey"
 )
 
 // catalog answers questions about the local database over a connection of its own. While nobody asks, it
@@ -100,7 +103,7 @@ func (c *catalog) interrupt() {
 // keySQL chooses a table's key among its unique indexes: the replica identity's own, the primary key, any
 // other. Apply chooses by the same rule, since both must hash a key alike.
 const keySQL = `
-SELECT k.relid, a.attname::text, a.atttypid
+SELECT k.relid, a.attname::text, a.atttypid, a.attcollation
 FROM (SELECT DISTINCT ON (i.indrelid) i.indrelid AS relid, (i.indkey[0:i.indnkeyatts-1])::int2[] AS columns
       FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid
       WHERE i.indrelid = ANY ($1::oid[]) AND i.indisunique AND i.indisvalid AND i.indimmediate
@@ -120,11 +123,22 @@ func readKeys(ctx context.Context, conn *pgx.Conn, oids []uint32) (map[uint32][]
 	keys := map[uint32][]keyColumn{}
 	var oid uint32
 	var k keyColumn
-	if _, err = pgx.ForEachRow(rows, []any{&oid, &k.name, &k.typ}, func() error {
+	if _, err = pgx.ForEachRow(rows, []any{&oid, &k.name, &k.typ, &k.collation}, func() error {
 		keys[oid] = append(keys[oid], k)
 		return nil
 	}); err != nil {
 		return nil, classify(err, "read keys")
+	}
+	types := rowkey.NewTypes(conn)
+	for _, key := range keys {
+		for i := range key {
+			k := &key[i]
+			if k.hashed, err = types.Key(ctx, k.typ, k.collation); errors.As(err, &k.refused) {
+				continue // Check refuses it; what is captured meanwhile is hashed by its bytes
+			} else if err != nil {
+				return nil, classify(err, "read the types of keys")
+			}
+		}
 	}
 	return keys, nil
 }

@@ -181,7 +181,7 @@ func (c *check) publication(ctx context.Context) error {
 	thing := "publication " + ident(p.name)
 	if !p.exists {
 		c.add(CodePublicationMissing, thing, "is not there", "run pgbridge setup")
-		return c.tables(p, chosen)
+		return c.tables(ctx, p, chosen)
 	}
 	if !p.ops || !p.viaRoot {
 		c.add(CodePublication, thing, "does not publish all operations through partition roots", "run pgbridge setup")
@@ -191,11 +191,19 @@ func (c *check) publication(ctx context.Context) error {
 			c.add(CodePublication, thing, fmt.Sprintf("leaves out rows or columns of %s", t), "run pgbridge setup")
 		}
 	}
-	return c.tables(p, chosen)
+	return c.tables(ctx, p, chosen)
 }
 
 // tables looks at each table that the patterns choose.
-func (c *check) tables(p *publication, chosen []candidate) error {
+func (c *check) tables(ctx context.Context, p *publication, chosen []candidate) error {
+	oids := make([]uint32, len(chosen))
+	for i, t := range chosen {
+		oids[i] = t.oid
+	}
+	keys, err := readKeys(ctx, c.conn, oids)
+	if err != nil {
+		return err
+	}
 	var absent []string
 	for _, t := range chosen {
 		exclude := fmt.Sprintf("exclude it under tables (\"!%s.%s\")", t.Schema, t.Name)
@@ -210,6 +218,12 @@ func (c *check) tables(p *publication, chosen []candidate) error {
 		case !t.identifies:
 			c.add(CodeTableKey, "table "+t.String(), "has no replica identity, so its updates and deletes are refused",
 				fmt.Sprintf("run ALTER TABLE %s ADD PRIMARY KEY (...) or ALTER TABLE %s REPLICA IDENTITY USING INDEX ..., or %s", t, t, exclude))
+		}
+		for _, k := range keys[t.oid] {
+			if k.refused != nil {
+				c.add(CodeTableKey, "table "+t.String(), fmt.Sprintf("has column %s in its key: %v", ident(k.name), k.refused),
+					fmt.Sprintf("%s, or %s", k.refused.Mend(), exclude))
+			}
 		}
 		if p.exists && !p.all && !p.has(t.TableName) {
 			absent = append(absent, t.String())

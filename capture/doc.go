@@ -10,7 +10,7 @@
 //
 // Goroutines, all joined by [Capture.Run], which is itself the one that walks, tags and packs: the
 // receiver reads the socket into large buffers; the reporter answers the server, also while Publish waits;
-// the catalog watches its own connection, over which it looks keys up. They live as long as the
+// the catalog watches its own connection, over which it looks keys up and has the server hash some. They live as long as the
 // connection to PostgreSQL and end with its socket.
 //
 // When PostgreSQL is away, Run connects again with growing pauses and goes on behind the last transaction

@@ -212,7 +212,7 @@ func TestLedger(t *testing.T) {
 // TestGravesSpill: on disk or not, what comes out is what went in, without what is void.
 func TestGravesSpill(t *testing.T) {
 	rel := wire.Relation{ID: 5, Schema: "public", Name: "t", ReplicaIdentity: 'd', Columns: []wire.Column{{Name: "id", TypeOID: 25, Key: true}}}
-	a, b := newTable(&rel, nil), newTable(&rel, nil)
+	a, b := newTable(&rel, nil, nil), newTable(&rel, nil, nil)
 	for _, n := range []int{3, 20000} {
 		g := graves{dir: t.TempDir() + "/spool"}
 		for i := range n {
@@ -263,17 +263,17 @@ func TestTableKey(t *testing.T) {
 		catalog  []keyColumn
 		want     []int
 	}{
-		"of the catalog":                  {'d', columns(true, true, false), []keyColumn{{"a", 23}, {"b", 23}}, []int{1, 0}},
+		"of the catalog":                  {'d', columns(true, true, false), []keyColumn{{name: "a", typ: 23}, {name: "b", typ: 23}}, []int{1, 0}},
 		"table is gone":                   {'d', columns(true, true, false), nil, []int{1, 0}},
-		"key was changed since":           {'d', columns(true, false, false), []keyColumn{{"c", 23}}, []int{0}},
-		"key column was renamed since":    {'i', columns(true, false, false), []keyColumn{{"z", 23}}, []int{0}},
-		"whole row with a key":            {'f', columns(true, true, true), []keyColumn{{"c", 23}}, []int{2}},
+		"key was changed since":           {'d', columns(true, false, false), []keyColumn{{name: "c", typ: 23}}, []int{0}},
+		"key column was renamed since":    {'i', columns(true, false, false), []keyColumn{{name: "z", typ: 23}}, []int{0}},
+		"whole row with a key":            {'f', columns(true, true, true), []keyColumn{{name: "c", typ: 23}}, []int{2}},
 		"whole row, gone":                 {'f', columns(true, true, true), nil, nil},
-		"no identity, inserts have a key": {'n', columns(false, false, false), []keyColumn{{"c", 23}}, []int{2}},
+		"no identity, inserts have a key": {'n', columns(false, false, false), []keyColumn{{name: "c", typ: 23}}, []int{2}},
 		"no identity and no key":          {'d', columns(false, false, false), nil, nil},
 	} {
 		rel := wire.Relation{Schema: "public", Name: "t", ReplicaIdentity: c.identity, Columns: c.columns}
-		if got := newTable(&rel, c.catalog).Key; !slices.Equal(got, c.want) {
+		if got := newTable(&rel, c.catalog, nil).Key; !slices.Equal(got, c.want) {
 			t.Errorf("%s: key %v, want %v", name, got, c.want)
 		}
 	}
@@ -317,10 +317,10 @@ func TestBigRowAgreesWithWhole(t *testing.T) {
 			c := wire.Column{Name: string(rune('a' + i)), TypeOID: 25, Key: true}
 			rel.Columns = append(rel.Columns, c)
 			if r.IntN(2) == 0 {
-				key = append(key, keyColumn{c.Name, 25})
+				key = append(key, keyColumn{name: c.Name, typ: 25})
 			}
 		}
-		table := newTable(&rel, key)
+		table := newTable(&rel, key, nil)
 		value := func() wire.Value {
 			switch r.IntN(5) {
 			case 0:
@@ -345,7 +345,7 @@ func TestBigRowAgreesWithWhole(t *testing.T) {
 			tuples = appendTuple(append(tuples, 'N'), image())
 		}
 		whole, parts := touched{lifted: true}, touched{lifted: true}
-		if err := whole.row(table, kind, 9, tuples); err != nil {
+		if err := whole.row(t.Context(), table, kind, 9, tuples); err != nil {
 			t.Fatal(err)
 		}
 		var b bigRow
@@ -357,7 +357,7 @@ func TestBigRowAgreesWithWhole(t *testing.T) {
 			}
 			rest = rest[n:]
 		}
-		if err := b.finish(&parts); err != nil {
+		if err := b.finish(t.Context(), &parts); err != nil {
 			t.Fatal(err)
 		}
 		if string(whole.graves.buf) != string(parts.graves.buf) || !slices.Equal(whole.keys, parts.keys) || whole.many != parts.many {
@@ -366,7 +366,7 @@ func TestBigRowAgreesWithWhole(t *testing.T) {
 		b.start(table, kind, 9)
 		cut := tuples[:r.IntN(len(tuples))]
 		if err := b.feed(cut); err == nil && len(cut) > 0 && kind == wire.KindDelete {
-			if err := b.finish(&parts); err == nil {
+			if err := b.finish(t.Context(), &parts); err == nil {
 				t.Fatalf("%q is cut off", cut)
 			}
 		}

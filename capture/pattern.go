@@ -75,6 +75,7 @@ func glob(pattern, s string) bool {
 // candidate is a table that could be published.
 type candidate struct {
 	TableName
+	oid         uint32
 	persistence string // p permanent, u unlogged
 	identity    string // as pg_class.relreplident
 	hasKey      bool   // a usable key, by the rule of keySQL
@@ -84,7 +85,7 @@ type candidate struct {
 // candidatesSQL leaves partitions out, which are published through their root, temporary tables, and what
 // is not a user's.
 const candidatesSQL = `
-SELECT n.nspname::text, c.relname::text, c.relpersistence::text, c.relreplident::text,
+SELECT n.nspname::text, c.relname::text, c.oid, c.relpersistence::text, c.relreplident::text,
        EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indimmediate
                AND i.indpred IS NULL AND i.indexprs IS NULL
                AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = i.indrelid
@@ -112,7 +113,7 @@ func listTables(ctx context.Context, conn *pgx.Conn, list []string) ([]candidate
 	}
 	var chosen []candidate
 	var c candidate
-	if _, err = pgx.ForEachRow(rows, []any{&c.Schema, &c.Name, &c.persistence, &c.identity, &c.hasKey, &c.identifies}, func() error {
+	if _, err = pgx.ForEachRow(rows, []any{&c.Schema, &c.Name, &c.oid, &c.persistence, &c.identity, &c.hasKey, &c.identifies}, func() error {
 		if p.match(c.TableName) {
 			chosen = append(chosen, c)
 		}

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/pgbridge/pgbridge/rowkey"
 	"github.com/pgbridge/pgbridge/wire"
 )
 
@@ -29,19 +30,23 @@ type Table struct {
 
 	keyAt  []int // for each column its place in Key, -1 for none
 	hasher *wire.KeyHasher
+	hashes *hashes // for what the server hashes
 }
 
 // keyColumn is one column of the key that the catalog chose.
 type keyColumn struct {
-	name string
-	typ  uint32
+	name           string
+	typ, collation uint32
+	hashed         *wire.KeyType
+	refused        *rowkey.NoHash // why hashed says too little, nil if it does not
 }
 
 // newTable joins a relation with the key that the catalog names. If that key is not in the relation, or
 // the old images of its rows do not carry it (it was changed since these rows were written), the columns
-// of the replica identity are the key.
-func newTable(r *wire.Relation, key []keyColumn) *Table {
-	t := &Table{OID: r.ID, Schema: r.Schema, Name: r.Name, Columns: r.Columns}
+// of the replica identity are the key. Values of a type that the column does not have any more are hashed by
+// their bytes: no other node's rows have them.
+func newTable(r *wire.Relation, key []keyColumn, h *hashes) *Table {
+	t := &Table{OID: r.ID, Schema: r.Schema, Name: r.Name, Columns: r.Columns, hashes: h}
 	for _, k := range key {
 		i := slices.IndexFunc(r.Columns, func(c wire.Column) bool { return c.Name == k.name })
 		if i < 0 || !r.Columns[i].Key && carriesKey(r) {
@@ -62,9 +67,13 @@ func newTable(r *wire.Relation, key []keyColumn) *Table {
 	for i := range t.keyAt {
 		t.keyAt[i] = slices.Index(t.Key, i)
 	}
-	types := make([]uint32, len(t.Key))
-	for i, k := range t.Key {
-		types[i] = r.Columns[k].TypeOID
+	types := make([]*wire.KeyType, len(t.Key))
+	for i, at := range t.Key {
+		c := &r.Columns[at]
+		k := slices.IndexFunc(key, func(k keyColumn) bool { return k.name == c.Name && k.typ == c.TypeOID })
+		if k >= 0 {
+			types[i] = key[k].hashed
+		}
 	}
 	t.hasher = wire.NewKeyHasher(t.Schema, t.Name, types)
 	return t

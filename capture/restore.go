@@ -7,11 +7,13 @@ import (
 	"io"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/wire"
 )
 
-// restoreTimeout bounds the one look into the catalog.
+// restoreTimeout bounds one question to the server.
 const restoreTimeout = 30 * time.Second
 
 // restorer reads own frames back. It is not safe for concurrent use.
@@ -20,6 +22,8 @@ type restorer struct {
 	del   Deletes
 	state *state
 
+	conn   *pgx.Conn // nil before it was needed
+	hashes *hashes
 	keys   map[uint32][]keyColumn // of all tables, by object id; nil before they were read
 	tables map[string]*Table      // by the payload of their R record: frames repeat them
 	epoch  uint64                 // writer epoch of the last frame
@@ -33,7 +37,9 @@ type restorer struct {
 
 func newRestorer(c *Capture) *restorer {
 	r := &restorer{opts: &c.opts, del: c.tagger.del, state: c.state,
+		hashes: newHashes(c.opts.Logger),
 		tables: map[string]*Table{}, runs: map[uint64]*restoring{}, relations: map[uint32]*Table{}}
+	r.hashes.ask = r.ask
 	r.touched.graves.dir = c.opts.SpoolDir
 	return r
 }
@@ -132,7 +138,7 @@ func noteRecord(k *touched, tables map[uint32]*Table, rec wire.Record, sub uint3
 	if tuples[0] == 'N' && !k.lifted {
 		return nil
 	}
-	return k.row(tables[id], rec.Kind, sub, tuples)
+	return k.row(context.Background(), tables[id], rec.Kind, sub, tuples)
 }
 
 // table returns the table of an R record.
@@ -149,32 +155,53 @@ func (r *restorer) table(payload []byte) (*Table, error) {
 			return nil, err
 		}
 	}
-	t := newTable(rel, r.keys[rel.ID])
+	t := newTable(rel, r.keys[rel.ID], r.hashes)
 	r.tables[string(payload)] = t
 	return t, nil
 }
 
+// ask implements rowkey.Ask.
+func (r *restorer) ask(ctx context.Context, f func(context.Context, *pgx.Conn) error) error {
+	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
+	defer cancel()
+	if r.conn == nil {
+		conn, err := connectPlain(ctx, r.opts.DSN)
+		if err != nil {
+			return err
+		}
+		r.conn = conn
+	}
+	return f(ctx, r.conn)
+}
+
+// close gives the connection up.
+func (r *restorer) close() {
+	if r.conn != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		r.conn.Close(ctx) // nothing is under way on it
+	}
+}
+
 // readKeys reads the keys of all user tables at once: most of them are published.
 func (r *restorer) readKeys() error {
-	ctx, cancel := context.WithTimeout(context.Background(), restoreTimeout)
-	defer cancel()
-	conn, err := connectPlain(ctx, r.opts.DSN)
-	if err != nil {
+	return r.ask(context.Background(), func(ctx context.Context, conn *pgx.Conn) error {
+		var oids []uint32
+		err := conn.QueryRow(ctx, `SELECT coalesce(array_agg(oid), '{}') FROM pg_class WHERE relkind IN ('r', 'p') AND oid >= 16384`).Scan(&oids)
+		if err != nil {
+			return classify(err, "list tables")
+		}
+		r.keys, err = readKeys(ctx, conn, oids)
 		return err
-	}
-	defer conn.Close(ctx)
-	var oids []uint32
-	err = conn.QueryRow(ctx, `SELECT coalesce(array_agg(oid), '{}') FROM pg_class WHERE relkind IN ('r', 'p') AND oid >= 16384`).Scan(&oids)
-	if err != nil {
-		return classify(err, "list tables")
-	}
-	r.keys, err = readKeys(ctx, conn, oids)
-	return err
+	})
 }
 
 // tell reports what a transaction that is in the stream has deleted, and remembers its stamp if that was
 // lifted.
 func (r *restorer) tell(b wire.Begin, k *touched, void *xidSet) error {
+	if err := k.settle(context.Background()); err != nil {
+		return err
+	}
 	v := origin.Version{Stamp: b.Stamp, Origin: r.opts.Origin}
 	err := k.graves.each(void, func(g grave) {
 		if g.key == nil {

@@ -104,5 +104,5 @@ func (x *restoring) part(_ context.Context, b []byte, first, last bool) error {
 	if err := x.big.feed(b); err != nil || !last {
 		return err
 	}
-	return x.big.finish(&x.touched)
+	return x.big.finish(context.Background(), &x.touched)
 }

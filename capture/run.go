@@ -221,6 +221,9 @@ func (t *tagger) streamCommit(ctx context.Context, b []byte) error {
 	if r == nil {
 		return protocolError("stream commit of transaction %d, which was not begun", xid)
 	}
+	if err := r.settle(ctx); err != nil {
+		return err
+	}
 	delete(t.runs, xid)
 	t.adopt(r)
 	if err := t.commitRun(ctx, r, lsn, at); err != nil {

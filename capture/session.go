@@ -47,7 +47,7 @@ func (c *Capture) session(ctx context.Context) error {
 	s := newSession(c, w)
 	s.catalog = newCatalog(plain)
 	s.life, s.end = context.WithCancelCause(ctx)
-	c.tagger.lookUp = s.catalog.key
+	c.tagger.lookUp, c.tagger.hashes.ask = s.catalog.key, s.catalog.do
 	c.tagger.crowded = func() { s.catalog.prune(&c.state.recents) }
 	c.tagger.crowded() // Restore may have brought many
 	return s.run(ctx)

@@ -187,6 +187,7 @@ func TestCheckFindings(t *testing.T) {
 CREATE TABLE only_unique (x int NOT NULL UNIQUE);
 CREATE TABLE deferred (x int PRIMARY KEY DEFERRABLE);
 CREATE TABLE nullable (x int UNIQUE);
+CREATE TABLE unhashed (id int, q tsquery, PRIMARY KEY (id, q));
 CREATE UNLOGGED TABLE unlogged (id int PRIMARY KEY);
 ALTER TABLE good REPLICA IDENTITY NOTHING`)
 		found(CodeTableKey, `"public"."keyless"`, "ADD PRIMARY KEY", `"!public.keyless"`)
@@ -194,6 +195,7 @@ ALTER TABLE good REPLICA IDENTITY NOTHING`)
 		found(CodeTableKey, `"public"."deferred"`)
 		found(CodeTableKey, `"public"."nullable"`)
 		found(CodeTableKey, `"public"."good"`, "no replica identity")
+		found(CodeTableKey, `"public"."unhashed"`, `column "q"`, "type pg_catalog.tsquery", "give the table a key of another type", `"!public.unhashed"`)
 		found(CodeTableUnlogged, `"public"."unlogged"`, "SET LOGGED")
 		found(CodePublication, `leaves out "public"."deferred", "public"."keyless"`, "pgbridge setup")
 		name := ident(b.opts.Publication)

@@ -21,6 +21,7 @@ type tagger struct {
 	ledger *ledger
 	// lookUp reads the key of a relation from the catalog; nil columns if the table is gone.
 	lookUp func(ctx context.Context, oid uint32) ([]keyColumn, error)
+	hashes *hashes
 	// crowded is told when the recent ids should be pruned.
 	crowded func()
 
@@ -275,7 +276,7 @@ func (t *tagger) note(ctx context.Context, k *touched, r *relation, kind wire.Ki
 	if err != nil {
 		return err
 	}
-	return k.row(table, kind, sub, tuples)
+	return k.row(ctx, table, kind, sub, tuples)
 }
 
 // table returns the relation's table, whose key is looked up when it is first needed.
@@ -285,7 +286,7 @@ func (t *tagger) table(ctx context.Context, r *relation) (*Table, error) {
 		if err != nil {
 			return nil, fmt.Errorf("look up key of %s.%s: %w", r.Schema, r.Name, err)
 		}
-		r.table = newTable(&r.Relation, key)
+		r.table = newTable(&r.Relation, key, t.hashes)
 	}
 	return r.table, nil
 }
@@ -339,6 +340,13 @@ func (t *tagger) commit(ctx context.Context, b []byte) error {
 	}
 	if !x.open || lsn != x.commitLSN || at != x.commitTime {
 		return protocolError("commit that fits no begin")
+	}
+	k := &x.touched
+	if x.run != nil {
+		k = &x.run.touched
+	}
+	if err := k.settle(ctx); err != nil {
+		return err
 	}
 	x.open = false
 	switch {

@@ -2,6 +2,7 @@ package capture
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 
 	"github.com/pgbridge/pgbridge/wire"
@@ -18,18 +19,23 @@ type touched struct {
 	lifted bool           // written keys are wanted
 	keys   []wire.KeyHash // of written rows, if lifted
 	many   bool           // more than keys holds
+	// unhashed come into graves and keys by settle.
+	unhashed unhashed
+	waiting  int // of unhashed, those for keys
 
 	old, new, key, other []wire.Value // scratch
 }
 
 func (k *touched) reset() {
 	k.graves.reset()
+	k.unhashed.reset()
+	k.waiting = 0
 	k.lifted, k.keys, k.many = false, k.keys[:0], false
 }
 
 // row notes a change; tuples is what stands behind the relation in pgoutput's message. A table without a
 // key has no rows that a remote transaction could meet here, so nothing is noted of it.
-func (k *touched) row(t *Table, kind wire.Kind, sub uint32, tuples []byte) error {
+func (k *touched) row(ctx context.Context, t *Table, kind wire.Kind, sub uint32, tuples []byte) error {
 	if len(tuples) == 0 {
 		return protocolError("row of %s without a tuple", t.Name)
 	}
@@ -45,11 +51,11 @@ func (k *touched) row(t *Table, kind wire.Kind, sub uint32, tuples []byte) error
 			return protocolError("row of %s: %v", t.Name, err)
 		}
 	}
-	return k.images(t, kind, sub, k.old, k.new)
+	return k.images(ctx, t, kind, sub, k.old, k.new)
 }
 
 // images notes a change whose key columns are known; the other values may be left out.
-func (k *touched) images(t *Table, kind wire.Kind, sub uint32, before, after []wire.Value) error {
+func (k *touched) images(ctx context.Context, t *Table, kind wire.Kind, sub uint32, before, after []wire.Value) error {
 	if len(t.Key) == 0 {
 		k.many = true
 		return nil
@@ -62,13 +68,21 @@ func (k *touched) images(t *Table, kind wire.Kind, sub uint32, before, after []w
 		fill(t, before, after)
 		k.other, has = t.keyOf(k.other, after)
 	}
-	if had && (kind == wire.KindDelete || has && !sameKey(t, k.key, k.other)) {
-		if err := k.bury(t, sub); err != nil {
+	moved := had && kind == wire.KindDelete
+	if had && has {
+		same, err := sameKey(ctx, t, k.key, k.other)
+		if err != nil {
+			return err
+		}
+		moved = !same
+	}
+	if moved {
+		if err := k.bury(ctx, t, sub); err != nil {
 			return err
 		}
 	}
 	if k.lifted && kind != wire.KindDelete {
-		k.wrote(t, has)
+		return k.wrote(ctx, t, has)
 	}
 	return nil
 }
@@ -83,16 +97,16 @@ func fill(t *Table, before, after []wire.Value) {
 }
 
 // sameKey compares as the index does: 1.0 and 1.00 are one key.
-func sameKey(t *Table, a, b []wire.Value) bool {
+func sameKey(ctx context.Context, t *Table, a, b []wire.Value) (bool, error) {
 	for i := range a {
 		if a[i].Format != b[i].Format || !bytes.Equal(a[i].Data, b[i].Data) {
-			return t.hasher.Hash(a) == t.hasher.Hash(b)
+			return t.same(ctx, a, b)
 		}
 	}
-	return true
+	return true, nil
 }
 
-func (k *touched) bury(t *Table, sub uint32) error {
+func (k *touched) bury(ctx context.Context, t *Table, sub uint32) error {
 	size := 0
 	for _, v := range k.key {
 		size += len(v.Data)
@@ -100,15 +114,30 @@ func (k *touched) bury(t *Table, sub uint32) error {
 	if size > maxKeyBytes {
 		return fmt.Errorf("key of a deleted row of %s.%s has %d bytes, the limit is %d", t.Schema, t.Name, size, maxKeyBytes)
 	}
-	return k.graves.add(grave{sub: sub, table: t, hash: t.hasher.Hash(k.key), key: k.key})
+	if t.hasher.Served() {
+		return k.wait(ctx, unhashedKey{table: t, sub: sub, key: k.key})
+	}
+	return k.graves.add(grave{sub: sub, table: t, hash: t.hasher.Hash(k.key, nil), key: k.key})
 }
 
-func (k *touched) wrote(t *Table, known bool) {
+func (k *touched) wrote(ctx context.Context, t *Table, known bool) error {
 	switch {
 	case k.many:
-	case !known || len(k.keys) == liftedKeys:
+	case !known || len(k.keys)+k.waiting == liftedKeys:
 		k.many = true
+	case t.hasher.Served():
+		k.waiting++
+		return k.wait(ctx, unhashedKey{table: t, wrote: true, key: k.other})
 	default:
-		k.keys = append(k.keys, t.hasher.Hash(k.other))
+		k.keys = append(k.keys, t.hasher.Hash(k.other, nil))
 	}
+	return nil
+}
+
+// wait lets a key wait to be hashed with others.
+func (k *touched) wait(ctx context.Context, x unhashedKey) error {
+	if k.unhashed.add(x) {
+		return k.settle(ctx)
+	}
+	return nil
 }

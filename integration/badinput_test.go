@@ -218,6 +218,10 @@ func badDatabase(t *testing.T) {
 		n := oneNode(t, `CREATE TABLE keyless (v text)`)
 		wantRefusal(t, run(t, n, nil), "keyless", "no usable key", "ADD PRIMARY KEY", `"!public.keyless"`)
 	})
+	t.Run("a key that cannot be hashed", func(t *testing.T) {
+		n := oneNode(t, `CREATE TABLE searches (q tsquery PRIMARY KEY)`)
+		wantRefusal(t, run(t, n, nil), `"public"."searches"`, `column "q"`, "type pg_catalog.tsquery", "give the table a key of another type", `"!public.searches"`)
+	})
 	t.Run("the slot dropped by hand", func(t *testing.T) {
 		n := oneNode(t, "")
 		n.Start()

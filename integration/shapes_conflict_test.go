@@ -62,7 +62,7 @@ func rivalries() []rivalry {
 	heirs.before += `; INSERT INTO r_parent SELECT i, i, 'parent' FROM generate_series(1, 12) i`
 	heirs.rivals[0] += `; UPDATE ONLY r_parent SET v = 'a' WHERE id <= 4; DELETE FROM ONLY r_parent WHERE id IN (5, 6); INSERT INTO r_parent VALUES (36, 0, 'a')`
 	heirs.rivals[1] += `; UPDATE ONLY r_parent SET v = 'b' WHERE id IN (3, 4, 5); DELETE FROM ONLY r_parent WHERE id IN (1, 2, 6); INSERT INTO r_parent VALUES (36, 0, 'b')`
-	return append(all, orders, parts, always, heirs,
+	all = append(all, orders, parts, always, heirs,
 		rivalry{name: "TRUNCATE", schema: `CREATE TABLE r_cut (id int PRIMARY KEY, n int, v text); CREATE TABLE r_cut2 (id int PRIMARY KEY)`,
 			before: `INSERT INTO r_cut SELECT i, i, 'v' FROM generate_series(1, 20) i; INSERT INTO r_cut2 SELECT generate_series(1, 20)`,
 			rivals: [2]string{
@@ -81,22 +81,63 @@ func rivalries() []rivalry {
 				`UPDATE r_key_only SET id = id WHERE id < 5; DELETE FROM r_key_only WHERE id = 6; UPDATE r_key_only SET id = 100 WHERE id = 8; INSERT INTO r_key_only VALUES (200)`,
 				`UPDATE r_key_only SET id = id WHERE id < 7; DELETE FROM r_key_only WHERE id = 3; UPDATE r_key_only SET id = 101 WHERE id = 8; INSERT INTO r_key_only VALUES (200)`,
 			}},
-		rivalry{name: "equal keys that look different", schema: `CREATE EXTENSION citext; CREATE TABLE r_amount (k numeric PRIMARY KEY, v int); CREATE TABLE r_citext (k citext PRIMARY KEY, v int);
-				CREATE DOMAIN r_num AS numeric; CREATE TABLE r_num_key (k r_num PRIMARY KEY, v int); CREATE TABLE r_span (k interval PRIMARY KEY, v int)`,
-			before: `INSERT INTO r_amount VALUES (1.0, 0), (2.0, 0), (3.0, 0), (4.0, 0); INSERT INTO r_citext VALUES ('a', 0), ('b', 0), ('c', 0), ('d', 0);
-				INSERT INTO r_num_key VALUES (1.0, 0), (2.0, 0), (3.0, 0), (4.0, 0); INSERT INTO r_span VALUES ('1 day', 0), ('2 days', 0), ('3 days', 0), ('4 days', 0)`,
-			rivals: [2]string{
-				`UPDATE r_amount SET k = 1.00 WHERE k = 1; UPDATE r_amount SET v = 1 WHERE k = 2; DELETE FROM r_amount WHERE k = 3; INSERT INTO r_amount VALUES (9.0, 1); DELETE FROM r_amount WHERE k = 4; INSERT INTO r_amount VALUES (4.000, 1);
-					UPDATE r_num_key SET k = 1.00 WHERE k = 1; UPDATE r_num_key SET v = 1 WHERE k = 2; DELETE FROM r_num_key WHERE k = 3; INSERT INTO r_num_key VALUES (9.0, 1); DELETE FROM r_num_key WHERE k = 4; INSERT INTO r_num_key VALUES (4.000, 1);
-					UPDATE r_span SET k = '24:00' WHERE k = '1 day'; UPDATE r_span SET v = 1 WHERE k = '2 days'; DELETE FROM r_span WHERE k = '3 days'; INSERT INTO r_span VALUES ('9 days', 1); DELETE FROM r_span WHERE k = '4 days'; INSERT INTO r_span VALUES ('96:00', 1);
-					UPDATE r_citext SET k = 'A' WHERE k = 'a'; UPDATE r_citext SET v = 1 WHERE k = 'b'; DELETE FROM r_citext WHERE k = 'c'; INSERT INTO r_citext VALUES ('nine', 1); DELETE FROM r_citext WHERE k = 'd'; INSERT INTO r_citext VALUES ('D', 1)`,
-				`UPDATE r_amount SET v = 2 WHERE k = 1; UPDATE r_amount SET k = 2.000 WHERE k = 2; UPDATE r_amount SET k = 3.00 WHERE k = 3; INSERT INTO r_amount VALUES (9.00, 2); UPDATE r_amount SET k = 4.0000 WHERE k = 4;
-					UPDATE r_num_key SET v = 2 WHERE k = 1; UPDATE r_num_key SET k = 2.000 WHERE k = 2; UPDATE r_num_key SET k = 3.00 WHERE k = 3; INSERT INTO r_num_key VALUES (9.00, 2); UPDATE r_num_key SET k = 4.0000 WHERE k = 4;
-					UPDATE r_span SET v = 2 WHERE k = '1 day'; UPDATE r_span SET k = '48:00' WHERE k = '2 days'; UPDATE r_span SET k = '72:00' WHERE k = '3 days'; INSERT INTO r_span VALUES ('216:00', 2); UPDATE r_span SET k = '95:59:60' WHERE k = '4 days';
-					UPDATE r_citext SET v = 2 WHERE k = 'a'; UPDATE r_citext SET k = 'B' WHERE k = 'b'; UPDATE r_citext SET k = 'C' WHERE k = 'c'; INSERT INTO r_citext VALUES ('NINE', 2); UPDATE r_citext SET v = 5 WHERE k = 'd'`,
-			}},
 	)
+	return append(all, respellings()...)
 }
+
+// respelledSchema has the types and the collation of the rivalries that respelled makes.
+const respelledSchema = `CREATE EXTENSION citext; CREATE DOMAIN r_num AS numeric; CREATE TYPE r_pair_type AS (n numeric, t citext);
+	CREATE COLLATION r_ignore_case (provider = icu, locale = 'und-u-ks-level2', deterministic = false)`
+
+// respellings are rivalries over keys of all kinds of which one can be spelled in two ways.
+func respellings() []rivalry {
+	var all []rivalry
+	for _, r := range []struct {
+		name, table, typ string
+		k, other         [5]string
+	}{
+		{"numeric", "r_amount", "numeric", [5]string{"1.0", "2.0", "3.0", "4.0", "9.0"}, [5]string{"1.00", "2.000", "3.00", "4.000", "9.00"}},
+		{"domain", "r_num_key", "r_num", [5]string{"1.0", "2.0", "3.0", "4.0", "9.0"}, [5]string{"1.00", "2.000", "3.00", "4.000", "9.00"}},
+		{"float8", "r_float8", "float8", [5]string{"0", "0", "0", "0", "0"}, [5]string{"-0", "-0", "-0", "-0", "-0"}},
+		{"interval", "r_span", "interval", [5]string{"1 day", "2 days", "1 month", "4 days", "9 days"}, [5]string{"24:00", "48:00", "30 days", "96:00", "216:00"}},
+		{"bpchar", "r_padded", "bpchar", [5]string{"a", "b", "c", "d", "nine"}, [5]string{"a ", "b  ", "c ", "d ", "nine "}},
+		{"jsonb", "r_jsonb", "jsonb", [5]string{"1.0", `[2, "x"]`, `{"a": 3, "b": null}`, "[[4], 1]", "-9"}, [5]string{"1", `[2.0, "x"]`, `{"b": null, "a": 3.00}`, "[[4.0], 1]", "-9.0"}},
+		{"range", "r_range", "numrange", [5]string{"[1,2)", "[2,3)", "[3,)", "(4,5)", "[9,10]"}, [5]string{"[1.0,2)", "[2,3.0)", "[3.00,)", "(4.0,5.0)", "[9.0,10]"}},
+		{"array", "r_array", "numeric[]", [5]string{"{1.0}", "{2,2}", "{{3}}", "{4,NULL}", "{9}"}, [5]string{"{1}", "{2.0,2}", "{{3.0}}", "{4.00,NULL}", "{9.0}"}},
+		{"citext", "r_citext", "citext", [5]string{"a", "b", "c", "d", "nine"}, [5]string{"A", "B", "C", "D", "NINE"}},
+		{"composite", "r_pair", "r_pair_type", [5]string{"(1,a)", "(2,b)", "(3,c)", "(4,d)", "(9,nine)"}, [5]string{"(1.0,a)", "(2,B)", "(3.0,C)", "(4,D)", "(9.0,Nine)"}},
+		{"collation", "r_nocase", "text COLLATE r_ignore_case", [5]string{"a", "b", "c", "d", "nine"}, [5]string{"A", "B", "C", "D", "NINE"}},
+	} {
+		// Neighbours, so that in one the first node has the last word, in the other the second.
+		all = append(all, respelled(r.name, r.table, r.typ, r.k, r.other), respelled(r.name+" (again)", r.table+"_again", r.typ, r.k, r.other))
+	}
+	return all
+}
+
+// respelled is a rivalry over rows whose keys have two spellings: on one node they are spelled anew, deleted,
+// or deleted and inserted anew, while the other writes to them or spells them anew. The fifth is inserted on
+// both.
+func respelled(name, table, typ string, k, other [5]string) rivalry {
+	sql := func(text string) string {
+		names := []string{"TABLE", table}
+		for i := range k {
+			names = append(names, fmt.Sprintf("KEY%d", i+1), literal(k[i]), fmt.Sprintf("OTHER%d", i+1), literal(other[i]))
+		}
+		return strings.NewReplacer(names...).Replace(text)
+	}
+	return rivalry{
+		name: name + " keys that look different", schema: fmt.Sprintf(`CREATE TABLE %s (k %s, n int, v int, PRIMARY KEY (k, n))`, table, typ),
+		before: sql(`INSERT INTO TABLE VALUES (KEY1, 1, 0), (KEY2, 2, 0), (KEY3, 3, 0), (KEY4, 4, 0)`),
+		rivals: [2]string{
+			sql(`UPDATE TABLE SET k = OTHER1 WHERE n = 1; UPDATE TABLE SET v = 1 WHERE n = 2; DELETE FROM TABLE WHERE n = 3;
+				DELETE FROM TABLE WHERE n = 4; INSERT INTO TABLE VALUES (OTHER4, 4, 1); INSERT INTO TABLE VALUES (KEY5, 5, 1)`),
+			sql(`UPDATE TABLE SET v = 2 WHERE n = 1; UPDATE TABLE SET k = OTHER2 WHERE n = 2; UPDATE TABLE SET k = OTHER3 WHERE n = 3;
+				UPDATE TABLE SET k = OTHER4 WHERE n = 4; INSERT INTO TABLE VALUES (OTHER5, 5, 2)`),
+		},
+	}
+}
+
+func literal(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
 
 // TestRivals cuts the nodes from each other, has both write to tables of all shapes, and lets them hear of
 // each other again. Each rivalry has its turn first on one node and then on the other.
@@ -105,6 +146,7 @@ func TestRivals(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Nodes: 2, Majors: []int{slices.Min(versions), slices.Max(versions)}, Idle: true})
 	all := rivalries()
 	for i, n := range c.Nodes {
+		execLong(t, n.DSN, respelledSchema)
 		for _, r := range all {
 			execLong(t, n.DSN, r.schema+";"+r.on[i])
 		}

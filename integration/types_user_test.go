@@ -56,9 +56,9 @@ func userSamples() []samples {
 		{name: "ext.ltree", values: literals("", "Top.Science.A", "a_1.b")},
 		{name: "ext.lquery", values: literals("*.a|b{1,2}", "!x.*"), keyless: true},
 		{name: "ext.ltxtquery", values: literals("a & b*", "!c@"), keyless: true},
-		{name: "ext.cube", values: literals("(1,2),(3,4)", "0")},
+		{name: "ext.cube", values: literals("(1,2),(3,4)", "0"), keyless: true},
 		{name: "ext.isbn13", values: literals("978-0-393-04002-9", "978-3-16-148410-0"), textOnly: true, alone: true},
-		{name: "ext.seg", values: literals("1.50", "~2 .. <3"), textOnly: true, alone: true},
+		{name: "ext.seg", values: literals("1.50", "~2 .. <3"), keyless: true, textOnly: true, alone: true},
 	}
 	for i := range all {
 		s := &all[i]

@@ -2,8 +2,9 @@
 //
 // A frame comes from capture, goes through stream as bytes and reaches apply as the same frame. The
 // package keeps invariant 8 on the decoding side: no length read from outside makes it allocate more
-// than [MaxBody]. It does not know PostgreSQL connections, NATS, or what a value means: tuples stay as
-// pgoutput wrote them, byte for byte, from the WAL to the other server's wire protocol.
+// than [MaxBody]. It does not know PostgreSQL connections, NATS, or what a value means but for
+// the equality of keys ([KeyType]): tuples stay as pgoutput wrote them, byte for byte, from the WAL to the
+// other server's wire protocol.
 //
 // There are no goroutines and no I/O here. Begin reading with [Frame] and [Records].
 //

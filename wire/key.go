@@ -2,7 +2,6 @@ package wire
 
 import (
 	"encoding/binary"
-	"math"
 
 	"github.com/zeebo/xxh3"
 )
@@ -11,29 +10,43 @@ import (
 // canonical bytes of its key. It never leaves the node, so nodes may differ in how they compute it.
 type KeyHash struct{ Hi, Lo uint64 }
 
+// Digest stands for a value in the canonical bytes of a key: what the server's hash function makes of it.
+type Digest [16]byte
+
+// Digester knows digests of values that only the server can hash.
+type Digester interface {
+	// Digest returns that of a value whose type has the form FormServed, the zero one if it is not
+	// known. v is valid during the call only.
+	Digest(t *KeyType, v Value) Digest
+}
+
 // KeyHasher hashes keys of one table. Not safe for concurrent use.
 type KeyHasher struct {
-	types []uint32
-	buf   []byte
-	head  int
+	types  []*KeyType
+	served bool
+	buf    []byte
+	head   int
+	value  []byte // scratch: one value's canonical bytes
 }
 
-// NewKeyHasher returns a hasher for the table whose key columns, in the order in which Hash gets them,
-// have these type object ids.
-func NewKeyHasher(schema, table string, types []uint32) *KeyHasher {
+// NewKeyHasher returns a hasher for the table whose key columns, in the order in which Hash gets them, are
+// of these types. A type that is nil, or missing at the end, is one of FormBytes.
+func NewKeyHasher(schema, table string, types []*KeyType) *KeyHasher {
 	buf := appendString(appendString(nil, schema), table)
-	return &KeyHasher{types: types, buf: buf, head: len(buf)}
+	h := &KeyHasher{types: types, buf: buf, head: len(buf)}
+	for _, t := range types {
+		h.served = h.served || t.Served()
+	}
+	return h
 }
 
-const (
-	oidFloat4  = 700
-	oidFloat8  = 701
-	oidNumeric = 1700
-)
+// Served reports whether Hash needs a Digester.
+func (h *KeyHasher) Served() bool { return h.served }
 
-// Hash returns the hash of a key. Values that PostgreSQL's default btree operators call equal but that
-// differ in their bytes (numeric 1.0 and 1.00, float -0 and 0) get the same hash.
-func (h *KeyHasher) Hash(key []Value) KeyHash {
+// Hash returns the hash of a key. Values that PostgreSQL's default operators call equal but that differ in
+// their bytes (numeric 1.0 and 1.00, float -0 and 0) get the same hash. Without a Digester, values that
+// only the server can hash count by their bytes.
+func (h *KeyHasher) Hash(key []Value, d Digester) KeyHash {
 	b := h.buf[:h.head]
 	for i, v := range key {
 		if v.Format == Null || v.Format == Unchanged {
@@ -41,8 +54,11 @@ func (h *KeyHasher) Hash(key []Value) KeyHash {
 			continue
 		}
 		data := v.Data
-		if v.Format == Binary && i < len(h.types) {
-			data = canonical(h.types[i], data)
+		if i < len(h.types) && h.types[i] != nil && h.types[i].Form != FormBytes {
+			var ok bool
+			if h.value, ok = h.types[i].canonical(h.value[:0], v, d); ok {
+				data = h.value
+			}
 		}
 		b = append(b, 'v')
 		b = binary.AppendUvarint(b, uint64(len(data)))
@@ -51,27 +67,4 @@ func (h *KeyHasher) Hash(key []Value) KeyHash {
 	h.buf = b
 	sum := xxh3.Hash128(b)
 	return KeyHash{sum.Hi, sum.Lo}
-}
-
-// canonical gives equal bytes to equal values of the types whose binary form has several for one value.
-func canonical(oid uint32, b []byte) []byte {
-	switch oid {
-	case oidFloat4:
-		if len(b) == 4 && binary.BigEndian.Uint32(b) == 1<<31 {
-			return make([]byte, 4)
-		}
-	case oidFloat8:
-		if len(b) == 8 && binary.BigEndian.Uint64(b) == math.Float64bits(math.Copysign(0, -1)) {
-			return make([]byte, 8)
-		}
-	case oidNumeric:
-		// ndigits, weight, sign, dscale: int16 each, then digits. Only dscale, the number of shown
-		// decimals, differs between equal values; the server strips zero digits itself.
-		if len(b) >= 8 {
-			c := append([]byte(nil), b...)
-			c[6], c[7] = 0, 0
-			return c
-		}
-	}
-	return b
 }

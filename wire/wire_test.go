@@ -217,26 +217,6 @@ func TestMarkerRoundTrip(t *testing.T) {
 	}
 }
 
-func TestEqualKeysHashAlike(t *testing.T) {
-	bin := func(b ...byte) Value { return Value{Binary, b} }
-	h := NewKeyHasher("public", "t", []uint32{1700})
-	one, oneOh := bin(0, 1, 0, 0, 0, 0, 0, 0, 0, 1), bin(0, 1, 0, 0, 0, 0, 0, 2, 0, 1) // 1 and 1.00
-	if h.Hash([]Value{one}) != h.Hash([]Value{oneOh}) {
-		t.Error("numeric 1 and 1.00 are one key")
-	}
-	f := NewKeyHasher("public", "t", []uint32{701})
-	if f.Hash([]Value{bin(0x80, 0, 0, 0, 0, 0, 0, 0)}) != f.Hash([]Value{bin(0, 0, 0, 0, 0, 0, 0, 0)}) {
-		t.Error("float -0 and 0 are one key")
-	}
-	two := NewKeyHasher("public", "t", []uint32{25, 25})
-	if two.Hash([]Value{bin('a', 'b'), bin('c')}) == two.Hash([]Value{bin('a'), bin('b', 'c')}) {
-		t.Error("the border between columns counts")
-	}
-	if h.Hash([]Value{one}) == NewKeyHasher("public", "u", []uint32{1700}).Hash([]Value{one}) {
-		t.Error("the table counts")
-	}
-}
-
 func FuzzDecode(f *testing.F) {
 	for _, z := range []bool{false, true} {
 		b, _ := (&Encoder{Zstd: z}).Append(nil, exampleFrame())
