@@ -52,15 +52,15 @@ func (l *life) run(ctx context.Context) (err error) {
 }
 
 func (l *life) start(ctx context.Context, g *errgroup.Group) {
-	g.Go(func() error { return named("publish", l.publisher.Run(ctx)) })
-	g.Go(func() error { return named("apply", l.applier.Run(ctx, l.capture)) })
-	g.Go(func() error { return named("capture", l.capture.Run(ctx)) })
-	g.Go(func() error { return named("retention", l.retain(ctx)) })
+	part(ctx, g, "publish", l.publisher.Run)
+	part(ctx, g, "apply", func(ctx context.Context) error { return l.applier.Run(ctx, l.capture) })
+	part(ctx, g, "capture", l.capture.Run)
+	part(ctx, g, "retention", l.retain)
 	for _, p := range l.peers {
-		g.Go(func() error { return named("read from "+p.name, p.run(ctx)) })
+		part(ctx, g, "read from "+p.name, p.run)
 	}
 	if l.server != nil {
-		g.Go(func() error { return named("embedded broker", l.watchServer(ctx)) })
+		part(ctx, g, "embedded broker", l.watchServer)
 	}
 	l.ran = true
 	l.current.set(l)
@@ -69,6 +69,20 @@ func (l *life) start(ctx context.Context, g *errgroup.Group) {
 		l.opts.Ready()
 		l.opts.Ready = nil
 	}
+}
+
+// errEnded is what a part ended with that gave no error, though nobody had told it to end.
+var errEnded = errors.New("it ended without an error")
+
+// part starts one part of a life. None may end before the others: the bridge would go on without it.
+func part(ctx context.Context, g *errgroup.Group, what string, run func(context.Context) error) {
+	g.Go(func() error {
+		err := run(ctx)
+		if err == nil && ctx.Err() == nil {
+			err = errEnded
+		}
+		return named(what, err)
+	})
 }
 
 func named(what string, err error) error {
