@@ -33,6 +33,9 @@ type life struct {
 // run builds the parts in the order in which they need each other, and runs them.
 func (l *life) run(ctx context.Context) (err error) {
 	defer l.close()
+	if err := l.reviveServer(); err != nil {
+		return err
+	}
 	if err := l.prepare(ctx); err != nil {
 		return err
 	}
@@ -266,6 +269,20 @@ func (l *life) openPeers() {
 		}
 	}
 	sort.Slice(l.peers, func(i, j int) bool { return l.peers[i].name < l.peers[j].name })
+}
+
+// reviveServer starts the embedded server again if it is down or frozen: that watchServer tried to, as a full disk
+// let it fail, is no reason to leave it so.
+func (b *bridge) reviveServer() error {
+	if b.server == nil {
+		return nil
+	}
+	err := b.server.Healthy()
+	if err == nil {
+		return nil
+	}
+	b.log.Warn("embedded broker starts anew", "err", err.Error())
+	return named("embedded broker", b.server.Restart())
 }
 
 // watchServer ends the life when the embedded server's store has failed, and starts the server anew.
