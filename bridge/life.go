@@ -21,7 +21,7 @@ import (
 // life is one run of all parts, from connecting to the first loss.
 type life struct {
 	*bridge
-	ran       bool
+	ran       time.Time // since when all parts run; zero: they never did
 	applier   *apply.Applier
 	capture   *capture.Capture
 	publisher *stream.Publisher
@@ -65,7 +65,7 @@ func (l *life) start(ctx context.Context, g *errgroup.Group) {
 	if l.server != nil {
 		part(ctx, g, "embedded broker", l.watchServer)
 	}
-	l.ran = true
+	l.ran = time.Now()
 	l.current.set(l)
 	l.log.Info("bridge runs", "cluster", l.cfg.Cluster, "node", l.cfg.Node, "writer_epoch", l.applier.Node().WriterEpoch)
 	if l.opts.Ready != nil {

@@ -34,7 +34,7 @@ func (p *peer) run(ctx context.Context) error {
 		return err
 	}
 	p.reader.Store(r)
-	find, pause := false, 100*time.Millisecond
+	find, pauses, most := false, pauses{}, p.applier.Received(p.origin)
 	for {
 		err := p.read(ctx, r, find)
 		if ctx.Err() != nil {
@@ -45,12 +45,15 @@ func (p *peer) run(ctx context.Context) error {
 		if old := p.problem.Swap(&text); old == nil || *old != text {
 			p.log.Warn("peer is not read", "sender", p.name, "err", text)
 		}
+		// What was read before the fault is read again each time, so that only what is new counts.
+		got := p.applier.Received(p.origin)
+		pause := pauses.next(got > most)
+		most = max(most, got)
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
 			return nil
 		}
-		pause = min(2*pause, 5*time.Second)
 	}
 }
 
