@@ -126,6 +126,10 @@ func lockDataDir(dir string) (func(), error) {
 	return func() { f.Close() }, nil
 }
 
+// fenceStore is what the embedded server may store beyond nats.embedded.max_store: the fences of bridges that start
+// while a stream of that size is full, a thousand of them.
+const fenceStore = 64 << 20
+
 func (b *bridge) startServer() error {
 	if !b.cfg.Embedded() {
 		return nil
@@ -133,7 +137,7 @@ func (b *bridge) startServer() error {
 	e := b.cfg.NATS.Embedded
 	s, err := stream.StartServer(stream.ServerOptions{
 		Listen: e.Listen, StoreDir: filepath.Join(b.cfg.DataDir, "jetstream"), SyncAlways: e.Sync == "always",
-		MaxStore: int64(e.MaxStore), MaxPayload: int32(e.MaxPayload), AllowPlaintext: e.AllowPlaintext, Logger: b.log,
+		MaxStore: int64(e.MaxStore) + fenceStore, MaxPayload: int32(e.MaxPayload), AllowPlaintext: e.AllowPlaintext, Logger: b.log,
 	})
 	if err != nil {
 		return err

@@ -22,6 +22,7 @@ import (
 type life struct {
 	*bridge
 	ran       time.Time // since when all parts run; zero: they never did
+	own       origin.Origin
 	applier   *apply.Applier
 	capture   *capture.Capture
 	publisher *stream.Publisher
@@ -173,6 +174,7 @@ func (l *life) openPublisher(ctx context.Context) error {
 func (l *life) openCapture(ctx context.Context) error {
 	node := l.applier.Node()
 	o := origin.Origin{Node: node.Name, Epoch: node.Epoch}
+	l.own = o
 	info, err := capture.ReadSlot(ctx, l.cfg.Postgres.DSN, slotName(l.cfg))
 	if err != nil {
 		return err
@@ -197,6 +199,9 @@ func (l *life) openCapture(ctx context.Context) error {
 	return l.restore(ctx)
 }
 
+// fenceRound is how long a fence may be under way before status says what it waits for.
+const fenceRound = 3 * time.Second
+
 // fence takes the own stream over and returns the state from which capture goes on.
 func (l *life) fence(ctx context.Context, node apply.Node, info capture.SlotInfo, o origin.Origin) (*wire.Frame, error) {
 	for {
@@ -205,11 +210,18 @@ func (l *life) fence(ctx context.Context, node apply.Node, info capture.SlotInfo
 			return nil, err
 		}
 		f := l.fenceFrame(tail, node, info, o)
-		_, err := l.publisher.Fence(ctx, f)
-		if errors.Is(err, stream.ErrTailMoved) { // an older bridge wrote to the last
-			continue
+		round, cancel := context.WithTimeout(ctx, fenceRound)
+		_, err := l.publisher.Fence(round, f)
+		late := round.Err() != nil && ctx.Err() == nil
+		cancel()
+		switch {
+		case errors.Is(err, stream.ErrTailMoved): // an older bridge wrote to the last
+		case err != nil && late:
+			_, cause := l.publisher.State()
+			l.current.fail(named("fence own stream", cause))
+		default:
+			return f, named("fence own stream", err)
 		}
-		return f, named("fence own stream", err)
 	}
 }
 
@@ -308,6 +320,7 @@ func (l *life) watchServer(ctx context.Context) error {
 func (l *life) retain(ctx context.Context) error {
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
+	var still standstill
 	for {
 		select {
 		case <-tick.C:
@@ -324,6 +337,7 @@ func (l *life) retain(ctx context.Context) error {
 				l.log.Warn("own stream cannot be purged", "err", err.Error())
 			}
 		}
+		l.relieve(ctx, &still, stable)
 		if err := l.applier.NotePublished(ctx, l.outbox.durableSeq()); err != nil {
 			return err
 		}

@@ -19,6 +19,7 @@ type peer struct {
 	origin    origin.Origin
 	reader    atomic.Pointer[stream.Reader]
 	problem   atomic.Pointer[string] // why nothing is read; nil if something is
+	seen      atomic.Uint64          // own transactions that the peer's frames say it has; for status
 }
 
 // run reads until ctx ends. What goes wrong with one peer's stream concerns that peer alone: it is said,
@@ -72,6 +73,7 @@ func (p *peer) read(ctx context.Context, r *stream.Reader, find bool) error {
 	p.applier.Restart(p.origin)
 	return r.Run(ctx, from, func(ctx context.Context, m stream.Message) error {
 		p.problem.Store(nil)
+		p.seen.Store(max(p.seen.Load(), m.Frame.Low.Seq(p.own)))
 		return p.applier.Feed(ctx, p.origin, m.Seq, m.Frame)
 	})
 }
