@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -99,6 +100,7 @@ func (o Options) withDefaults() Options {
 // methods are safe for concurrent use while it runs.
 type Applier struct {
 	opts     Options
+	nodeMu   sync.Mutex // guards node once Open is through
 	node     *Node
 	own      origin.Origin
 	version  int
@@ -398,7 +400,11 @@ func (a *Applier) loadTombstones(ctx context.Context) error {
 }
 
 // Node returns the node's own row, with the writer epoch that this applier has raised.
-func (a *Applier) Node() Node { return *a.node }
+func (a *Applier) Node() Node {
+	a.nodeMu.Lock()
+	defer a.nodeMu.Unlock()
+	return *a.node
+}
 
 // CheckDeletesFrom says where the slot is confirmed: the take-backs of later local deletes may not have
 // been flushed by an earlier bridge, so they are checked in the database (PROOF.md R20). Call it before
@@ -498,7 +504,7 @@ func (a *Applier) worker(o origin.Origin) *worker {
 // NotePublished remembers the highest own seq that is durable in the stream, so that a stream that was
 // lost or rewound is noticed at the next start.
 func (a *Applier) NotePublished(ctx context.Context, seq uint64) error {
-	if seq <= a.node.Published {
+	if seq <= a.Node().Published {
 		return nil
 	}
 	a.catalog.mu.Lock()
@@ -506,7 +512,9 @@ func (a *Applier) NotePublished(ctx context.Context, seq uint64) error {
 	if _, err := a.catalog.conn.Exec(ctx, `UPDATE pgbridge.node SET published = $1 WHERE published < $1`, int64(seq)); err != nil {
 		return fmt.Errorf("note published transaction %d: %w", seq, err)
 	}
-	a.node.Published = seq
+	a.nodeMu.Lock()
+	defer a.nodeMu.Unlock()
+	a.node.Published = max(a.node.Published, seq)
 	return nil
 }
 

@@ -63,12 +63,13 @@ const (
 	// firstPatience is how long a starting bridge waits for PostgreSQL and the broker; a supervisor
 	// may want to hear of it then.
 	firstPatience = 30 * time.Second
-	maxPause      = 5 * time.Second
+	// steady is how long a life must have run for what ended it to be taken for something new.
+	steady = 5 * time.Second
 )
 
 // live runs life after life.
 func (b *bridge) live(ctx context.Context) error {
-	begun, ran, pause := time.Now(), false, time.Duration(0)
+	begun, ran, pauses := time.Now(), false, pauses{}
 	for {
 		l := &life{bridge: b}
 		err := l.run(ctx)
@@ -81,13 +82,11 @@ func (b *bridge) live(ctx context.Context) error {
 		if permanent(err) {
 			return err
 		}
-		ran = ran || l.ran
+		ran = ran || !l.ran.IsZero()
 		if !ran && time.Since(begun) > firstPatience {
 			return err
 		}
-		if l.ran {
-			pause = 0
-		}
+		pause := pauses.next(!l.ran.IsZero() && time.Since(l.ran) >= steady)
 		b.current.fail(err)
 		b.log.Warn("bridge starts anew", "err", err.Error(), "pause", pause)
 		select {
@@ -95,7 +94,6 @@ func (b *bridge) live(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
-		pause = min(max(2*pause, 100*time.Millisecond), maxPause)
 	}
 }
 
@@ -128,6 +126,10 @@ func lockDataDir(dir string) (func(), error) {
 	return func() { f.Close() }, nil
 }
 
+// fenceStore is what the embedded server may store beyond nats.embedded.max_store: the fences of bridges that start
+// while a stream of that size is full, a thousand of them.
+const fenceStore = 64 << 20
+
 func (b *bridge) startServer() error {
 	if !b.cfg.Embedded() {
 		return nil
@@ -135,7 +137,7 @@ func (b *bridge) startServer() error {
 	e := b.cfg.NATS.Embedded
 	s, err := stream.StartServer(stream.ServerOptions{
 		Listen: e.Listen, StoreDir: filepath.Join(b.cfg.DataDir, "jetstream"), SyncAlways: e.Sync == "always",
-		MaxStore: int64(e.MaxStore), MaxPayload: int32(e.MaxPayload), AllowPlaintext: e.AllowPlaintext, Logger: b.log,
+		MaxStore: int64(e.MaxStore) + fenceStore, MaxPayload: int32(e.MaxPayload), AllowPlaintext: e.AllowPlaintext, Logger: b.log,
 	})
 	if err != nil {
 		return err

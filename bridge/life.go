@@ -21,7 +21,8 @@ import (
 // life is one run of all parts, from connecting to the first loss.
 type life struct {
 	*bridge
-	ran       bool
+	ran       time.Time // since when all parts run; zero: they never did
+	own       origin.Origin
 	applier   *apply.Applier
 	capture   *capture.Capture
 	publisher *stream.Publisher
@@ -33,6 +34,9 @@ type life struct {
 // run builds the parts in the order in which they need each other, and runs them.
 func (l *life) run(ctx context.Context) (err error) {
 	defer l.close()
+	if err := l.reviveServer(); err != nil {
+		return err
+	}
 	if err := l.prepare(ctx); err != nil {
 		return err
 	}
@@ -52,23 +56,37 @@ func (l *life) run(ctx context.Context) (err error) {
 }
 
 func (l *life) start(ctx context.Context, g *errgroup.Group) {
-	g.Go(func() error { return named("publish", l.publisher.Run(ctx)) })
-	g.Go(func() error { return named("apply", l.applier.Run(ctx, l.capture)) })
-	g.Go(func() error { return named("capture", l.capture.Run(ctx)) })
-	g.Go(func() error { return named("retention", l.retain(ctx)) })
+	part(ctx, g, "publish", l.publisher.Run)
+	part(ctx, g, "apply", func(ctx context.Context) error { return l.applier.Run(ctx, l.capture) })
+	part(ctx, g, "capture", l.capture.Run)
+	part(ctx, g, "retention", l.retain)
 	for _, p := range l.peers {
-		g.Go(func() error { return named("read from "+p.name, p.run(ctx)) })
+		part(ctx, g, "read from "+p.name, p.run)
 	}
 	if l.server != nil {
-		g.Go(func() error { return named("embedded broker", l.watchServer(ctx)) })
+		part(ctx, g, "embedded broker", l.watchServer)
 	}
-	l.ran = true
+	l.ran = time.Now()
 	l.current.set(l)
 	l.log.Info("bridge runs", "cluster", l.cfg.Cluster, "node", l.cfg.Node, "writer_epoch", l.applier.Node().WriterEpoch)
 	if l.opts.Ready != nil {
 		l.opts.Ready()
 		l.opts.Ready = nil
 	}
+}
+
+// errEnded is what a part ended with that gave no error, though nobody had told it to end.
+var errEnded = errors.New("it ended without an error")
+
+// part starts one part of a life. None may end before the others: the bridge would go on without it.
+func part(ctx context.Context, g *errgroup.Group, what string, run func(context.Context) error) {
+	g.Go(func() error {
+		err := run(ctx)
+		if err == nil && ctx.Err() == nil {
+			err = errEnded
+		}
+		return named(what, err)
+	})
 }
 
 func named(what string, err error) error {
@@ -159,6 +177,7 @@ func (l *life) openPublisher(ctx context.Context) error {
 func (l *life) openCapture(ctx context.Context) error {
 	node := l.applier.Node()
 	o := origin.Origin{Node: node.Name, Epoch: node.Epoch}
+	l.own = o
 	info, err := capture.ReadSlot(ctx, l.cfg.Postgres.DSN, slotName(l.cfg))
 	if err != nil {
 		return err
@@ -183,6 +202,9 @@ func (l *life) openCapture(ctx context.Context) error {
 	return l.restore(ctx)
 }
 
+// fenceRound is how long a fence may be under way before status says what it waits for.
+const fenceRound = 3 * time.Second
+
 // fence takes the own stream over and returns the state from which capture goes on.
 func (l *life) fence(ctx context.Context, node apply.Node, info capture.SlotInfo, o origin.Origin) (*wire.Frame, error) {
 	for {
@@ -191,11 +213,18 @@ func (l *life) fence(ctx context.Context, node apply.Node, info capture.SlotInfo
 			return nil, err
 		}
 		f := l.fenceFrame(tail, node, info, o)
-		_, err := l.publisher.Fence(ctx, f)
-		if errors.Is(err, stream.ErrTailMoved) { // an older bridge wrote to the last
-			continue
+		round, cancel := context.WithTimeout(ctx, fenceRound)
+		_, err := l.publisher.Fence(round, f)
+		late := round.Err() != nil && ctx.Err() == nil
+		cancel()
+		switch {
+		case errors.Is(err, stream.ErrTailMoved): // an older bridge wrote to the last
+		case err != nil && late:
+			_, cause := l.publisher.State()
+			l.current.fail(named("fence own stream", cause))
+		default:
+			return f, named("fence own stream", err)
 		}
-		return f, named("fence own stream", err)
 	}
 }
 
@@ -257,6 +286,20 @@ func (l *life) openPeers() {
 	sort.Slice(l.peers, func(i, j int) bool { return l.peers[i].name < l.peers[j].name })
 }
 
+// reviveServer starts the embedded server again if it is down or frozen: that watchServer tried to, as a full disk
+// let it fail, is no reason to leave it so.
+func (b *bridge) reviveServer() error {
+	if b.server == nil {
+		return nil
+	}
+	err := b.server.Healthy()
+	if err == nil {
+		return nil
+	}
+	b.log.Warn("embedded broker starts anew", "err", err.Error())
+	return named("embedded broker", b.server.Restart())
+}
+
 // watchServer ends the life when the embedded server's store has failed, and starts the server anew.
 func (l *life) watchServer(ctx context.Context) error {
 	tick := time.NewTicker(2 * time.Second)
@@ -280,6 +323,7 @@ func (l *life) watchServer(ctx context.Context) error {
 func (l *life) retain(ctx context.Context) error {
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
+	var still standstill
 	for {
 		select {
 		case <-tick.C:
@@ -296,6 +340,7 @@ func (l *life) retain(ctx context.Context) error {
 				l.log.Warn("own stream cannot be purged", "err", err.Error())
 			}
 		}
+		l.relieve(ctx, &still, stable)
 		if err := l.applier.NotePublished(ctx, l.outbox.durableSeq()); err != nil {
 			return err
 		}

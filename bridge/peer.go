@@ -19,6 +19,7 @@ type peer struct {
 	origin    origin.Origin
 	reader    atomic.Pointer[stream.Reader]
 	problem   atomic.Pointer[string] // why nothing is read; nil if something is
+	seen      atomic.Uint64          // own transactions that the peer's frames say it has; for status
 }
 
 // run reads until ctx ends. What goes wrong with one peer's stream concerns that peer alone: it is said,
@@ -34,7 +35,7 @@ func (p *peer) run(ctx context.Context) error {
 		return err
 	}
 	p.reader.Store(r)
-	find, pause := false, 100*time.Millisecond
+	find, pauses, most := false, pauses{}, p.applier.Received(p.origin)
 	for {
 		err := p.read(ctx, r, find)
 		if ctx.Err() != nil {
@@ -45,12 +46,15 @@ func (p *peer) run(ctx context.Context) error {
 		if old := p.problem.Swap(&text); old == nil || *old != text {
 			p.log.Warn("peer is not read", "sender", p.name, "err", text)
 		}
+		// What was read before the fault is read again each time, so that only what is new counts.
+		got := p.applier.Received(p.origin)
+		pause := pauses.next(got > most)
+		most = max(most, got)
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
 			return nil
 		}
-		pause = min(2*pause, 5*time.Second)
 	}
 }
 
@@ -69,6 +73,7 @@ func (p *peer) read(ctx context.Context, r *stream.Reader, find bool) error {
 	p.applier.Restart(p.origin)
 	return r.Run(ctx, from, func(ctx context.Context, m stream.Message) error {
 		p.problem.Store(nil)
+		p.seen.Store(max(p.seen.Load(), m.Frame.Low.Seq(p.own)))
 		return p.applier.Feed(ctx, p.origin, m.Seq, m.Frame)
 	})
 }

@@ -45,7 +45,7 @@ type PublisherReport struct {
 type StreamReport struct {
 	Stream         string `json:"stream"`
 	Bytes          uint64 `json:"bytes"`
-	LimitBytes     uint64 `json:"limit_bytes"`      // 0: no limit
+	LimitBytes     uint64 `json:"limit_bytes"`      // in force; 0: no limit
 	FirstStreamSeq uint64 `json:"first_stream_seq"` // frames; 0 while there is none
 	LastStreamSeq  uint64 `json:"last_stream_seq"`
 }

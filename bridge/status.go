@@ -18,6 +18,7 @@ import (
 	"github.com/pgbridge/pgbridge/apply"
 	"github.com/pgbridge/pgbridge/capture"
 	"github.com/pgbridge/pgbridge/config"
+	"github.com/pgbridge/pgbridge/stream"
 )
 
 // current is the life that runs, if one does, and why the last one ended.
@@ -166,7 +167,9 @@ func (l *life) reportPublisher(ctx context.Context, r *Report) {
 	}
 	p.FramesInFlight, p.DurableSeq = l.publisher.InFlight(), l.outbox.durableSeq()
 	r.Stream.LimitBytes = uint64(l.cfg.Stream.MaxBytes)
-	if p.Waiting != "" {
+	if p.State == stream.StateFull {
+		r.Alarms = append(r.Alarms, l.fullAlarm(p.Waiting, r.Slot.WALHeldBytes))
+	} else if p.Waiting != "" {
 		r.Alarms = append(r.Alarms, Alarm{Code: "broker-away", Severity: SeverityError,
 			Text: fmt.Sprintf("own stream cannot be written: %s; the slot holds %d bytes of WAL", p.Waiting, r.Slot.WALHeldBytes),
 			Mend: "bring the NATS server back; nothing is lost meanwhile, but the WAL grows"})
@@ -175,6 +178,7 @@ func (l *life) reportPublisher(ctx context.Context, r *Report) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	if info, err := l.publisher.Info(ctx); err == nil {
+		r.Stream.LimitBytes = uint64(max(info.MaxBytes, 0))
 		r.Stream.Bytes, r.Stream.FirstStreamSeq, r.Stream.LastStreamSeq = info.Bytes, info.First, info.Last
 	}
 }

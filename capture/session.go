@@ -234,7 +234,8 @@ func (s *session) loop(ctx context.Context) error {
 				continue
 			}
 		}
-		if !ok {
+		if !ok { // the receiver is about to say why
+			<-s.life.Done()
 			return context.Cause(s.life)
 		}
 		if err := s.stitch.feed(ctx, b, s); err != nil {

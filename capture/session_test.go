@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -386,5 +387,18 @@ func TestWaitsForTheServer(t *testing.T) {
 	frames := b.sentinel()
 	if done := read(t, frames).done; !slices.IsSortedFunc(done, func(x, y captured) int { return int(x.Seq) - int(y.Seq) }) || len(done) != 2 {
 		t.Errorf("captured %v", done)
+	}
+}
+
+// TestLoopWaitsForTheReason: the receiver closes its channel before the session hears why.
+func TestLoopWaitsForTheReason(t *testing.T) {
+	w := newWorkbench(t, MinFrameBytes)
+	w.wire.full = make(chan []byte)
+	close(w.wire.full)
+	w.life, w.end = context.WithCancelCause(t.Context())
+	why := &lostError{io.EOF}
+	time.AfterFunc(20*time.Millisecond, func() { w.end(why) })
+	if err := w.loop(t.Context()); err != why {
+		t.Errorf("the loop ended with %v", err)
 	}
 }

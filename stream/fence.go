@@ -24,8 +24,9 @@ import (
 // way can be stored any more. What slipped in between is void by its lower writer epoch, for readers and
 // for whoever reads the tail.
 //
-// Fence tries until ctx ends while the broker is away or the stream is full (see State). Purge may run
-// meanwhile.
+// In a full stream it makes the room for its copies itself, by raising max_bytes: whoever purges the stream comes
+// after the fence, so nobody else could. Where the broker's own limits forbid that, and while the broker is away,
+// Fence tries until ctx ends (see State). Purge may run meanwhile.
 //
 // ErrTailMoved: frames were stored after OpenPublisher or the last Fence read the tail. Tail has the new
 // one; build f from it and try again. ErrFenced: the stream has a writer epoch as high as f's.
@@ -98,14 +99,26 @@ func (c *fencing) run(ctx context.Context) error {
 			continue
 		}
 		c.p.note(err)
-		if err := pause(ctx, backoff(try), c.status); err != nil {
-			return fmt.Errorf("fence stream %s: %w", c.p.stream, err)
+		if !isFull(err) || !c.makeRoom(ctx) {
+			if err := pause(ctx, backoff(try), c.status); err != nil {
+				return fmt.Errorf("fence stream %s: %w", c.p.stream, err)
+			}
 		}
 		if err := c.look(ctx); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// makeRoom raises the limit of a full stream by what a whole fence takes, and reports whether it did.
+func (c *fencing) makeRoom(ctx context.Context) bool {
+	fence := MaxWindowFrames * int64(len(c.data)+len(c.subject)+messageRoom)
+	raised, err := c.p.raise(ctx, "the fence of a bridge that starts", func(_, stored int64) int64 { return stored + fence })
+	if err != nil {
+		c.p.note(err)
+	}
+	return raised
 }
 
 // send publishes the copies that are missing, all at once behind the first, and takes their acks.

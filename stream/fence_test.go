@@ -243,22 +243,12 @@ func TestOlderFramesBehindAFinishedFence(t *testing.T) {
 	}
 }
 
+// TestFenceWaitsForRoom has a store whose limit nobody can raise from here.
 func TestFenceWaitsForRoom(t *testing.T) {
-	s := natstest.New(t)
+	s := natstest.NewWith(t, natstest.Options{MaxStore: 60_000})
 	nc := s.Connect(t)
-	p, _ := running(t, nc, 1, PublisherOptions{MaxBytes: 60_000})
-	filled := run(t, func(ctx context.Context) error {
-		for n := uint64(1); ; n++ {
-			if _, err := p.Publish(ctx, numbered(1, n, 1000)); err != nil {
-				return err
-			}
-		}
-	})
-	awaitState(t, p.State, StateFull)
-	p.Close()
-	wantErr(t, filled(), ErrStopped)
-
-	p = open(t, nc, PublisherOptions{MaxBytes: 60_000})
+	fill(t, nc, PublisherOptions{})
+	p := open(t, nc, PublisherOptions{})
 	fence := run(t, func(ctx context.Context) error {
 		_, err := p.Fence(ctx, fenceFrame(2))
 		return err
@@ -272,4 +262,22 @@ func TestFenceWaitsForRoom(t *testing.T) {
 	if err := fence(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// fill has a bridge with writer epoch 1 publish until the stream is full, and end then. It returns the number of
+// the last frame that is stored.
+func fill(t *testing.T, nc *nats.Conn, o PublisherOptions) uint64 {
+	t.Helper()
+	p, _ := running(t, nc, 1, o)
+	filled := run(t, func(ctx context.Context) error {
+		for n := uint64(1); ; n++ {
+			if _, err := p.Publish(ctx, numbered(1, n, 1000)); err != nil {
+				return err
+			}
+		}
+	})
+	awaitState(t, p.State, StateFull)
+	p.Close()
+	wantErr(t, filled(), ErrStopped)
+	return p.Durable() - MaxWindowFrames
 }

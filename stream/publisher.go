@@ -107,6 +107,7 @@ type Publisher struct {
 
 	durable    atomic.Uint64 // = window.durable
 	maxPayload atomic.Int64
+	raised     atomic.Bool // the stream's max_bytes is above what is configured
 
 	mu       sync.Mutex // guards what follows
 	window   window

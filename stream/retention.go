@@ -27,7 +27,8 @@ func (p *Publisher) Info(ctx context.Context) (Extent, error) {
 }
 
 // Purge removes the frames below belowSeq, but never the last durable one, by which a writer finds its
-// place, nor a part of the fence of this publisher: a reader that begins within it must meet its epoch.
+// place, nor a part of the fence of this publisher: a reader that begins within it must meet its epoch. A limit
+// that Fence or Grow raised goes back to MaxBytes when what is left fits.
 func (p *Publisher) Purge(ctx context.Context, belowSeq uint64) error {
 	p.mu.Lock()
 	below := min(belowSeq, p.window.durable)
@@ -38,5 +39,11 @@ func (p *Publisher) Purge(ctx context.Context, belowSeq uint64) error {
 	if below <= 1 {
 		return nil
 	}
-	return p.api.purge(ctx, p.stream, below)
+	if err := p.api.purge(ctx, p.stream, below); err != nil {
+		return err
+	}
+	if p.raised.Load() {
+		return p.lower(ctx)
+	}
+	return nil
 }

@@ -88,15 +88,17 @@ func differs(is, want *jetstream.StreamConfig) string {
 // adjust changes what may be changed in a stream that is ours.
 func (p *Publisher) adjust(ctx context.Context, st *jetstream.StreamInfo, want *jetstream.StreamConfig) (*jetstream.StreamInfo, error) {
 	is := st.Config
-	if is.MaxBytes == want.MaxBytes && is.Replicas == want.Replicas && is.AllowDirect && is.MaxMsgSize <= 0 {
+	bytes := limit(want.MaxBytes, st.State.Bytes)
+	p.raised.Store(bytes != want.MaxBytes)
+	if is.MaxBytes == bytes && is.Replicas == want.Replicas && is.AllowDirect && is.MaxMsgSize <= 0 {
 		return st, nil
 	}
-	is.MaxBytes, is.Replicas, is.AllowDirect, is.MaxMsgSize = want.MaxBytes, want.Replicas, true, -1
+	is.MaxBytes, is.Replicas, is.AllowDirect, is.MaxMsgSize = bytes, want.Replicas, true, -1
 	st, err := p.api.update(ctx, is)
 	if err != nil {
-		return nil, fmt.Errorf("set max_bytes %d and %d replicas for stream %s: %w", want.MaxBytes, want.Replicas, p.stream, err)
+		return nil, fmt.Errorf("set max_bytes %d and %d replicas for stream %s: %w", bytes, want.Replicas, p.stream, err)
 	}
-	p.o.Logger.Info("stream limits changed", "stream", p.stream, "max_bytes", want.MaxBytes, "replicas", want.Replicas)
+	p.o.Logger.Info("stream limits changed", "stream", p.stream, "max_bytes", bytes, "replicas", want.Replicas)
 	return st, nil
 }
 
