@@ -59,12 +59,12 @@ func TestLimitIsNotSetBelowWhatIsStored(t *testing.T) {
 
 // TestGrow lets a full stream grow until what waits is stored, and then to its end.
 func TestGrow(t *testing.T) {
-	const maxBytes = 64_000
+	const maxBytes, window = 64_000, 16 // so few that all of them fit when the stream has grown
 	nc := natstest.New(t).Connect(t)
-	p, _ := running(t, nc, 1, PublisherOptions{MaxBytes: maxBytes})
+	p, _ := running(t, nc, 1, PublisherOptions{MaxBytes: maxBytes, WindowFrames: window})
 	last := uint64(0)
 	for state := ""; state != StateFull; state, _ = p.State() {
-		if p.InFlight() < MaxWindowFrames {
+		if p.InFlight() < window {
 			last++
 			publish(t, p, numbered(1, last, 1000))
 		}
