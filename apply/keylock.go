@@ -2,6 +2,7 @@ package apply
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"github.com/pgbridge/pgbridge/origin"
@@ -19,6 +20,7 @@ type keyLocks struct {
 	mu      sync.Mutex
 	keys    map[wire.KeyHash]*held
 	whole   *held         // one transaction may hold all keys of all tables
+	waiting []*held       // those that want to, the first one next; nobody else is let in before it
 	holders map[*held]int // how many keys each holds
 	freed   chan struct{} // closed and replaced at every release
 }
@@ -42,6 +44,11 @@ func (l *keyLocks) try(h *held) (bool, <-chan struct{}) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	// Transactions of other origins follow each other so closely that there is never an instant without
+	// one. Whoever waits for all keys holds none, and those that hold some wait for none: they end.
+	if len(l.waiting) > 0 && l.waiting[0].origin != h.origin {
+		return false, l.freed
+	}
 	if l.whole != nil && l.whole.origin != h.origin {
 		return false, l.freed
 	}
@@ -65,8 +72,11 @@ func (l *keyLocks) try(h *held) (bool, <-chan struct{}) {
 	return true, nil
 }
 
-// lock takes all of h's keys. The caller must not hold keys of transactions that it has not sent.
+// lock takes all of h's keys. The caller must not hold keys: whoever waits here may be waited for.
 func (l *keyLocks) lock(ctx context.Context, h *held) error {
+	if h.whole && !l.alone {
+		defer l.queue(h)()
+	}
 	for {
 		ok, freed := l.try(h)
 		if ok {
@@ -78,6 +88,25 @@ func (l *keyLocks) lock(ctx context.Context, h *held) error {
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// queue puts h in the line of those that want all keys; the function that it returns takes h out of it.
+func (l *keyLocks) queue(h *held) (leave func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.waiting = append(l.waiting, h)
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.waiting = slices.DeleteFunc(l.waiting, func(o *held) bool { return o == h })
+		l.wake()
+	}
+}
+
+// wake has all who wait try again; mu is held.
+func (l *keyLocks) wake() {
+	close(l.freed)
+	l.freed = make(chan struct{})
 }
 
 // release gives back what h holds; a second call does nothing.
@@ -99,6 +128,5 @@ func (l *keyLocks) release(h *held) {
 		l.whole = nil
 	}
 	delete(l.holders, h)
-	close(l.freed)
-	l.freed = make(chan struct{})
+	l.wake()
 }
