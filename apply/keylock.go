@@ -10,7 +10,7 @@ import (
 )
 
 // keyLocks keep apply connections out of each other's way by key (PROOF.md R21): before its first
-// statement a transaction takes all the keys that it inserts or deletes, and it keeps them until its
+// statement a transaction takes all the keys that it inserts, updates or deletes, and it keeps them until its
 // COMMIT is acknowledged and its tombstones are in the index. Row locks of PostgreSQL would come too
 // late: the row that two transactions fight for may not be there yet.
 type keyLocks struct {
@@ -31,7 +31,12 @@ type held struct {
 	origin origin.Origin
 	keys   []wire.KeyHash
 	whole  bool
+	// before holds, by place in keys, who held the key when it was taken over; nil if no key was.
+	before []*held
 }
+
+// keep says that h goes on: its keys are its own until it is released.
+func (h *held) keep() { h.before = nil }
 
 func newKeyLocks(origins int) *keyLocks {
 	return &keyLocks{alone: origins < 2, keys: map[wire.KeyHash]*held{}, holders: map[*held]int{}, freed: make(chan struct{})}
@@ -65,8 +70,15 @@ func (l *keyLocks) try(h *held) (bool, <-chan struct{}) {
 			return false, l.freed
 		}
 	}
-	for _, k := range h.keys {
-		l.keys[k] = h // a later transaction of the same origin takes the key over
+	for i, k := range h.keys {
+		// A later transaction of the same origin takes the key over.
+		if other := l.keys[k]; other != nil && other != h {
+			if h.before == nil {
+				h.before = make([]*held, len(h.keys))
+			}
+			h.before[i] = other
+		}
+		l.keys[k] = h
 	}
 	l.holders[h] = len(h.keys)
 	return true, nil
@@ -109,7 +121,8 @@ func (l *keyLocks) wake() {
 	l.freed = make(chan struct{})
 }
 
-// release gives back what h holds; a second call does nothing.
+// release gives back what h holds, unless keep was called to those that it had taken it over from and that hold
+// keys still; a second call does nothing.
 func (l *keyLocks) release(h *held) {
 	if h == nil || len(h.keys) == 0 && !h.whole {
 		return
@@ -119,11 +132,18 @@ func (l *keyLocks) release(h *held) {
 	if _, ok := l.holders[h]; !ok {
 		return
 	}
-	for _, k := range h.keys {
-		if l.keys[k] == h {
-			delete(l.keys, k)
+	for i, k := range h.keys {
+		if l.keys[k] != h {
+			continue
+		}
+		delete(l.keys, k)
+		if h.before != nil {
+			if _, holds := l.holders[h.before[i]]; holds {
+				l.keys[k] = h.before[i]
+			}
 		}
 	}
+	h.before = nil
 	if l.whole == h {
 		l.whole = nil
 	}

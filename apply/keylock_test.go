@@ -16,10 +16,10 @@ func holding(o origin.Origin, keys ...uint64) *held {
 	return h
 }
 
-func (l *keyLocks) holds(k uint64) *held {
+func (l *keyLocks) holds(k wire.KeyHash) *held {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.keys[hashOf(k)]
+	return l.keys[k]
 }
 
 // TestWholeIsNotStarved: while a transaction waits for all keys, other origins take none that would keep it
@@ -90,4 +90,30 @@ func BenchmarkKeyLocks(b *testing.B) {
 		l.release(h)
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/100, "ns/key")
+}
+
+// TestPlanThatFailsGivesKeysBack to the transaction in flight that it had taken them over from.
+func TestPlanThatFailsGivesKeysBack(t *testing.T) {
+	l := newKeyLocks(3)
+	sent, planned := holding(nodeA, 1, 2), holding(nodeA, 2, 2, 3)
+	l.try(sent)
+	l.try(planned)
+	l.release(planned)
+	if ok, _ := l.try(holding(nodeC, 2)); ok || l.holds(hashOf(2)) != sent || l.holds(hashOf(3)) != nil {
+		t.Error("a key of a transaction in flight is free")
+	}
+	again := holding(nodeA, 2)
+	l.try(again)
+	again.keep()
+	l.release(sent)
+	if ok, _ := l.try(holding(nodeC, 2)); ok {
+		t.Error("a key that was taken over is free when the first transaction lands")
+	}
+	late := holding(nodeA, 2)
+	l.try(late)
+	l.release(again)
+	l.release(late)
+	if len(l.keys) != 0 || len(l.holders) != 0 {
+		t.Errorf("left: %d keys of %d transactions", len(l.keys), len(l.holders))
+	}
 }
