@@ -283,3 +283,43 @@ func TestHotRowsAreDecidedSoon(t *testing.T) {
 		t.Errorf("rows %s after %d waits", got, waits)
 	}
 }
+
+// TestTakeBackUnderAnotherKey: the table's key has shrunk since capture read the delete.
+func TestTakeBackUnderAnotherKey(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), `CREATE TABLE t (a int, b int, PRIMARY KEY (a, b))`)
+	p.do(`INSERT INTO t VALUES (1, 1)`)
+	tab, err := p.a.catalog.table(t.Context(), "public", "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.to.Exec(t, `ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (a)`)
+	key := append(intKey(1), intKey(1)...)
+	p.a.LocalDelete("public", "t", key, tab.hasher.Hash(key), origin.Version{Stamp: p.last + 1000, Origin: origin.Origin{Node: "b", Epoch: 1}}, 1, 500)
+	awaitTrue(t, func() bool { return p.a.HoldLSN() == 0 })
+	if got := p.to.Value(t, `SELECT count(*) FROM t`); got != "1" {
+		t.Errorf("%s rows", got)
+	}
+}
+
+// TestUpdatedKeysAreLocked, so that two origins do not meet on them in the database.
+func TestUpdatedKeysAreLocked(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT, "c")
+	p.do(`INSERT INTO t VALUES (1, 'x')`)
+	tab, err := p.a.catalog.table(t.Context(), "public", "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := p.to.Connect(t) // keeps the update in flight
+	exec := func(sql string) {
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exec(`BEGIN; SELECT FROM t FOR UPDATE`)
+	p.from.Exec(t, `UPDATE t SET v = 'y'`)
+	p.ship(nil, false)
+	locks, key := p.a.workers[0].locks, tab.hasher.Hash(intKey(1))
+	awaitTrue(t, func() bool { return locks.holds(key) != nil })
+	exec(`COMMIT`)
+	p.await()
+}

@@ -35,15 +35,20 @@ type carefulRun struct {
 	// local writers who come again and again are known from then on.
 	xmax uint32
 	// Of one attempt:
-	rows   map[wire.KeyHash]*rowState
-	queue  []queued
-	buried []wire.KeyHash
-	wiped  []tableName
-	parts  int
-	losses int
+	rows  map[wire.KeyHash]*rowState // of one window of changes
+	queue []queued
+	// What must be known of earlier windows' rows: which ones the transaction lost, and which it deleted. A
+	// row that it wrote bears its id.
+	lost, buried keySet
+	wiped        []tableName
+	losses       int
+	// blind: something was unknown, and the attempt only looks on, for what else is.
+	blind bool
 	// beaten: some row that the transaction wrote, of a table with large values, stays as it was. Others
 	// may rely on what this node's users saw, and must hear of it (PROOF.md R8, R16).
 	beaten bool
+	// bare is why conflicts are recorded without the rows' images; empty: with them.
+	bare string
 }
 
 // rowState is what an attempt knows of one key: first what the server shows, then what the attempt has
@@ -51,7 +56,6 @@ type carefulRun struct {
 type rowState struct {
 	look
 	lost bool // the transaction's writes of this key have lost
-	mine bool // the row, or its absence, is the transaction's own work
 }
 
 // queued is a statement that an attempt will execute, in order, when its window is full.
@@ -59,10 +63,16 @@ type queued struct {
 	what string
 	s    *statement
 	ps   []param
+	// history: it records a conflict.
+	history bool
 }
 
-// window is how many changes of a transaction are looked at and written in one go.
-const window = 500
+// A window of a transaction's changes is looked at and written in one go.
+const (
+	windowChanges = 500
+	windowBytes   = 1 << 20 // of values; one row may have more
+	windowUnsure  = 100_000 // local writers that are unknown before an attempt gives up
+)
 
 // carefully applies t row by row: it locks each row, looks at what is there, decides by the policy and
 // records who lost. Only here does a conflict cost anything.
@@ -76,6 +86,7 @@ func (w *worker) carefully(ctx context.Context, t *txn) error {
 		}
 		var pg *pgconn.PgError
 		var unheard *unheardError
+		var history *historyError
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
@@ -84,6 +95,9 @@ func (w *worker) carefully(ctx context.Context, t *txn) error {
 			if err := c.listen(ctx, unheard.version); err != nil {
 				return err
 			}
+			continue
+		case errors.As(err, &history) && c.bare == "" && !lost(err) && !passing(history.Code):
+			c.bare = history.Message
 			continue
 		case errors.As(err, &pg) && !lost(err):
 			w.forgetMappings() // the table may have changed under us
@@ -190,7 +204,8 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 		}
 	}()
 	c.rows, c.unsure, c.queue = map[wire.KeyHash]*rowState{}, map[uint32]bool{}, c.queue[:0]
-	c.buried, c.wiped, c.parts, c.losses, c.beaten = nil, nil, 0, 0, false
+	c.lost, c.buried, c.wiped, c.losses = keySet{}, keySet{}, nil, 0
+	c.blind, c.beaten = false, false
 	tx, err := c.conn.Begin(ctx)
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
@@ -215,7 +230,7 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 		c.absence.truncate(tombstone{c.t.version(), c.t.Seq}, n)
 	}
 	c.conflicts.Add(uint64(c.losses))
-	c.land(&landing{t: c.t, held: h, tomb: tombstone{c.t.version(), c.t.Seq}, buried: c.buried})
+	c.land(&landing{t: c.t, held: h, tomb: tombstone{c.t.version(), c.t.Seq}, buried: c.buried.all()})
 	return nil
 }
 
@@ -297,33 +312,46 @@ func (c *carefulRun) changes(ctx context.Context) error {
 		return err
 	}
 	var pending []step
+	size := 0
+	steps := func() error {
+		err := c.steps(ctx, pending)
+		clear(pending)
+		pending, size = pending[:0], 0
+		return err
+	}
 	err := c.each(func(_ wire.Record, m *mapping, ch *wire.Change) error {
 		pending = append(pending, copyStep(m, ch))
-		if len(pending) < window {
+		if size += pending[len(pending)-1].size(); len(pending) < windowChanges && size < windowBytes {
 			return nil
 		}
-		defer func() { pending = pending[:0] }()
-		return c.steps(ctx, pending)
+		return steps()
 	}, func(ms []*mapping) error {
-		if err := c.steps(ctx, pending); err != nil {
+		if err := steps(); err != nil {
 			return err
 		}
-		pending = pending[:0]
+		if c.blind {
+			return errUnknown
+		}
 		for _, m := range ms {
 			if err := c.truncate(ctx, m); err != nil {
 				return err
 			}
 		}
-		clear(c.rows)
+		c.lost = keySet{}
 		return nil
 	})
 	if err == nil {
-		err = c.steps(ctx, pending)
+		err = steps()
+	}
+	if err == nil && c.blind {
+		err = errUnknown
+	}
+	if err == nil {
+		err = c.bury(ctx)
 	}
 	if err != nil {
 		return err
 	}
-	c.bury()
 	t := c.t
 	c.push("move position", c.positionStatement, []param{
 		int64Param(int64(t.Seq)), int64Param(int64(t.Stamp)), int64Param(int64(t.resume)), int64Param(int64(t.Stamp))})

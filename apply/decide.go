@@ -36,6 +36,18 @@ func (s *step) before() []wire.Value {
 	return s.ch.New
 }
 
+// size is how many bytes of values a step keeps.
+func (s *step) size() int {
+	n := 0
+	for _, v := range s.ch.Old {
+		n += len(v.Data)
+	}
+	for _, v := range s.ch.New {
+		n += len(v.Data)
+	}
+	return n
+}
+
 // steps looks at the rows of a window's changes, all at once, then decides one after the other.
 func (c *carefulRun) steps(ctx context.Context, pending []step) error {
 	for i := range pending {
@@ -57,28 +69,38 @@ func (c *carefulRun) steps(ctx context.Context, pending []step) error {
 			}
 		}
 	}
-	if c.unsettledBase(pending) {
-		return errUnknown
+	c.blind = c.blind || c.unsettledBase(pending)
+	if !c.blind {
+		c.register(pending)
 	}
-	c.register(pending)
+	clear(c.rows)
 	unknown, err := c.lookAll(ctx, pending)
 	if err != nil {
 		return err
 	}
-	if unknown {
-		return errUnknown
+	if c.blind = c.blind || unknown; c.blind {
+		// The first wait makes nearly everything known. Later ones are for writers that only became
+		// visible meanwhile: all of them are looked for at once.
+		if !c.waited || len(c.unsure) > windowUnsure {
+			return errUnknown
+		}
+		return nil
 	}
 	for i := range pending {
 		if err := c.step(ctx, &pending[i]); err != nil {
 			return err
 		}
 	}
+	for k, r := range c.rows {
+		if r.lost {
+			c.lost.add(k)
+		}
+	}
 	return c.flush(ctx)
 }
 
 // unsettledBase reports whether a change leaves a value unchanged in a row that a local delete may still take
-// back (R19). It must be asked before the transaction registers the row itself and so hides who did before. A
-// row that was looked at in an earlier window is the transaction's own by now, or lost.
+// back (R19). It must be asked before the transaction registers the row itself and so hides who did before.
 func (c *carefulRun) unsettledBase(pending []step) bool {
 	for i := range pending {
 		s := &pending[i]
@@ -86,7 +108,7 @@ func (c *carefulRun) unsettledBase(pending []step) bool {
 			continue
 		}
 		for _, k := range []wire.KeyHash{s.from, s.to} {
-			if c.rows[k] == nil && c.unsettled(s.m, k, c.t) {
+			if c.unsettled(s.m, k, c.t) {
 				return true
 			}
 		}
@@ -145,14 +167,14 @@ func (c *carefulRun) write(m *mapping, tuple []wire.Value, k wire.KeyHash, kind 
 	if !d.RemoteWins {
 		r.lost = true
 		c.beaten = c.beaten || m.local.large
-		return c.record(m, tuple, r.look, d)
+		return c.record(m, tuple, m.rowOf(tuple), r.look, d)
 	}
 	if hasUnchanged(tuple) {
 		if err := c.trueBase(m, r, k); err != nil {
 			return err
 		}
 	}
-	if err := c.record(m, tuple, r.look, d); err != nil {
+	if err := c.record(m, tuple, m.rowOf(tuple), r.look, d); err != nil {
 		return err
 	}
 	found := r.found
@@ -226,14 +248,14 @@ func (c *carefulRun) remove(m *mapping, old []wire.Value, k wire.KeyHash) error 
 	if !r.mine {
 		d = c.policy(conflict.Case{Write: conflict.Delete, Remote: c.t.version(), Local: r.local, Seen: r.seen})
 	}
-	if err := c.record(m, nil, r.look, d); err != nil {
+	if err := c.record(m, nil, m.rowOf(old), r.look, d); err != nil {
 		return err
 	}
 	if !d.RemoteWins {
 		r.lost = true
 		return nil
 	}
-	c.buried = append(c.buried, k)
+	c.buried.add(k)
 	found := r.found
 	r.found, r.mine = false, true
 	if !found {
@@ -244,18 +266,24 @@ func (c *carefulRun) remove(m *mapping, old []wire.Value, k wire.KeyHash) error 
 }
 
 // bury queues the transaction's tombstones (they go into the index when it has landed).
-func (c *carefulRun) bury() {
-	for rest := c.buried; len(rest) > 0; {
+func (c *carefulRun) bury(ctx context.Context) error {
+	part := 0
+	for rest := c.buried.all(); len(rest) > 0; part++ {
 		n := min(len(rest), tombstoneRow)
-		c.push("write tombstones", c.tombstoneStatement, c.tombstoneParams(c.t, c.parts, rest[:n]))
-		c.parts++
+		c.push("write tombstones", c.tombstoneStatement, c.tombstoneParams(c.t, part, rest[:n]))
 		rest = rest[n:]
+		if len(c.queue)*16*tombstoneRow >= windowBytes {
+			if err := c.flush(ctx); err != nil {
+				return err
+			}
+		}
 	}
 	for i, n := range c.wiped {
 		ps := c.tombstoneParams(c.t, -1-i, nil)
 		ps[len(ps)-1] = binaryParam([]byte(n.schema + "\x00" + n.name))
 		c.push("write tombstones", c.tombstoneStatement, ps)
 	}
+	return nil
 }
 
 // fillFrom takes the values that an update of the key leaves unchanged from the row of the old key.

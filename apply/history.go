@@ -1,21 +1,54 @@
 package apply
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgbridge/pgbridge/conflict"
 	"github.com/pgbridge/pgbridge/wire"
 )
 
+// conflictSQL ends in the images: of the row that is here and of what the remote transaction wants.
 const conflictSQL = `
 INSERT INTO pgbridge.conflict (relation, kind, outcome, remote_origin, remote_seq, remote_stamp,
-    local_origin, local_stamp, local_row, remote_row)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, `
+    local_origin, local_stamp, local_row, remote_row) VALUES (`
+
+// historyError is the server's refusal to record a conflict with the rows' images: a row may be too long for
+// JSON, or a type's own cast fails. The origin must not wait for that.
+type historyError struct{ *pgconn.PgError }
+
+// Unwrap returns the server's error.
+func (e *historyError) Unwrap() error { return e.PgError }
+
+// rowOf is how record finds a row that is here: a condition on alias t, its parameters beginning at $1.
+type rowOf func() (where string, types []uint32, ps []param, err error)
+
+// rowOf finds the row of tuple's key.
+func (m *mapping) rowOf(tuple []wire.Value) rowOf {
+	return func() (string, []uint32, []param, error) { return m.keyCondition(tuple) }
+}
+
+const (
+	oidText = 25
+	oidJSON = 114
+)
+
+func textParam(s string) param { return param{value: []byte(s)} }
+
+// rowAt finds the row at a place of a table.
+func rowAt(tableoid, ctid string) rowOf {
+	return func() (string, []uint32, []param, error) {
+		return "t.tableoid = $1::oid AND t.ctid = $2::tid", []uint32{oidText, oidText}, []param{textParam(tableoid), textParam(ctid)}, nil
+	}
+}
 
 // record queues both versions of a conflict to be kept, in the transaction that decides it (invariant 7).
-// tuple is what the remote transaction wants, nil for a delete.
-func (c *carefulRun) record(m *mapping, tuple []wire.Value, l look, d conflict.Decision) error {
+// tuple is what the remote transaction wants, nil for a delete. The image of the row that is here is made when
+// it is recorded, in front of the statement that changes the row.
+func (c *carefulRun) record(m *mapping, tuple []wire.Value, here rowOf, l look, d conflict.Decision) error {
 	if !d.Conflict {
 		return nil
 	}
@@ -23,46 +56,73 @@ func (c *carefulRun) record(m *mapping, tuple []wire.Value, l look, d conflict.D
 	if d.RemoteWins {
 		outcome = "remote wins"
 	}
-	const oidText, oidJSONB = 25, 3802
-	text := func(s string) param { return param{value: []byte(s)} }
-	types := []uint32{oidText, oidText, oidText, oidText, oidInt8, oidInt8, oidText, oidInt8, oidJSONB}
-	ps := []param{
-		text(m.local.schema + "." + m.local.name), text(string(d.Kind)), text(outcome),
-		text(c.origin.String()), int64Param(int64(c.t.Seq)), int64Param(int64(c.t.Stamp)),
-		text(l.local.Version.Origin.String()), int64Param(int64(l.local.Version.Stamp)),
-		{value: l.image, null: l.image == nil},
+	i := images{}
+	if c.bare != "" {
+		i.mark(c.bare, l.found, tuple != nil)
+	} else if err := i.make(m, tuple, here, l.found); err != nil {
+		return err
 	}
-	var set []int
-	for i, v := range tuple {
-		if v.Format == wire.Unchanged || m.cols[i] < 0 {
-			continue
+	s := m.statement("kc"+i.shape, func() (string, []uint32) {
+		types := append(i.types, oidText, oidText, oidText, oidText, oidInt8, oidInt8, oidText, oidInt8)
+		var values []string
+		for n := len(i.types) + 1; n <= len(types); n++ {
+			values = append(values, fmt.Sprintf("$%d", n))
 		}
-		p, err := m.param(i, v)
-		if err != nil {
-			return err
-		}
-		set, ps = append(set, i), append(ps, p)
-	}
-	s := m.statement("kc"+shape(set), func() (string, []uint32) {
-		image, types := m.image(set, types)
-		return conflictSQL + image + ")", types
+		return conflictSQL + strings.Join(values, ", ") + ", " + i.local + ", " + i.remote + ")", types
 	})
-	c.push("record conflict", s, ps)
+	ps := append(i.ps, textParam(m.local.schema+"."+m.local.name), textParam(string(d.Kind)), textParam(outcome),
+		textParam(c.origin.String()), int64Param(int64(c.t.Seq)), int64Param(int64(c.t.Stamp)),
+		textParam(l.local.Version.Origin.String()), int64Param(int64(l.local.Version.Stamp)))
+	c.queue = append(c.queue, queued{what: "record conflict", s: s, ps: ps, history: true})
 	c.losses++
 	return nil
 }
 
-// image is the SQL for the columns of set as a JSON object, NULL values included; their parameters come
-// behind those of types.
-func (m *mapping) image(set []int, types []uint32) (string, []uint32) {
-	if len(set) == 0 {
-		return "NULL", types
+// images are the SQL of a conflict's two images with its parameters. The same shape has the same SQL. They are
+// json, not jsonb, which cannot hold every value that json can.
+type images struct {
+	local, remote string
+	shape         string
+	types         []uint32
+	ps            []param
+}
+
+func (i *images) make(m *mapping, tuple []wire.Value, here rowOf, found bool) error {
+	i.local, i.remote, i.shape = "NULL", "NULL", "-"
+	if found {
+		where, types, ps, err := here()
+		if err != nil {
+			return err
+		}
+		i.local = "(SELECT row_to_json(t.*) FROM " + m.local.rows + " t WHERE " + where + ")"
+		i.shape, i.types, i.ps = where, types, ps
 	}
 	var cols []string
-	for _, i := range set {
-		col := &m.local.cols[m.cols[i]]
-		types = append(types, col.param())
-		cols = append(cols, fmt.Sprintf("$%d AS %s", len(types), col.quoted))
+	for n, v := range tuple {
+		if v.Format == wire.Unchanged || m.cols[n] < 0 {
+			continue
+		}
+		p, err := m.param(n, v)
+		if err != nil {
+			return err
+		}
+		col := &m.local.cols[m.cols[n]]
+		i.types, i.ps = append(i.types, col.param()), append(i.ps, p)
+		cols = append(cols, fmt.Sprintf("$%d AS %s", len(i.types), col.quoted))
 	}
-	return "(SELECT to_jsonb(r) FROM (SELECT " + strings.Join(cols, ", ") + ") r)", types
+	if len(cols) > 0 {
+		// NULL values are in it, other than unchanged ones.
+		i.remote = "(SELECT row_to_json(r.*) FROM (SELECT " + strings.Join(cols, ", ") + ") r)"
+	}
+	i.shape += i.remote
+	return nil
+}
+
+// mark says in both images why they are not there.
+func (i *images) mark(reason string, local, remote bool) {
+	b, _ := json.Marshal(map[string]string{"pgbridge": "not recorded: " + reason}) // strings always encode
+	for _, there := range []bool{local, remote} {
+		i.types, i.ps = append(i.types, oidJSON), append(i.ps, param{value: b, null: !there})
+	}
+	i.local, i.remote, i.shape = "$1", "$2", "bare"
 }

@@ -17,24 +17,28 @@ import (
 type look struct {
 	local conflict.Local
 	found bool
-	seen  bool   // the transaction's author had, or may have had, seen it
-	own   bool   // written by the transaction's own origin
-	image []byte // the row as JSON, if found
+	seen  bool // the transaction's author had, or may have had, seen it
+	own   bool // written by the transaction's own origin
+	mine  bool // the row, or its absence, is the transaction's own work
 }
 
 const (
 	lookColumns = `t.xmin::text, c.timestamp IS NULL,
-		COALESCE((extract(epoch FROM c.timestamp) * 1000000)::int8, 0), COALESCE(c.roident, 0), to_jsonb(t.*), t.tableoid::text || t.ctid::text`
+		COALESCE((extract(epoch FROM c.timestamp) * 1000000)::int8, 0), COALESCE(c.roident, 0), t.xmin = pg_current_xact_id_if_assigned()::xid, t.tableoid::text || t.ctid::text`
 	lookVersion = `LATERAL pg_xact_commit_timestamp_origin(t.xmin) c`
 )
 
-// lookAll locks the rows of all keys in pending that were not looked at before, and finds out their
+// lookAll locks the rows of all keys in pending that the transaction has not lost before, and finds out their
 // versions; it reports whether capture must read on before something can be decided.
 func (c *carefulRun) lookAll(ctx context.Context, pending []step) (unknown bool, err error) {
 	groups := map[*mapping]*keyGroup{}
 	var order []*mapping
 	want := func(m *mapping, tuple []wire.Value, k wire.KeyHash) {
 		if c.rows[k] != nil {
+			return
+		}
+		if c.lost.has(k) {
+			c.rows[k] = &rowState{lost: true}
 			return
 		}
 		g := groups[m]
@@ -203,6 +207,9 @@ func (m *mapping) keyCondition(tuple []wire.Value) (string, []uint32, []param, e
 // absent concludes from "no row" only after capture has read every local delete that could be the
 // reason (R13, R14); then the tombstones know (R17).
 func (c *carefulRun) absent(m *mapping, k wire.KeyHash) (look, error) {
+	if c.buried.has(k) {
+		return look{local: conflict.Local{Absent: true}, mine: true}, nil
+	}
 	if !c.waited {
 		return look{}, errUnknown
 	}
@@ -214,7 +221,10 @@ func (c *carefulRun) absent(m *mapping, k wire.KeyHash) (look, error) {
 }
 
 func (c *carefulRun) present(row [][]byte, k wire.KeyHash) (look, error) {
-	l := look{found: true, image: append([]byte(nil), row[4]...)}
+	l := look{found: true, mine: string(row[4]) == "t"}
+	if l.mine {
+		return l, nil
+	}
 	var xmin, id uint32
 	var unknown string
 	var micros int64

@@ -47,6 +47,7 @@ type fakeWAL struct {
 	low    origin.Vector
 	mark   func(seq uint64) (uint64, bool)
 	passed func() // called whenever somebody has waited for capture
+	judged func() // called when a local row's stamp is asked for
 }
 
 func (f *fakeWAL) Passed() uint64 { return 1 << 62 }
@@ -62,6 +63,9 @@ func (f *fakeWAL) WaitPassed(ctx context.Context, lsn uint64) error {
 func (f *fakeWAL) LocalStamp(s origin.Stamp, k wire.KeyHash) origin.Stamp {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.judged != nil {
+		f.judged()
+	}
 	if l, ok := f.lifted[s]; ok && (f.keys == nil || f.keys[k]) {
 		return l
 	}

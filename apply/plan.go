@@ -246,6 +246,9 @@ func (p *planner) update(m *mapping) error {
 			}
 		}
 	}
+	if !p.large && !moved {
+		p.print.locks = append(p.print.locks, k)
+	}
 	p.set = m.set(p.set, c.New, rekeyed)
 	if low && p.w.unsettled(m, k, p.t) || !m.writable(p.set, rekeyed) {
 		return errSurprise

@@ -2,6 +2,7 @@ package apply
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -33,7 +34,7 @@ func (c *carefulRun) change(m *mapping, s *statement, tuple []wire.Value, set []
 }
 
 func (c *carefulRun) push(what string, s *statement, ps []param) {
-	c.queue = append(c.queue, queued{what, s, ps})
+	c.queue = append(c.queue, queued{what: what, s: s, ps: ps})
 }
 
 // ready prepares a statement of the careful path, if it is not yet.
@@ -82,8 +83,14 @@ func (c *carefulRun) flush(ctx context.Context) error {
 		n++
 	}
 	if err := r.Close(); err != nil {
-		return fmt.Errorf("%s: %w", c.queue[min(n, len(c.queue)-1)].what, err)
+		q := &c.queue[min(n, len(c.queue)-1)]
+		var pg *pgconn.PgError
+		if q.history && errors.As(err, &pg) {
+			err = &historyError{pg}
+		}
+		return fmt.Errorf("%s: %w", q.what, err)
 	}
+	clear(c.queue)
 	c.queue = c.queue[:0]
 	return nil
 }

@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS pgbridge.tombstone (
 );
 ALTER TABLE pgbridge.tombstone ALTER COLUMN keys SET STORAGE EXTERNAL;
 
--- Losing row versions, with both images.
+-- Losing row versions, with both images: json, since jsonb cannot hold every value that json can.
 CREATE TABLE IF NOT EXISTS pgbridge.conflict (
     id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     at            timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -47,7 +47,7 @@ CREATE TABLE IF NOT EXISTS pgbridge.conflict (
     remote_stamp  bigint NOT NULL,
     local_origin  text   NOT NULL,
     local_stamp   bigint NOT NULL,
-    local_row     jsonb,                     -- what stood here; null if it was deleted
-    remote_row    jsonb                      -- what the remote transaction wanted; null for a delete
+    local_row     json,                      -- what stood here; null if it was deleted
+    remote_row    json                       -- what the remote transaction wanted; null for a delete
 );
 CREATE INDEX IF NOT EXISTS conflict_at ON pgbridge.conflict (at);

@@ -112,6 +112,10 @@ func (b *takebacks) prepare(ctx context.Context, due []take) (map[deletion]strin
 		if err != nil {
 			return nil, err
 		}
+		if d.keys != 0 && d.keys != len(tab.key) {
+			b.rekeyed(tab)
+			continue
+		}
 		name := fmt.Sprintf("take%d", len(statements))
 		sql, types := b.sql(tab, &due[i])
 		if _, err := b.conn.PgConn().Prepare(ctx, name, sql, types); err != nil {
@@ -120,6 +124,13 @@ func (b *takebacks) prepare(ctx context.Context, due []take) (map[deletion]strin
 		statements[d] = name
 	}
 	return statements, nil
+}
+
+// rekeyed gives up the take-backs of deletes that were captured under another key of the table: their rows
+// cannot be found by it.
+func (b *takebacks) rekeyed(tab *table) {
+	b.failed(fmt.Errorf("table %s got another key since rows of it were deleted; compare it with the other nodes: "+
+		"older versions of the deleted rows may have come back", tab.quoted))
 }
 
 // execute sends all deletes in one go, each as a transaction of its own: one for all would keep rows locked

@@ -35,8 +35,10 @@ func (c *carefulRun) truncate(ctx context.Context, m *mapping) error {
 }
 
 func (c *carefulRun) truncateRow(ctx context.Context, m *mapping, tableoid, ctid string) error {
-	where := "t.tableoid = $1::text::oid AND t.ctid = $2::text::tid"
-	ps := []param{{value: []byte(tableoid)}, {value: []byte(ctid)}}
+	where, _, ps, err := rowAt(tableoid, ctid)()
+	if err != nil {
+		return err
+	}
 	if _, err := c.exec(ctx, "SELECT 1 FROM "+m.local.rows+" t WHERE "+where+" FOR UPDATE", nil, ps); err != nil {
 		return fmt.Errorf("lock row of %s: %w", m.local.quoted, err)
 	}
@@ -53,7 +55,7 @@ func (c *carefulRun) truncateRow(ctx context.Context, m *mapping, tableoid, ctid
 		return err
 	}
 	d := c.policy(conflict.Case{Write: conflict.Truncate, Remote: c.t.version(), Local: l.local, Seen: l.seen})
-	if err := c.record(m, nil, l, d); err != nil {
+	if err := c.record(m, nil, rowAt(tableoid, ctid), l, d); err != nil {
 		return err
 	}
 	if !d.RemoteWins {

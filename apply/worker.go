@@ -318,6 +318,7 @@ func (w *worker) add(t *txn) error {
 		b.parses = b.parses[:parses]
 		return err
 	}
+	held.keep()
 	l := landing{t: t, held: held}
 	l.tomb, l.buried = p.deleted()
 	if len(b.txns) == 0 {
