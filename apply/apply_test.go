@@ -294,7 +294,7 @@ func TestTakeBackUnderAnotherKey(t *testing.T) {
 	}
 	p.to.Exec(t, `ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (a)`)
 	key := append(intKey(1), intKey(1)...)
-	p.a.LocalDelete("public", "t", key, tab.hasher.Hash(key), origin.Version{Stamp: p.last + 1000, Origin: origin.Origin{Node: "b", Epoch: 1}}, 1, 500)
+	p.a.LocalDelete("public", "t", key, tab.hasher.Hash(key, nil), origin.Version{Stamp: p.last + 1000, Origin: origin.Origin{Node: "b", Epoch: 1}}, 1, 500)
 	awaitTrue(t, func() bool { return p.a.HoldLSN() == 0 })
 	if got := p.to.Value(t, `SELECT count(*) FROM t`); got != "1" {
 		t.Errorf("%s rows", got)
@@ -318,7 +318,7 @@ func TestUpdatedKeysAreLocked(t *testing.T) {
 	exec(`BEGIN; SELECT FROM t FOR UPDATE`)
 	p.from.Exec(t, `UPDATE t SET v = 'y'`)
 	p.ship(nil, false)
-	locks, key := p.a.workers[0].locks, tab.hasher.Hash(intKey(1))
+	locks, key := p.a.workers[0].locks, tab.hasher.Hash(intKey(1), nil)
 	awaitTrue(t, func() bool { return locks.holds(key) != nil })
 	exec(`COMMIT`)
 	p.await()
