@@ -78,7 +78,7 @@ func brokerKeys() []key {
 			why:   "When frames are fsynced: always before the ack, or by interval (a power cut may lose minutes).",
 			field: func(c *Config) any { return &c.NATS.Embedded.Sync }},
 		{name: "nats.embedded.max_store", initial: "10GiB", least: "64MiB",
-			why:   "Disk that the embedded server may use.",
+			why:   "Disk that the embedded server may use; twice stream.max_bytes lets a full stream free itself.",
 			field: func(c *Config) any { return &c.NATS.Embedded.MaxStore }},
 		{name: "nats.embedded.max_payload", initial: "1MiB", least: "1MiB", most: "8MiB",
 			why:   "Largest message of the embedded server; must leave room above capture.frame_bytes.",
@@ -97,7 +97,7 @@ func brokerKeys() []key {
 			field: func(c *Config) any { return &c.NATS.TokenFile }},
 
 		{name: "stream.max_bytes", initial: "8GiB", least: "64MiB",
-			why:   "What the node's stream may hold for slow readers; when full, capture pauses with an alarm.",
+			why:   "What the stream may hold for slow readers, in need twice that; when full, capture pauses with an alarm.",
 			field: func(c *Config) any { return &c.Stream.MaxBytes }},
 		{name: "stream.compression", initial: "none", allowed: []string{"none", "zstd"},
 			why:   "Compress frames: zstd where links are slower than the CPU.",
