@@ -56,6 +56,7 @@ type bridge struct {
 	log     *slog.Logger
 	server  *stream.Server // nil: external NATS
 	started time.Time
+	everRan bool    // a life has come to run
 	current current // the life that runs, for status
 }
 
@@ -68,7 +69,7 @@ const (
 
 // live runs life after life.
 func (b *bridge) live(ctx context.Context) error {
-	begun, ran, pause := time.Now(), false, time.Duration(0)
+	begun, pause := time.Now(), time.Duration(0)
 	for {
 		l := &life{bridge: b}
 		err := l.run(ctx)
@@ -81,8 +82,7 @@ func (b *bridge) live(ctx context.Context) error {
 		if permanent(err) {
 			return err
 		}
-		ran = ran || l.ran
-		if !ran && time.Since(begun) > firstPatience {
+		if !b.everRan && time.Since(begun) > firstPatience {
 			return err
 		}
 		if l.ran {

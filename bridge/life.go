@@ -24,6 +24,7 @@ type life struct {
 	ran       bool
 	applier   *apply.Applier
 	capture   *capture.Capture
+	tables    *capture.TableWatch
 	publisher *stream.Publisher
 	outbox    *outbox
 	peers     []*peer
@@ -56,13 +57,14 @@ func (l *life) start(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return named("apply", l.applier.Run(ctx, l.capture)) })
 	g.Go(func() error { return named("capture", l.capture.Run(ctx)) })
 	g.Go(func() error { return named("retention", l.retain(ctx)) })
+	g.Go(func() error { return named("tables", l.tables.Run(ctx)) })
 	for _, p := range l.peers {
 		g.Go(func() error { return named("read from "+p.name, p.run(ctx)) })
 	}
 	if l.server != nil {
 		g.Go(func() error { return named("embedded broker", l.watchServer(ctx)) })
 	}
-	l.ran = true
+	l.ran, l.everRan = true, true
 	l.current.set(l)
 	l.log.Info("bridge runs", "cluster", l.cfg.Cluster, "node", l.cfg.Node, "writer_epoch", l.applier.Node().WriterEpoch)
 	if l.opts.Ready != nil {
@@ -99,7 +101,10 @@ func (l *life) prepare(ctx context.Context) error {
 			return err
 		}
 	}
-	return capture.Check(ctx, checkOptions(l.cfg))
+	o := checkOptions(l.cfg)
+	o.Running = l.everRan // what came since it began must not end a bridge that ran
+	l.tables = capture.NewTableWatch(o, l.cfg.Postgres.AutoSetup, l.log)
+	return capture.Check(ctx, o)
 }
 
 func (l *life) openApplier(ctx context.Context) error {

@@ -135,6 +135,9 @@ func (b *bridge) report(ctx context.Context) *Report {
 	r.Slot.CapturedLSN = pglogrepl.LSN(s.PassedLSN).String()
 	r.Slot.ConfirmedLSN = pglogrepl.LSN(s.ConfirmedLSN).String()
 	l.reportPublisher(ctx, r)
+	for _, f := range l.tables.Findings() {
+		r.Alarms = append(r.Alarms, Alarm{Code: f.Code, Severity: SeverityError, Text: f.Thing + " " + f.Fault, Mend: f.Mend})
+	}
 	for _, o := range l.applier.Status() {
 		r.Links = append(r.Links, l.reportLink(o))
 	}
