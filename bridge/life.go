@@ -47,19 +47,31 @@ func (l *life) run(ctx context.Context) (err error) {
 		return err
 	}
 	l.openPeers()
-	g, ctx := errgroup.WithContext(ctx)
-	l.start(ctx, g)
+	working, endWorking := context.WithCancel(context.WithoutCancel(ctx))
+	defer endWorking()
+	g, working := errgroup.WithContext(working)
+	capturing, endCapturing := context.WithCancel(working)
+	defer endCapturing()
+	reading, endReading := context.WithCancel(working)
+	defer endReading()
+	s := stages{reading, capturing, working}
+	l.start(s, g)
+	g.Go(func() error {
+		l.drain(ctx, s, endReading, endCapturing, endWorking)
+		return nil
+	})
 	return g.Wait()
 }
 
-func (l *life) start(ctx context.Context, g *errgroup.Group) {
+func (l *life) start(s stages, g *errgroup.Group) {
+	ctx := s.working
 	g.Go(func() error { return named("publish", l.publisher.Run(ctx)) })
 	g.Go(func() error { return named("apply", l.applier.Run(ctx, l.capture)) })
-	g.Go(func() error { return named("capture", l.capture.Run(ctx)) })
+	g.Go(func() error { return named("capture", l.runCapture(s.capturing)) })
 	g.Go(func() error { return named("retention", l.retain(ctx)) })
 	g.Go(func() error { return named("tables", l.tables.Run(ctx)) })
 	for _, p := range l.peers {
-		g.Go(func() error { return named("read from "+p.name, p.run(ctx)) })
+		g.Go(func() error { return named("read from "+p.name, p.run(s.reading)) })
 	}
 	if l.server != nil {
 		g.Go(func() error { return named("embedded broker", l.watchServer(ctx)) })
@@ -71,6 +83,14 @@ func (l *life) start(ctx context.Context, g *errgroup.Group) {
 		l.opts.Ready()
 		l.opts.Ready = nil
 	}
+}
+
+// runCapture ends without an error when a stop has ended it: the others go on then.
+func (l *life) runCapture(ctx context.Context) error {
+	if err := l.capture.Run(ctx); ctx.Err() == nil {
+		return err
+	}
+	return nil
 }
 
 func named(what string, err error) error {
