@@ -135,7 +135,8 @@ func (b *bridge) startServer() error {
 	e := b.cfg.NATS.Embedded
 	s, err := stream.StartServer(stream.ServerOptions{
 		Listen: e.Listen, StoreDir: filepath.Join(b.cfg.DataDir, "jetstream"), SyncAlways: e.Sync == "always",
-		MaxStore: int64(e.MaxStore), MaxPayload: int32(e.MaxPayload), AllowPlaintext: e.AllowPlaintext, Logger: b.log,
+		MaxStore: int64(e.MaxStore), MaxPayload: int32(e.MaxPayload), AllowPlaintext: e.AllowPlaintext, Token: b.cfg.NATS.Token,
+		Logger: b.log,
 	})
 	if err != nil {
 		return err
