@@ -78,7 +78,8 @@ type candidate struct {
 	persistence string // p permanent, u unlogged
 	identity    string // as pg_class.relreplident
 	hasKey      bool   // a usable key, by the rule of keySQL
-	identifies  bool   // old rows are identified: updates and deletes are possible at all
+	rowSecurity bool
+	identifies  bool // old rows are identified: updates and deletes are possible at all
 }
 
 // usable says that the table can be published: that neither its updates are refused then, nor its rows
@@ -101,7 +102,7 @@ func (c *candidate) unusable() (fault, mend string) {
 // candidatesSQL leaves partitions out, which are published through their root, temporary tables, and what
 // is not a user's.
 const candidatesSQL = `
-SELECT n.nspname::text, c.relname::text, c.relpersistence::text, c.relreplident::text,
+SELECT n.nspname::text, c.relname::text, c.relpersistence::text, c.relreplident::text, c.relrowsecurity,
        EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indimmediate
                AND i.indpred IS NULL AND i.indexprs IS NULL
                AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = i.indrelid
@@ -141,7 +142,7 @@ func chooseTables(ctx context.Context, conn *pgx.Conn, list []string, sql string
 	}
 	var chosen []candidate
 	var c candidate
-	if _, err = pgx.ForEachRow(rows, []any{&c.Schema, &c.Name, &c.persistence, &c.identity, &c.hasKey, &c.identifies}, func() error {
+	if _, err = pgx.ForEachRow(rows, []any{&c.Schema, &c.Name, &c.persistence, &c.identity, &c.rowSecurity, &c.hasKey, &c.identifies}, func() error {
 		if p.match(c.TableName) {
 			chosen = append(chosen, c)
 		}
