@@ -56,6 +56,7 @@ type bridge struct {
 	log     *slog.Logger
 	server  *stream.Server // nil: external NATS
 	started time.Time
+	everRan bool    // a life has come to run
 	current current // the life that runs, for status
 }
 
@@ -69,7 +70,7 @@ const (
 
 // live runs life after life.
 func (b *bridge) live(ctx context.Context) error {
-	begun, ran, pauses := time.Now(), false, pauses{}
+	begun, pauses := time.Now(), pauses{}
 	for {
 		l := &life{bridge: b}
 		err := l.run(ctx)
@@ -82,8 +83,7 @@ func (b *bridge) live(ctx context.Context) error {
 		if permanent(err) {
 			return err
 		}
-		ran = ran || !l.ran.IsZero()
-		if !ran && time.Since(begun) > firstPatience {
+		if !b.everRan && time.Since(begun) > firstPatience {
 			return err
 		}
 		pause := pauses.next(!l.ran.IsZero() && time.Since(l.ran) >= steady)
@@ -137,7 +137,8 @@ func (b *bridge) startServer() error {
 	e := b.cfg.NATS.Embedded
 	s, err := stream.StartServer(stream.ServerOptions{
 		Listen: e.Listen, StoreDir: filepath.Join(b.cfg.DataDir, "jetstream"), SyncAlways: e.Sync == "always",
-		MaxStore: int64(e.MaxStore) + fenceStore, MaxPayload: int32(e.MaxPayload), AllowPlaintext: e.AllowPlaintext, Logger: b.log,
+		MaxStore: int64(e.MaxStore) + fenceStore, MaxPayload: int32(e.MaxPayload), AllowPlaintext: e.AllowPlaintext, Token: b.cfg.NATS.Token,
+		Logger: b.log,
 	})
 	if err != nil {
 		return err

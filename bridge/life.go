@@ -25,6 +25,7 @@ type life struct {
 	own       origin.Origin
 	applier   *apply.Applier
 	capture   *capture.Capture
+	tables    *capture.TableWatch
 	publisher *stream.Publisher
 	outbox    *outbox
 	peers     []*peer
@@ -50,23 +51,35 @@ func (l *life) run(ctx context.Context) (err error) {
 		return err
 	}
 	l.openPeers()
-	g, ctx := errgroup.WithContext(ctx)
-	l.start(ctx, g)
+	working, endWorking := context.WithCancel(context.WithoutCancel(ctx))
+	defer endWorking()
+	g, working := errgroup.WithContext(working)
+	capturing, endCapturing := context.WithCancel(working)
+	defer endCapturing()
+	reading, endReading := context.WithCancel(working)
+	defer endReading()
+	s := stages{reading, capturing, working}
+	l.start(s, g)
+	g.Go(func() error {
+		l.drain(ctx, s, endReading, endCapturing, endWorking)
+		return nil
+	})
 	return g.Wait()
 }
 
-func (l *life) start(ctx context.Context, g *errgroup.Group) {
-	part(ctx, g, "publish", l.publisher.Run)
-	part(ctx, g, "apply", func(ctx context.Context) error { return l.applier.Run(ctx, l.capture) })
-	part(ctx, g, "capture", l.capture.Run)
-	part(ctx, g, "retention", l.retain)
+func (l *life) start(s stages, g *errgroup.Group) {
+	part(s.working, g, "publish", l.publisher.Run)
+	part(s.working, g, "apply", func(ctx context.Context) error { return l.applier.Run(ctx, l.capture) })
+	part(s.capturing, g, "capture", l.runCapture)
+	part(s.working, g, "retention", l.retain)
+	part(s.working, g, "tables", l.tables.Run)
 	for _, p := range l.peers {
-		part(ctx, g, "read from "+p.name, p.run)
+		part(s.reading, g, "read from "+p.name, p.run)
 	}
 	if l.server != nil {
-		part(ctx, g, "embedded broker", l.watchServer)
+		part(s.working, g, "embedded broker", l.watchServer)
 	}
-	l.ran = time.Now()
+	l.ran, l.everRan = time.Now(), true
 	l.current.set(l)
 	l.log.Info("bridge runs", "cluster", l.cfg.Cluster, "node", l.cfg.Node, "writer_epoch", l.applier.Node().WriterEpoch)
 	if l.opts.Ready != nil {
@@ -75,10 +88,18 @@ func (l *life) start(ctx context.Context, g *errgroup.Group) {
 	}
 }
 
+// runCapture ends without an error when a stop has ended it: the others go on then.
+func (l *life) runCapture(ctx context.Context) error {
+	if err := l.capture.Run(ctx); ctx.Err() == nil {
+		return err
+	}
+	return nil
+}
+
 // errEnded is what a part ended with that gave no error, though nobody had told it to end.
 var errEnded = errors.New("it ended without an error")
 
-// part starts one part of a life. None may end before the others: the bridge would go on without it.
+// part starts one part of a life. None may end before its stage does: the bridge would go on without it.
 func part(ctx context.Context, g *errgroup.Group, what string, run func(context.Context) error) {
 	g.Go(func() error {
 		err := run(ctx)
@@ -120,7 +141,10 @@ func (l *life) prepare(ctx context.Context) error {
 			return err
 		}
 	}
-	return capture.Check(ctx, checkOptions(l.cfg))
+	o := checkOptions(l.cfg)
+	o.Running = l.everRan // what came since it began must not end a bridge that ran
+	l.tables = capture.NewTableWatch(o, l.cfg.Postgres.AutoSetup, l.log)
+	return capture.Check(ctx, o)
 }
 
 func (l *life) openApplier(ctx context.Context) error {

@@ -2,9 +2,11 @@ package bridge
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/nats-io/nats.go"
 
 	"github.com/pgbridge/pgbridge/apply"
@@ -63,9 +65,17 @@ func Setup(ctx context.Context, cfg *config.Config) error {
 	return capture.Setup(ctx, o)
 }
 
-// SetupSQL returns what Setup runs, for a person to run by hand.
+// SetupSQL returns what Setup runs, for a person to run by hand, and before and behind it what the role in
+// postgres.dsn needs to run a bridge. That person has to be a superuser; the role need not be.
 func SetupSQL(ctx context.Context, cfg *config.Config) ([]string, error) {
 	o, err := captureSetup(ctx, cfg)
+	if mayNot(err) { // before the grants: it cannot look, and what is there may have run
+		o.HasRun, err = true, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	g, err := grantSQL(ctx, o)
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +83,13 @@ func SetupSQL(ctx context.Context, cfg *config.Config) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append(apply.SetupSQL(applySetup(cfg)), sql...), nil
+	return slices.Concat(g.before, apply.SetupSQL(applySetup(cfg)), sql, g.after), nil
+}
+
+// mayNot reports whether the server refused for want of a privilege.
+func mayNot(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == "42501"
 }
 
 // connect returns a connection to a NATS server, which may be away for now.

@@ -5,11 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -49,41 +46,6 @@ func (c *current) get() (*life, error) {
 	return c.life, c.err
 }
 
-// socketPath is where a running bridge answers status. A Unix socket's path holds about a hundred bytes;
-// for a longer data_dir the socket is in the directory for temporary files.
-func socketPath(dataDir string) string {
-	p := filepath.Join(dataDir, "status.sock")
-	if len(p) < 100 {
-		return p
-	}
-	h := fnv.New64a()
-	h.Write([]byte(dataDir))
-	return filepath.Join(os.TempDir(), fmt.Sprintf("pgbridge-%x.sock", h.Sum64()))
-}
-
-// serveStatus answers on the status socket until stop is called.
-func (b *bridge) serveStatus() (stop func(), err error) {
-	path := socketPath(b.cfg.DataDir)
-	os.Remove(path) // the lock on data_dir says that nobody else serves it
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("status socket: %w; make data_dir writable or choose another", err)
-	}
-	os.Chmod(path, 0o600)
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		json.NewEncoder(w).Encode(b.report(r.Context()))
-	})
-	s := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		s.Serve(l)
-	}()
-	return func() { s.Close(); <-done }, nil
-}
-
 // ErrNotRunning means that no bridge runs for the node on this machine.
 var ErrNotRunning = errors.New("no bridge runs for this node here; start it with pgbridge run")
 
@@ -114,6 +76,8 @@ func Status(ctx context.Context, cfg *config.Config) (*Report, error) {
 	return r, nil
 }
 
+const starting = "the bridge is starting"
+
 func (b *bridge) report(ctx context.Context) *Report {
 	r := &Report{Cluster: b.cfg.Cluster, Node: b.cfg.Node, At: time.Now().UTC(), Alarms: []Alarm{}, Links: []LinkReport{}}
 	r.Stream.Stream = fmt.Sprintf("PGB_%s_%s", b.cfg.Cluster, b.cfg.Node)
@@ -121,7 +85,7 @@ func (b *bridge) report(ctx context.Context) *Report {
 	b.reportSlot(ctx, r)
 	l, err := b.current.get()
 	if l == nil {
-		if r.Waiting = "the bridge is starting"; err != nil {
+		if r.Waiting = starting; err != nil {
 			r.Waiting = err.Error()
 		}
 		return r
@@ -136,6 +100,9 @@ func (b *bridge) report(ctx context.Context) *Report {
 	r.Slot.CapturedLSN = pglogrepl.LSN(s.PassedLSN).String()
 	r.Slot.ConfirmedLSN = pglogrepl.LSN(s.ConfirmedLSN).String()
 	l.reportPublisher(ctx, r)
+	for _, f := range l.tables.Findings() {
+		r.Alarms = append(r.Alarms, Alarm{Code: f.Code, Severity: SeverityError, Text: f.Thing + " " + f.Fault, Mend: f.Mend})
+	}
 	for _, o := range l.applier.Status() {
 		r.Links = append(r.Links, l.reportLink(o))
 	}

@@ -196,6 +196,9 @@ func (c *check) publication(ctx context.Context) error {
 
 // tables looks at each table that the patterns choose.
 func (c *check) tables(ctx context.Context, p *publication, chosen []candidate) error {
+	if c.opts.Running {
+		return nil
+	}
 	oids := make([]uint32, len(chosen))
 	for i, t := range chosen {
 		oids[i] = t.oid
@@ -206,26 +209,21 @@ func (c *check) tables(ctx context.Context, p *publication, chosen []candidate) 
 	}
 	var absent []string
 	for _, t := range chosen {
-		exclude := fmt.Sprintf("exclude it under tables (\"!%s.%s\")", t.Schema, t.Name)
-		switch {
-		case t.persistence == "u":
-			c.add(CodeTableUnlogged, "table "+t.String(), "is unlogged, so nothing of it is in the WAL",
-				fmt.Sprintf("run ALTER TABLE %s SET LOGGED, or %s", t, exclude))
-			continue
-		case !t.hasKey:
-			c.add(CodeTableKey, "table "+t.String(), "has no usable key, so no node can tell its rows apart",
-				fmt.Sprintf("run ALTER TABLE %s ADD PRIMARY KEY (...), or %s", t, exclude))
-		case !t.identifies:
-			c.add(CodeTableKey, "table "+t.String(), "has no replica identity, so its updates and deletes are refused",
-				fmt.Sprintf("run ALTER TABLE %s ADD PRIMARY KEY (...) or ALTER TABLE %s REPLICA IDENTITY USING INDEX ..., or %s", t, t, exclude))
+		if !t.usable() {
+			code := CodeTableKey
+			if t.persistence != "p" {
+				code = CodeTableUnlogged
+			}
+			fault, mend := t.unusable()
+			c.add(code, "table "+t.String(), fault, mend)
 		}
 		for _, k := range keys[t.oid] {
 			if k.refused != nil {
 				c.add(CodeTableKey, "table "+t.String(), fmt.Sprintf("has column %s in its key: %v", ident(k.name), k.refused),
-					fmt.Sprintf("%s, or %s", k.refused.Mend(), exclude))
+					fmt.Sprintf("%s, or %s", k.refused.Mend(), t.exclude()))
 			}
 		}
-		if p.exists && !p.all && !p.has(t.TableName) {
+		if t.persistence == "p" && p.exists && !p.all && !p.has(t.TableName) {
 			absent = append(absent, t.String())
 		}
 	}

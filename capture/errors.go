@@ -46,6 +46,8 @@ const (
 	CodeServerOther        = "server-other"           // another database cluster answers
 	CodeTableKey           = "table-key"              // a table's updates cannot be captured
 	CodeTableUnlogged      = "table-unlogged"         // a table's changes are not in the WAL
+	CodeTableUnpublished   = "table-unpublished"      // a table came while capture ran, and is not published
+	CodeTableUnusable      = "table-unusable"         // a table came while capture ran, and cannot be published
 	CodeOriginForeign      = "replication-origin"     // somebody else replicates into this database
 	CodeTables             = "tables"                 // the patterns match nothing
 	CodeStreamOther        = "stream-other"           // the tail is not of this origin

@@ -79,13 +79,36 @@ type candidate struct {
 	persistence string // p permanent, u unlogged
 	identity    string // as pg_class.relreplident
 	hasKey      bool   // a usable key, by the rule of keySQL
-	identifies  bool   // old rows are identified: updates and deletes are possible at all
+	rowSecurity bool
+	identifies  bool // old rows are identified: updates and deletes are possible at all
+}
+
+// usable says that the table can be published: that neither its updates are refused then, nor its rows
+// unknown to the others.
+func (c *candidate) usable() bool { return c.persistence == "p" && c.hasKey && c.identifies }
+
+// exclude is how an operator leaves the table out.
+func (c *candidate) exclude() string {
+	return fmt.Sprintf("exclude it under tables (\"!%s.%s\")", c.Schema, c.Name)
+}
+
+// unusable says why it cannot be published, and what to do about it.
+func (c *candidate) unusable() (fault, mend string) {
+	exclude := c.exclude()
+	switch {
+	case c.persistence != "p":
+		return "is unlogged, so nothing of it is in the WAL", fmt.Sprintf("run ALTER TABLE %s SET LOGGED, or %s", c, exclude)
+	case !c.hasKey:
+		return "has no usable key, so no node can tell its rows apart", fmt.Sprintf("run ALTER TABLE %s ADD PRIMARY KEY (...), or %s", c, exclude)
+	}
+	return "has no replica identity, so its updates and deletes are refused",
+		fmt.Sprintf("run ALTER TABLE %s ADD PRIMARY KEY (...) or ALTER TABLE %s REPLICA IDENTITY USING INDEX ..., or %s", c, c, exclude)
 }
 
 // candidatesSQL leaves partitions out, which are published through their root, temporary tables, and what
 // is not a user's.
 const candidatesSQL = `
-SELECT n.nspname::text, c.relname::text, c.oid, c.relpersistence::text, c.relreplident::text,
+SELECT n.nspname::text, c.relname::text, c.oid, c.relpersistence::text, c.relreplident::text, c.relrowsecurity,
        EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indimmediate
                AND i.indpred IS NULL AND i.indexprs IS NULL
                AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = i.indrelid
@@ -98,22 +121,34 @@ SELECT n.nspname::text, c.relname::text, c.oid, c.relpersistence::text, c.relrep
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
   AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgbridge')
-  AND n.nspname NOT LIKE 'pg\_toast%' AND n.nspname NOT LIKE 'pg\_temp%'
-ORDER BY n.nspname, c.relname`
+  AND n.nspname NOT LIKE 'pg\_toast%' AND n.nspname NOT LIKE 'pg\_temp%'`
+
+const candidatesOrder = ` ORDER BY n.nspname, c.relname`
 
 // listTables returns the tables that the patterns choose, unlogged ones included.
 func listTables(ctx context.Context, conn *pgx.Conn, list []string) ([]candidate, error) {
+	return chooseTables(ctx, conn, list, candidatesSQL+candidatesOrder)
+}
+
+// listUnpublished returns those of them that the publication leaves out. It costs little where few do.
+func listUnpublished(ctx context.Context, conn *pgx.Conn, list []string, publication string) ([]candidate, error) {
+	return chooseTables(ctx, conn, list, candidatesSQL+
+		` AND (n.nspname, c.relname) NOT IN (SELECT schemaname, tablename FROM pg_publication_tables WHERE pubname = $1)`+
+		candidatesOrder, publication)
+}
+
+func chooseTables(ctx context.Context, conn *pgx.Conn, list []string, sql string, args ...any) ([]candidate, error) {
 	p, err := parsePatterns(list)
 	if err != nil {
 		return nil, err
 	}
-	rows, err := conn.Query(ctx, candidatesSQL)
+	rows, err := conn.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, classify(err, "list tables")
 	}
 	var chosen []candidate
 	var c candidate
-	if _, err = pgx.ForEachRow(rows, []any{&c.Schema, &c.Name, &c.oid, &c.persistence, &c.identity, &c.hasKey, &c.identifies}, func() error {
+	if _, err = pgx.ForEachRow(rows, []any{&c.Schema, &c.Name, &c.oid, &c.persistence, &c.identity, &c.rowSecurity, &c.hasKey, &c.identifies}, func() error {
 		if p.match(c.TableName) {
 			chosen = append(chosen, c)
 		}

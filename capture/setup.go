@@ -20,6 +20,9 @@ type SetupOptions struct {
 	// HasRun says that the node has captured before: a slot that is missing now was dropped, and a new one
 	// would leave out what was committed since. Setup then refuses to create it.
 	HasRun bool
+	// Running says that capture goes on after an interruption: a table that cannot be captured, or is not yet,
+	// keeps Check from nothing then. TableWatch tells of it.
+	Running bool
 }
 
 func (o SetupOptions) withDefaults() SetupOptions {
@@ -80,15 +83,17 @@ func setupSQL(ctx context.Context, conn *pgx.Conn, o SetupOptions) ([]string, er
 	if err != nil {
 		return nil, err
 	}
-	var names []TableName
-	for _, c := range chosen {
-		if c.persistence == "p" {
-			names = append(names, c.TableName)
-		}
-	}
 	pub, err := readPublication(ctx, conn, o.Publication, srv.version)
 	if err != nil {
 		return nil, err
+	}
+	var names []TableName
+	for _, c := range chosen {
+		// What is published without a key cannot be updated any more, by anybody. What is published
+		// already stays: Check has more to say to that than a change that no error explains.
+		if c.usable() || pub.has(c.TableName) {
+			names = append(names, c.TableName)
+		}
 	}
 	statements := publicationSQL(pub, names)
 	s, err := readSlot(ctx, conn, o.Slot)
@@ -163,6 +168,14 @@ func readPublication(ctx context.Context, conn *pgx.Conn, name string, version i
 		return nil, classify(err, "read publication "+ident(name))
 	}
 	return p, nil
+}
+
+// publicationGone is what to say of one that capture has used. PostgreSQL decodes each change by the publication
+// as it was then, so that a new one brings nothing of the time between.
+func publicationGone(name string) Finding {
+	return Finding{CodePublicationMissing, "publication " + ident(name),
+		"was dropped while capture needed it: what was committed since is not replicated, also not with a new one",
+		"if nothing was, drop the slot and run pgbridge setup; else let the node join anew"}
 }
 
 const publishSettings = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"

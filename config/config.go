@@ -13,7 +13,7 @@ type Config struct {
 	// Tables are patterns over "schema.table" in which * stands for any characters. A table is
 	// replicated if a pattern matches and none that begins with ! does. There is always one without !.
 	Tables []string
-	// ShutdownTimeout is how long a stop may drain before it ends hard.
+	// ShutdownTimeout is how long a stop may take before it ends hard.
 	ShutdownTimeout time.Duration
 
 	Postgres Postgres
@@ -107,7 +107,7 @@ type Conflict struct {
 	Default string
 }
 
-// HTTP configures the console.
+// HTTP configures the listener for status and health.
 type HTTP struct {
 	// Listen is host:port; empty means no listener.
 	Listen string

@@ -42,7 +42,7 @@ func nodeKeys() []key {
 			why:   "Which tables: patterns over schema.table, * for any characters, ! excludes and wins.",
 			field: func(c *Config) any { return &c.Tables }},
 		{name: "shutdown_timeout", initial: "10s", least: "1s", most: "10m",
-			why:   "How long a stop may drain; ending earlier is safe, the next start catches up.",
+			why:   "How long a stop may take; what it cannot finish by then is safe, the next start catches up.",
 			field: func(c *Config) any { return &c.ShutdownTimeout }},
 
 		{name: "postgres.dsn", sample: "postgres://pgbridge@/app?host=/var/run/postgresql", secret: true,
@@ -142,7 +142,7 @@ func partKeys() []key {
 			field: func(c *Config) any { return &c.Conflict.Default }},
 
 		{name: "http.listen",
-			why:   "Address of the console, for example 127.0.0.1:8080; empty is off.",
+			why:   "Address that serves /status (JSON) and /healthz (200 or 503), such as 127.0.0.1:8080; empty is off.",
 			field: func(c *Config) any { return &c.HTTP.Listen }},
 
 		{name: "log.level", initial: "info", allowed: []string{"debug", "info", "warn", "error"},

@@ -37,6 +37,7 @@ type ServerOptions struct {
 	MaxStore   int64  // bytes on disk; 0: three quarters of what is free
 	MaxPayload int32  // bytes, from MinMaxPayload to MaxMaxPayload; 0: DefaultMaxPayload
 	TLS        *tls.Config
+	Token      string // asked of every client; empty: of none
 	// AllowPlaintext permits an address that other machines can reach without TLS.
 	AllowPlaintext bool
 	Logger         *slog.Logger // nil: slog.Default()
@@ -137,7 +138,8 @@ func (s *Server) natsOptions() *server.Options {
 	}
 	return &server.Options{
 		ServerName: s.opts.Name, Host: host, Port: n,
-		NoSigs: true, DisableJetStreamBanner: true,
+		Authorization: s.opts.Token,
+		NoSigs:        true, DisableJetStreamBanner: true,
 		MaxPayload: s.opts.MaxPayload, TLSConfig: s.opts.TLS, TLS: s.opts.TLS != nil,
 		JetStream: true, StoreDir: s.opts.StoreDir, SyncAlways: s.opts.SyncAlways,
 		JetStreamMaxStore: s.opts.MaxStore, JetStreamMaxMemory: serverMemory,
@@ -159,7 +161,7 @@ func (s *Server) InProcessConn() (net.Conn, error) {
 // Connect returns an in-process connection, which outlives a Restart. The caller closes it, before the
 // server.
 func (s *Server) Connect(opts ...nats.Option) (*nats.Conn, error) {
-	all := append(ConnectOptions{Name: "pgbridge", Logger: s.log}.clientOptions(), nats.InProcessServer(s))
+	all := append(ConnectOptions{Name: "pgbridge", Logger: s.log}.clientOptions(), nats.InProcessServer(s), nats.Token(s.opts.Token))
 	// Not ClientURL: what stays in the process needs no TLS.
 	nc, err := nats.Connect("nats://"+s.opts.Listen, append(all, opts...)...)
 	if err != nil {

@@ -216,6 +216,22 @@ func TestFirstSignalStopsSecondLeaves(t *testing.T) {
 	}
 }
 
+// TestStopIsBounded: a bridge that does not end is left behind when shutdown_timeout is over.
+func TestStopIsBounded(t *testing.T) {
+	signals, release := make(chan os.Signal), make(chan struct{})
+	defer close(release)
+	b := backend{run: func(context.Context, *config.Config, bridge.Options) error {
+		signals <- syscall.SIGTERM
+		<-release
+		return nil
+	}}
+	var errs bytes.Buffer
+	code := execute(t.Context(), []string{"run", "-c", writeConfig(t), "--set", "shutdown_timeout=1s"}, terminal{&errs, &errs}, b, signals, func(int) {})
+	if code != exitFailed || !strings.Contains(errs.String(), "shutdown_timeout (1s)") {
+		t.Errorf("code %d, said %q", code, errs.String())
+	}
+}
+
 // TestSignalIsTheReason: a verb that a signal interrupts has failed, and says why.
 func TestSignalIsTheReason(t *testing.T) {
 	signals := make(chan os.Signal)

@@ -10,6 +10,9 @@ import (
 // Report is a bridge's own report.
 type Report = bridge.Report
 
+// Alarm is one of a report's.
+type Alarm = bridge.Alarm
+
 // Await waits until a query gives a value on the node.
 func (n *Node) Await(sql, want string) {
 	n.t.Helper()

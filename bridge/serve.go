@@ -1,0 +1,89 @@
+package bridge
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// socketPath is where a running bridge answers status. A Unix socket's path holds about a hundred bytes;
+// for a longer data_dir the socket is in the directory for temporary files.
+func socketPath(dataDir string) string {
+	p := filepath.Join(dataDir, "status.sock")
+	if len(p) < 100 {
+		return p
+	}
+	h := fnv.New64a()
+	h.Write([]byte(dataDir))
+	return filepath.Join(os.TempDir(), fmt.Sprintf("pgbridge-%x.sock", h.Sum64()))
+}
+
+// serveStatus answers on the status socket, and on http.listen if that is set, until stop is called.
+func (b *bridge) serveStatus() (stop func(), err error) {
+	path := socketPath(b.cfg.DataDir)
+	os.Remove(path) // the lock on data_dir says that nobody else serves it
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("status socket: %w; make data_dir writable or choose another", err)
+	}
+	os.Chmod(path, 0o600)
+	listeners := []net.Listener{l}
+	if b.cfg.HTTP.Listen != "" {
+		l, err := net.Listen("tcp", b.cfg.HTTP.Listen)
+		if err != nil {
+			listeners[0].Close()
+			return nil, fmt.Errorf("http.listen: %w; free that address or choose another", err)
+		}
+		b.log.Info("http serves", "listen", l.Addr().String())
+		listeners = append(listeners, l)
+	}
+	s := &http.Server{Handler: b.handler(), ReadHeaderTimeout: 5 * time.Second, WriteTimeout: time.Minute}
+	done := make(chan struct{})
+	for _, l := range listeners {
+		go func() {
+			s.Serve(l)
+			done <- struct{}{}
+		}()
+	}
+	return func() {
+		s.Close()
+		for range listeners {
+			<-done
+		}
+	}, nil
+}
+
+func (b *bridge) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(b.report(r.Context()))
+	})
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		if err := b.healthy(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	return mux
+}
+
+// healthy returns nil while all parts run. It asks nobody, so that it can be asked often. A peer that is away, or
+// a row that waits for a person, is no fault of this process: status tells of those.
+func (b *bridge) healthy() error {
+	l, err := b.current.get()
+	switch {
+	case l != nil:
+		return nil
+	case err != nil:
+		return err
+	}
+	return errors.New(starting)
+}
