@@ -26,13 +26,17 @@ func NewKeyHasher(schema, table string, types []uint32) *KeyHasher {
 }
 
 const (
+	oidInt8    = 20
+	oidInt2    = 21
+	oidInt4    = 23
 	oidFloat4  = 700
 	oidFloat8  = 701
 	oidNumeric = 1700
 )
 
 // Hash returns the hash of a key. Values that PostgreSQL's default btree operators call equal but that
-// differ in their bytes (numeric 1.0 and 1.00, float -0 and 0) get the same hash.
+// differ in their bytes (numeric 1.0 and 1.00, float -0 and 0) get the same hash. So do integers of different
+// width: a key that is widened by ALTER TABLE stays the same key.
 func (h *KeyHasher) Hash(key []Value) KeyHash {
 	b := h.buf[:h.head]
 	for i, v := range key {
@@ -42,6 +46,10 @@ func (h *KeyHasher) Hash(key []Value) KeyHash {
 		}
 		data := v.Data
 		if v.Format == Binary && i < len(h.types) {
+			if n, ok := integer(h.types[i], data); ok {
+				b = binary.BigEndian.AppendUint64(append(b, 'v', 8), uint64(n))
+				continue
+			}
 			data = canonical(h.types[i], data)
 		}
 		b = append(b, 'v')
@@ -74,4 +82,21 @@ func canonical(oid uint32, b []byte) []byte {
 		}
 	}
 	return b
+}
+
+// integer reads an integer. Its bytes tell its width: they may have been written before the column's type was
+// changed, or be read by somebody who does not know of that yet.
+func integer(oid uint32, b []byte) (int64, bool) {
+	if oid != oidInt2 && oid != oidInt4 && oid != oidInt8 {
+		return 0, false
+	}
+	switch len(b) {
+	case 2:
+		return int64(int16(binary.BigEndian.Uint16(b))), true
+	case 4:
+		return int64(int32(binary.BigEndian.Uint32(b))), true
+	case 8:
+		return int64(binary.BigEndian.Uint64(b)), true
+	}
+	return 0, false
 }

@@ -228,6 +228,11 @@ func TestEqualKeysHashAlike(t *testing.T) {
 	if f.Hash([]Value{bin(0x80, 0, 0, 0, 0, 0, 0, 0)}) != f.Hash([]Value{bin(0, 0, 0, 0, 0, 0, 0, 0)}) {
 		t.Error("float -0 and 0 are one key")
 	}
+	n := NewKeyHasher("public", "t", []uint32{oidInt4})
+	if n.Hash([]Value{bin(0xff, 0xff, 0xff, 0xfe)}) != n.Hash([]Value{bin(0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xfe)}) ||
+		n.Hash([]Value{bin(0, 2)}) != NewKeyHasher("public", "t", []uint32{oidInt8}).Hash([]Value{bin(0, 0, 0, 2)}) {
+		t.Error("integers of different width are one key")
+	}
 	two := NewKeyHasher("public", "t", []uint32{25, 25})
 	if two.Hash([]Value{bin('a', 'b'), bin('c')}) == two.Hash([]Value{bin('a'), bin('b', 'c')}) {
 		t.Error("the border between columns counts")
