@@ -53,7 +53,7 @@ func (l *life) run(ctx context.Context) (err error) {
 
 func (l *life) start(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return named("publish", l.publisher.Run(ctx)) })
-	g.Go(func() error { return named("apply", l.applier.Run(ctx, l.capture)) })
+	g.Go(func() error { return named("apply", l.applier.Run(ctx, l.capture, streams{l})) })
 	g.Go(func() error { return named("capture", l.capture.Run(ctx)) })
 	g.Go(func() error { return named("retention", l.retain(ctx)) })
 	for _, p := range l.peers {
@@ -283,12 +283,11 @@ func (l *life) retain(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
-		stable := l.applier.StableSeq()
-		if below := l.outbox.below(stable, l.applier.HoldLSN()); below > 0 {
+		l.capture.Forget(l.applier.Stable())
+		if below := l.outbox.below(l.applier.StableEverywhere(), l.applier.HoldLSN()); below > 0 {
 			if err := l.applier.Flush(ctx); err != nil {
 				return err
 			}
-			l.capture.Forget(stable)
 			if err := l.publisher.Purge(ctx, below); err != nil && ctx.Err() == nil {
 				l.log.Warn("own stream cannot be purged", "err", err.Error())
 			}

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/pgbridge/pgbridge/apply"
 	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/stream"
@@ -18,7 +20,8 @@ type peer struct {
 	name, url string
 	origin    origin.Origin
 	reader    atomic.Pointer[stream.Reader]
-	problem   atomic.Pointer[string] // why nothing is read; nil if something is
+	conn      atomic.Pointer[nats.Conn] // nil before run has begun
+	problem   atomic.Pointer[string]    // why nothing is read; nil if something is
 }
 
 // run reads until ctx ends. What goes wrong with one peer's stream concerns that peer alone: it is said,
@@ -34,6 +37,7 @@ func (p *peer) run(ctx context.Context) error {
 		return err
 	}
 	p.reader.Store(r)
+	p.conn.Store(nc)
 	find, pause := false, 100*time.Millisecond
 	for {
 		err := p.read(ctx, r, find)
