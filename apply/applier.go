@@ -31,12 +31,29 @@ type WAL interface {
 	// LocalStamp is the stamp of the captured local transaction with that commit time that wrote the
 	// key last; the commit time itself if it was not lifted (PROOF.md R15).
 	LocalStamp(commitTime origin.Stamp, key wire.KeyHash) origin.Stamp
+	// Wrote reports whether a local transaction with that commit time was captured, of those that are
+	// not stable yet (R15).
+	Wrote(commitTime origin.Stamp) bool
+	// Captured is the seq of the last local transaction that has been read.
+	Captured() uint64
 	// MarkFor is the xmin of the newest marker whose seq is at most seq (R11).
 	MarkFor(seq uint64) (xid uint64, ok bool)
+	// MarkWithin is the xmin of the newest marker up to which deps covers all that had been captured, and
+	// all that had been announced of other origins but except (R28).
+	MarkWithin(deps origin.Vector, except origin.Origin) (xid uint64, ok bool)
 	// Vectors are up and low as markers that were read back say (R10).
 	Vectors() (up, low origin.Vector)
 	// RecentXIDs are the ids of captured transactions that may not be visible here yet (R14).
 	RecentXIDs() []uint32
+}
+
+// Streams reads transactions back from the streams where they were published; they stay there until they are
+// stable at every node. Implementations are safe for concurrent use.
+type Streams interface {
+	// Reread calls fn for frames of o's stream, in order, among which are all that hold a part of o's
+	// transactions from seq after+1 to upTo. It waits for own ones that are not published yet. fn's error
+	// ends it.
+	Reread(ctx context.Context, o origin.Origin, after, upTo uint64, fn func(f *wire.Frame) error) error
 }
 
 // Options configure an Applier. Zero values mean the defaults that are named.
@@ -163,7 +180,7 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 		return nil, err
 	}
 	locks := newKeyLocks(len(ids.origins))
-	a.heard = newHearsay(ids.origins)
+	a.heard = newHearsay(a.own, ids.origins)
 	for i := range ids.origins {
 		w, err := a.openWorker(ctx, ids, i, policy, locks)
 		if err != nil {
@@ -309,6 +326,7 @@ func (a *Applier) openWorker(ctx context.Context, ids *remotes, i int, policy co
 		progress: a.progress, markers: a.markers, absence: a.absence, locks: locks, heard: a.heard, policy: policy,
 		conn: conn, socket: conn.PgConn().Conn(), catalog: a.catalog, mappings: map[uint32]*mapping{}, combined: map[string]*combination{},
 		digests: rowkey.NewDigests(a.catalog.ask),
+		pasts:   map[tableName]*past{},
 	}
 	w.guard.self = w.id
 	for j, other := range ids.origins {
@@ -518,17 +536,33 @@ func (a *Applier) NotePublished(ctx context.Context, seq uint64) error {
 	return nil
 }
 
-// StableSeq returns the highest own seq that every other node has seen, by what it has published and
-// was applied here: own frames up to it are not needed any more.
-func (a *Applier) StableSeq() uint64 {
-	if s := a.heard.stableSeq(a.own); s < math.MaxInt64 {
+// Stable returns, for every origin, what all other nodes have seen of it, by what they have published and was
+// applied here: whatever is still to come from them includes it (PROOF.md R22).
+func (a *Applier) Stable() origin.Vector {
+	var v origin.Vector
+	add := func(o origin.Origin) {
+		if seq := a.heard.stableSeq(o); seq < math.MaxInt64 { // else there is no other node to see it
+			v.Advance(origin.Entry{Origin: o, Seq: seq})
+		}
+	}
+	add(a.own)
+	for _, w := range a.workers {
+		add(w.origin)
+	}
+	return v
+}
+
+// StableEverywhere returns the highest own seq that is stable at every node: own frames up to it are not
+// needed any more.
+func (a *Applier) StableEverywhere() uint64 {
+	if s := a.heard.everywhereSeq(); s < math.MaxInt64 {
 		return s
 	}
 	return 0
 }
 
 // Run applies until ctx ends or the database is lost. It closes all connections.
-func (a *Applier) Run(ctx context.Context, wal WAL) error {
+func (a *Applier) Run(ctx context.Context, wal WAL, streams Streams) error {
 	defer a.close()
 	a.wal.Store(&wal)
 	g, ctx := errgroup.WithContext(ctx)
@@ -536,7 +570,7 @@ func (a *Applier) Run(ctx context.Context, wal WAL) error {
 	g.Go(func() error { return a.takes.run(ctx) })
 	g.Go(func() error { return a.sweep(ctx, wal) })
 	for _, w := range a.workers {
-		w.wal = wal
+		w.wal, w.streams = wal, streams
 		g.Go(func() error { return w.run(ctx) })
 	}
 	return g.Wait()
@@ -548,6 +582,10 @@ func (a *Applier) Close() { a.close() }
 func (a *Applier) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
+	if a.catalog != nil { // readers and retention may be asking it
+		a.catalog.mu.Lock()
+		defer a.catalog.mu.Unlock()
+	}
 	for _, c := range a.conns {
 		c.Close(ctx)
 	}

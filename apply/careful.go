@@ -34,6 +34,8 @@ type carefulRun struct {
 	// xmax: ids from here on began behind the transaction's marker. The first attempt reads it, so that
 	// local writers who come again and again are known from then on.
 	xmax uint32
+	// recalls are the tables whose past must be read back before their rows can be told.
+	recalls map[*mapping]map[uint32]bool // and the local transactions that wrote these
 	// Of one attempt:
 	rows  map[wire.KeyHash]*rowState // of one window of changes
 	queue []queued
@@ -77,7 +79,7 @@ const (
 // carefully applies t row by row: it locks each row, looks at what is there, decides by the policy and
 // records who lost. Only here does a conflict cost anything.
 func (w *worker) carefully(ctx context.Context, t *txn) error {
-	c := &carefulRun{worker: w, t: t, known: map[uint32]bool{}}
+	c := &carefulRun{worker: w, t: t, known: map[uint32]bool{}, recalls: map[*mapping]map[uint32]bool{}}
 	var err error
 	for range carefulTries {
 		if err = c.attempt(ctx); err == nil {
@@ -138,7 +140,16 @@ func (c *carefulRun) wait(ctx context.Context) error {
 		c.known[x] = true
 	}
 	c.waited = true
-	return c.visible(ctx)
+	if err := c.visible(ctx); err != nil {
+		return err
+	}
+	for m, writers := range c.recalls {
+		if err := c.recall(ctx, m, writers); err != nil {
+			return err
+		}
+	}
+	clear(c.recalls)
+	return nil
 }
 
 // visible waits until every local transaction that capture has read is visible here: one that waits for

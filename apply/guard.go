@@ -13,11 +13,22 @@ import (
 // in order. By another origin: its stamp is at most the dependencies' stamp for that origin. By a local
 // session: never by time, but by transaction id: older than a marker's xmin whose seq lies within the
 // dependencies. Stamp unknown: so old that everybody has seen it.
+//
+// A local session that rewrote the table (F10) hides who wrote the row before, which may have been a third
+// node. Such a row is covered only if it is older than a marker up to which the dependencies cover whatever
+// had been announced here (R28).
 type guard struct {
 	self   uint32          // roident of the worker's origin
 	others []origin.Origin // the other remote origins, in the order of their parameters
 	ids    []uint32        // their roidents
 }
+
+// genuine is the condition on a row t that its writer did not rewrite the table: that
+// would have left its mark in pg_class. Both id and time are looked at, since a transaction that changes
+// pg_class later may have an older id, and a clock may step. What updates pg_class for other reasons (GRANT,
+// ADD COLUMN) only makes more rows suspect.
+const genuine = `(SELECT age(r.xmin) > age(t.xmin) AND COALESCE(pg_xact_commit_timestamp(r.xmin) < pg_xact_commit_timestamp(t.xmin), true)
+	FROM pg_class r WHERE r.oid = t.tableoid)`
 
 const (
 	oidXID         = 28
@@ -36,6 +47,10 @@ func (g *guard) sql(first int) string {
 	const written = "(pg_xact_commit_timestamp_origin(t.xmin))"
 	var b strings.Builder
 	fmt.Fprintf(&b, "CASE %s.roident WHEN %d THEN true WHEN 0 THEN age(t.xmin) > age($%d)", written, g.self, first)
+	if len(g.ids) > 0 { // else nobody but t's own origin can have written the row before
+		fmt.Fprintf(&b, " OR age(t.xmin) > age($%d) AND %s", first+1, genuine)
+		first++
+	}
 	for i, id := range g.ids {
 		fmt.Fprintf(&b, " WHEN %d THEN %s.timestamp <= $%d", id, written, first+1+i)
 	}
@@ -49,6 +64,9 @@ func (g *guard) types() []uint32 {
 		return nil
 	}
 	types := []uint32{oidXID}
+	if len(g.others) > 0 {
+		types = append(types, oidXID)
+	}
 	for range g.others {
 		types = append(types, oidTimestamptz)
 	}
@@ -56,9 +74,14 @@ func (g *guard) types() []uint32 {
 }
 
 // params returns the parameters for a transaction with dependencies deps. mark is the newest marker's
-// xmin whose seq lies within them, 0 if there is none: its age is infinite, so that no local row passes.
-func (g *guard) params(deps origin.Vector, mark uint32) []param {
-	ps := []param{binaryParam(binary.BigEndian.AppendUint32(nil, mark))}
+// xmin whose seq lies within them, within that of the newest one all of which does; 0 if there is none: its
+// age is infinite, so that no local row passes.
+func (g *guard) params(deps origin.Vector, mark, within uint32) []param {
+	xid := func(x uint32) param { return binaryParam(binary.BigEndian.AppendUint32(nil, x)) }
+	ps := []param{xid(mark)}
+	if len(g.others) > 0 {
+		ps = []param{xid(within), xid(mark)}
+	}
 	for _, o := range g.others {
 		ps = append(ps, stampParam(deps.Get(o)))
 	}

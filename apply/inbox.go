@@ -126,8 +126,18 @@ func (b *inbox) restart() {
 
 // push takes in the frame with stream sequence seq. It waits while the inbox is full.
 func (b *inbox) push(ctx context.Context, seq uint64, f *wire.Frame) error {
+	txns, err := b.open(seq, f)
+	if err != nil {
+		return err
+	}
+	b.hearLow(f.Low)
+	return b.add(ctx, txns)
+}
+
+// open takes a frame apart.
+func (b *inbox) open(seq uint64, f *wire.Frame) ([]*txn, error) {
 	if f.Origin != b.origin {
-		return fmt.Errorf("frame %d is of origin %s, expected %s", seq, f.Origin, b.origin)
+		return nil, fmt.Errorf("frame %d is of origin %s, expected %s", seq, f.Origin, b.origin)
 	}
 	if f.WriterEpoch > b.writerEpoch {
 		for id, r := range b.runs { // a new writer begins its runs anew
@@ -143,10 +153,9 @@ func (b *inbox) push(ctx context.Context, seq uint64, f *wire.Frame) error {
 	txns, err := b.unpack(f, resume)
 	b.back = f.Back
 	if err != nil {
-		return fmt.Errorf("frame %d of %s: %w", seq, b.origin, err)
+		return nil, fmt.Errorf("frame %d of %s: %w", seq, b.origin, err)
 	}
-	b.hearLow(f.Low)
-	return b.add(ctx, txns)
+	return txns, nil
 }
 
 // full reports whether push waits for room, and returns a channel that is closed at the next change.

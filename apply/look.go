@@ -24,7 +24,8 @@ type look struct {
 
 const (
 	lookColumns = `t.xmin::text, c.timestamp IS NULL,
-		COALESCE((extract(epoch FROM c.timestamp) * 1000000)::int8, 0), COALESCE(c.roident, 0), t.xmin = pg_current_xact_id_if_assigned()::xid, t.tableoid::text || t.ctid::text`
+		COALESCE((extract(epoch FROM c.timestamp) * 1000000)::int8, 0), COALESCE(c.roident, 0), t.xmin = pg_current_xact_id_if_assigned()::xid,
+		COALESCE(` + genuine + `, true), t.tableoid::text || t.ctid::text`
 	lookVersion = `LATERAL pg_xact_commit_timestamp_origin(t.xmin) c`
 )
 
@@ -92,7 +93,7 @@ func (c *carefulRun) judge(m *mapping, k wire.KeyHash, row [][]byte) (look, erro
 	if row == nil {
 		return c.absent(m, k)
 	}
-	return c.present(row, k)
+	return c.present(m, row, k)
 }
 
 // keyGroup are the keys of one table that a window touches.
@@ -220,7 +221,7 @@ func (c *carefulRun) absent(m *mapping, k wire.KeyHash) (look, error) {
 	return look{local: conflict.Local{Version: d.Version, Deleted: true}, seen: c.t.up.Covers(d.Origin, d.seq)}, nil
 }
 
-func (c *carefulRun) present(row [][]byte, k wire.KeyHash) (look, error) {
+func (c *carefulRun) present(m *mapping, row [][]byte, k wire.KeyHash) (look, error) {
 	l := look{found: true, mine: string(row[4]) == "t"}
 	if l.mine {
 		return l, nil
@@ -237,7 +238,7 @@ func (c *carefulRun) present(row [][]byte, k wire.KeyHash) (look, error) {
 		l.local.Ancient = true
 		return l, nil
 	case id == 0:
-		return c.local(l, xmin, stamp, k)
+		return c.local(l, m, localRow{xmin, stamp, string(row[5]) == "t", k})
 	}
 	o, ok := c.originOf(id)
 	if !ok {
@@ -250,27 +251,67 @@ func (c *carefulRun) present(row [][]byte, k wire.KeyHash) (look, error) {
 	return l, nil
 }
 
+// localRow is a row whose last writer is a local session.
+type localRow struct {
+	xmin    uint32
+	stamp   origin.Stamp
+	genuine bool // the writer did not rewrite the table
+	key     wire.KeyHash
+}
+
 // local finds the version of a row whose last writer is a local session (R15).
-func (c *carefulRun) local(l look, xmin uint32, stamp origin.Stamp, k wire.KeyHash) (look, error) {
-	if first := uint32(c.opts.FirstXID); int32(xmin-first) < 0 && c.xmax-first < 1<<31 {
+func (c *carefulRun) local(l look, m *mapping, r localRow) (look, error) {
+	if first := uint32(c.opts.FirstXID); int32(r.xmin-first) < 0 && c.xmax-first < 1<<31 {
 		l.local.Ancient = true // before there was a slot: never captured
 		return l, nil
 	}
 	l.local.Version.Origin = c.own
-	if int32(xmin-c.xmax) >= 0 {
+	if r.genuine && int32(r.xmin-c.xmax) >= 0 {
 		// Its transaction began behind the marker that announced t: whatever its stamp will be, it
 		// lies above t's (R5), and its author cannot have been seen by t's.
-		l.local.Version.Stamp = max(stamp, c.t.Stamp+1)
+		l.local.Version.Stamp = max(r.stamp, c.t.Stamp+1)
 		return l, nil
 	}
 	newest, ok := c.wal.MarkFor(1<<64 - 1)
-	if !c.known[xmin] && !(ok && int32(xmin-uint32(newest)) < 0) {
-		c.unsure[xmin] = true
+	if !c.known[r.xmin] && !(ok && int32(r.xmin-uint32(newest)) < 0) {
+		c.unsure[r.xmin] = true
 		return l, errUnknown
 	}
-	l.local.Version.Stamp = c.wal.LocalStamp(stamp, k)
+	if !r.genuine || !c.wal.Wrote(r.stamp) {
+		return c.hidden(l, m, r)
+	}
+	l.local.Version.Stamp = c.wal.LocalStamp(r.stamp, r.key)
 	e := c.t.up.Get(c.own)
 	l.seen = e.Seq > 0 && l.local.Version.Stamp <= e.Stamp
+	return l, nil
+}
+
+// hidden finds the version of a row whose last local writer is not, or may not be, its author: it rewrote the
+// table, or it was never captured. It is sought by low, which says what t's author certainly had seen: what is
+// found nowhere may be kept as a base (R16), too.
+func (c *carefulRun) hidden(l look, m *mapping, r localRow) (look, error) {
+	mark, ok := c.wal.MarkWithin(c.t.low, c.origin)
+	if r.genuine { // not known any more: it is stable
+		mark, ok = c.wal.MarkFor(c.t.low.Seq(c.own))
+	}
+	if ok && int32(r.xmin-uint32(mark)) < 0 {
+		l.local = conflict.Local{Ancient: true}
+		return l, nil
+	}
+	p := c.pasts[m.name()]
+	if p == nil || !p.tells(c.t, m, r.xmin) {
+		if c.recalls[m] == nil {
+			c.recalls[m] = map[uint32]bool{}
+		}
+		c.recalls[m][r.xmin] = true
+		return l, errUnknown
+	}
+	v, seq, ok := p.version(r.key)
+	if !ok {
+		l.local = conflict.Local{Ancient: true}
+		return l, nil
+	}
+	l.local.Version, l.seen = v, c.t.up.Covers(v.Origin, seq)
 	return l, nil
 }
 

@@ -71,6 +71,11 @@ func (f *fakeWAL) LocalStamp(s origin.Stamp, k wire.KeyHash) origin.Stamp {
 	}
 	return s
 }
+func (f *fakeWAL) Wrote(origin.Stamp) bool { return true }
+func (f *fakeWAL) Captured() uint64        { return 0 }
+func (f *fakeWAL) MarkWithin(deps origin.Vector, _ origin.Origin) (uint64, bool) {
+	return f.MarkFor(deps.Seq(origin.Origin{Node: "b", Epoch: 1}))
+}
 func (f *fakeWAL) MarkFor(seq uint64) (uint64, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -136,7 +141,7 @@ func (p *pair) start(peers ...string) {
 	p.a = a
 	ctx, cancel := context.WithCancel(p.t.Context())
 	done := make(chan error, 1)
-	go func() { done <- a.Run(ctx, p.wal) }()
+	go func() { done <- a.Run(ctx, p.wal, nil) }()
 	p.stop = sync.OnceValue(func() error {
 		cancel()
 		return <-done

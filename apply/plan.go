@@ -673,9 +673,7 @@ func (p *planner) deleted() (tombstone, []wire.KeyHash) {
 
 // guardParams are the guard's parameters for what the transaction's author may have seen.
 func (w *worker) guardParams(deps origin.Vector) []param {
-	xid, ok := w.wal.MarkFor(deps.Seq(w.own))
-	if !ok {
-		xid = 0
-	}
-	return w.guard.params(deps, uint32(xid))
+	mark, _ := w.wal.MarkFor(deps.Seq(w.own))
+	within, _ := w.wal.MarkWithin(deps, w.origin)
+	return w.guard.params(deps, uint32(mark), uint32(within))
 }

@@ -286,8 +286,38 @@ func newMapping(r *wire.Relation, t *table) (*mapping, error) {
 	return m, nil
 }
 
+// width is the number of bytes of an integer type, 0 for any other.
+func width(oid uint32) int {
+	switch oid {
+	case 20:
+		return 8
+	case 21:
+		return 2
+	case 23:
+		return 4
+	}
+	return 0
+}
+
+// widened gives a binary integer the width that the column has here.
+func widened(b []byte, to int) []byte {
+	if to == 0 || len(b) >= to || len(b) == 0 {
+		return b
+	}
+	out := make([]byte, to)
+	copy(out[to-len(b):], b)
+	if b[0]&0x80 != 0 {
+		for i := range to - len(b) {
+			out[i] = 0xff
+		}
+	}
+	return out
+}
+
 // sameType compares what a column's values are made of: a Type message names the type below a domain
 // (logicalrep_write_typ in src/backend/replication/logical/proto.c), and a domain adds nothing to a value.
+// An integer may be wider here: when a column is widened on all nodes, older transactions are still on their
+// way.
 func sameType(t *table, lc *column, rc *wire.Column) error {
 	root := lc.typ.root()
 	schema, name := rc.TypeSchema, rc.TypeName
@@ -298,7 +328,7 @@ func sameType(t *table, lc *column, rc *wire.Column) error {
 		}
 		same = name == root.name && schema == root.schema
 	}
-	if same {
+	if same || name == "" && width(rc.TypeOID) != 0 && width(rc.TypeOID) < width(root.oid) {
 		return nil
 	}
 	origin := fmt.Sprintf("%s.%s", schema, name)
@@ -349,7 +379,7 @@ func (m *mapping) param(i int, v wire.Value) (param, error) {
 	case wire.Binary:
 		t := m.local.cols[m.cols[i]].typ
 		if !t.rewrite {
-			return binaryParam(v.Data), nil
+			return binaryParam(widened(v.Data, width(t.root().oid))), nil
 		}
 		b, err := t.localize(v.Data)
 		return binaryParam(b), err

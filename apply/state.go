@@ -2,7 +2,6 @@ package apply
 
 import (
 	"context"
-	"math"
 	"sync"
 
 	"github.com/pgbridge/pgbridge/origin"
@@ -79,41 +78,4 @@ func (p *progress) hold(ctx context.Context, deps origin.Vector, self, own origi
 			return context.Cause(ctx)
 		}
 	}
-}
-
-// hearsay is what the other nodes had seen by the last transaction of theirs that was applied here
-// (PROOF.md R22). Vectors learnt in any other way prove nothing about what is still to come.
-type hearsay struct {
-	mu  sync.Mutex
-	low map[origin.Origin]origin.Vector // of every other origin; nil until something is heard
-}
-
-func newHearsay(others []origin.Origin) *hearsay {
-	h := &hearsay{low: map[origin.Origin]origin.Vector{}}
-	for _, o := range others {
-		h.low[o] = nil
-	}
-	return h
-}
-
-// hear takes in low of the last transaction of o, or of a vector behind it.
-func (h *hearsay) hear(o origin.Origin, low origin.Vector) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if low.Includes(h.low[o]) { // it grows along the stream; what is read again may be older
-		h.low[o] = low
-	}
-}
-
-// stableSeq returns the highest seq of o that is stable.
-func (h *hearsay) stableSeq(o origin.Origin) uint64 {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	seq := uint64(math.MaxInt64)
-	for p, low := range h.low {
-		if p != o {
-			seq = min(seq, low.Seq(o))
-		}
-	}
-	return seq
 }

@@ -80,9 +80,9 @@ func (b *takebacks) takeAll(ctx context.Context, due []take) error {
 		return err
 	}
 	b.absence.done(due, failed)
-	for _, name := range statements {
-		if name != "" {
-			if err := b.conn.PgConn().Deallocate(ctx, name); err != nil {
+	for _, s := range statements {
+		if s.name != "" {
+			if err := b.conn.PgConn().Deallocate(ctx, s.name); err != nil {
 				return fmt.Errorf("forget take-back statement: %w", err)
 			}
 		}
@@ -96,15 +96,21 @@ type deletion struct {
 	keys  int
 }
 
-// prepare prepares what the takes need on the connection. A statement without a name stands for nothing to do.
-func (b *takebacks) prepare(ctx context.Context, due []take) (map[deletion]string, error) {
-	statements := map[deletion]string{}
+// deleteStatement is what one needs to run a deletion's statement.
+type deleteStatement struct {
+	name   string // none: there is nothing to do
+	widths []int  // of the key's columns: the key may have been read before the table was rewritten
+}
+
+// prepare prepares what the takes need on the connection.
+func (b *takebacks) prepare(ctx context.Context, due []take) (map[deletion]deleteStatement, error) {
+	statements := map[deletion]deleteStatement{}
 	for i := range due {
 		d := deletion{due[i].table, len(due[i].key)}
 		if _, ok := statements[d]; ok {
 			continue
 		}
-		statements[d] = ""
+		statements[d] = deleteStatement{}
 		tab, err := b.catalog.table(ctx, d.table.schema, d.table.name)
 		if isBlocked(err) { // dropped meanwhile: nothing to take back
 			continue
@@ -121,7 +127,11 @@ func (b *takebacks) prepare(ctx context.Context, due []take) (map[deletion]strin
 		if _, err := b.conn.PgConn().Prepare(ctx, name, sql, types); err != nil {
 			return nil, fmt.Errorf("take back rows of %s: %w", tab.quoted, err)
 		}
-		statements[d] = name
+		s := deleteStatement{name: name}
+		for _, k := range tab.key {
+			s.widths = append(s.widths, width(tab.cols[k].typ.root().oid))
+		}
+		statements[d] = s
 	}
 	return statements, nil
 }
@@ -136,24 +146,24 @@ func (b *takebacks) rekeyed(tab *table) {
 // execute sends all deletes in one go, each as a transaction of its own: one for all would keep rows locked
 // that users may want in another order. A delete takes the row if its writer is a remote origin whose version
 // is below the local delete's. Never a row of a local session: that is later. It returns what failed.
-func (b *takebacks) execute(ctx context.Context, due []take, statements map[deletion]string) (failed []take, err error) {
+func (b *takebacks) execute(ctx context.Context, due []take, statements map[deletion]deleteStatement) (failed []take, err error) {
 	p := b.conn.PgConn().StartPipeline(ctx)
 	var sent []take
 	for _, t := range due {
-		name := statements[deletion{t.table, len(t.key)}]
-		if name == "" {
+		s := statements[deletion{t.table, len(t.key)}]
+		if s.name == "" {
 			continue
 		}
 		ps := []param{int64Param(int64(t.version.Stamp))}
-		for _, v := range t.key {
+		for i, v := range t.key {
 			if v.Format == wire.Binary {
-				ps = append(ps, binaryParam(v.Data))
+				ps = append(ps, binaryParam(widened(v.Data, s.widths[i])))
 			} else {
 				ps = append(ps, param{value: v.Data})
 			}
 		}
 		values, formats := raw(ps)
-		p.SendQueryPrepared(name, values, formats, nil)
+		p.SendQueryPrepared(s.name, values, formats, nil)
 		p.SendPipelineSync()
 		sent = append(sent, t)
 	}

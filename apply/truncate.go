@@ -50,7 +50,7 @@ func (c *carefulRun) truncateRow(ctx context.Context, m *mapping, tableoid, ctid
 	if err != nil {
 		return err
 	}
-	l, err := c.present(rows[0], k)
+	l, err := c.present(m, rows[0], k)
 	if err != nil {
 		return err
 	}

@@ -34,6 +34,7 @@ type worker struct {
 	log         *slog.Logger
 
 	wal      WAL
+	streams  Streams
 	progress *progress
 	markers  *markers
 	absence  *absence
@@ -48,7 +49,8 @@ type worker struct {
 	catalog  *catalog
 	mappings map[uint32]*mapping
 	digests  *rowkey.Digests
-	served   bool // a mapping's keys are hashed by the server
+	served   bool                // a mapping's keys are hashed by the server
+	pasts    map[tableName]*past // of tables that were rewritten here
 	guard    guard
 	planner  planner
 	named    int // statements named so far
@@ -160,6 +162,9 @@ func (w *worker) step(ctx context.Context) error {
 	if err := w.ready(ctx, t); err != nil {
 		return err
 	}
+	for _, p := range w.pasts {
+		p.release(t)
+	}
 	if next, _ := w.inbox.peek(w.passed); next != t {
 		return nil // while we waited, one in front of it failed
 	}
@@ -233,7 +238,7 @@ func (w *worker) nextTxn(ctx context.Context) (*txn, error) {
 }
 
 // passed takes in what the origin had seen when it had published everything before (PROOF.md R22).
-func (w *worker) passed(t *txn) { w.heard.hear(w.origin, t.low) }
+func (w *worker) passed(t *txn) { w.heard.hear(w.origin, t.Seq, t.low) }
 
 // ready waits until t may be announced: its dependencies are applied (invariant 3), and its stamp is not
 // so far in the future that declaring it would lift everybody's clock (PROOF.md R33).
@@ -459,7 +464,7 @@ func (w *worker) land(l *landing) {
 		w.absence.bury(l.tomb, l.buried)
 	}
 	w.locks.release(l.held)
-	w.heard.hear(w.origin, l.t.low)
+	w.heard.hear(w.origin, l.t.Seq, l.t.low)
 	w.applied.Add(1)
 	w.say("")
 	w.progress.advance(l.t.entry())

@@ -69,7 +69,7 @@ func (l *life) run(ctx context.Context) (err error) {
 
 func (l *life) start(s stages, g *errgroup.Group) {
 	part(s.working, g, "publish", l.publisher.Run)
-	part(s.working, g, "apply", func(ctx context.Context) error { return l.applier.Run(ctx, l.capture) })
+	part(s.working, g, "apply", func(ctx context.Context) error { return l.applier.Run(ctx, l.capture, streams{l}) })
 	part(s.capturing, g, "capture", l.runCapture)
 	part(s.working, g, "retention", l.retain)
 	part(s.working, g, "tables", l.tables.Run)
@@ -354,17 +354,16 @@ func (l *life) retain(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
-		stable := l.applier.StableSeq()
-		if below := l.outbox.below(stable, l.applier.HoldLSN()); below > 0 {
+		l.capture.Forget(l.applier.Stable())
+		if below := l.outbox.below(l.applier.StableEverywhere(), l.applier.HoldLSN()); below > 0 {
 			if err := l.applier.Flush(ctx); err != nil {
 				return err
 			}
-			l.capture.Forget(stable)
 			if err := l.publisher.Purge(ctx, below); err != nil && ctx.Err() == nil {
 				l.log.Warn("own stream cannot be purged", "err", err.Error())
 			}
 		}
-		l.relieve(ctx, &still, stable)
+		l.relieve(ctx, &still, l.applier.StableEverywhere())
 		if err := l.applier.NotePublished(ctx, l.outbox.durableSeq()); err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"github.com/pgbridge/pgbridge/apply"
@@ -72,6 +73,23 @@ func (o *outbox) below(stable, hold uint64) uint64 {
 	}
 	o.frames = o.frames[n-1:]
 	return o.frames[0].resume
+}
+
+// behind returns the stream sequence at which reading must begin to meet all own transactions behind seq
+// whole, 0 for the stream's first frame.
+func (o *outbox) behind(seq uint64) uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	n, _ := slices.BinarySearchFunc(o.frames, seq, func(f sent, seq uint64) int {
+		if f.last <= seq {
+			return -1
+		}
+		return 1
+	})
+	if n == 0 {
+		return 0
+	}
+	return o.frames[n-1].resume
 }
 
 // durableSeq returns the highest own seq in a frame that is safe at the broker.

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/pgbridge/pgbridge/apply"
 	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/stream"
@@ -18,8 +20,9 @@ type peer struct {
 	name, url string
 	origin    origin.Origin
 	reader    atomic.Pointer[stream.Reader]
-	problem   atomic.Pointer[string] // why nothing is read; nil if something is
-	seen      atomic.Uint64          // own transactions that the peer's frames say it has; for status
+	conn      atomic.Pointer[nats.Conn] // nil before run has begun
+	problem   atomic.Pointer[string]    // why nothing is read; nil if something is
+	seen      atomic.Uint64             // own transactions that the peer's frames say it has; for status
 }
 
 // run reads until ctx ends. What goes wrong with one peer's stream concerns that peer alone: it is said,
@@ -35,6 +38,7 @@ func (p *peer) run(ctx context.Context) error {
 		return err
 	}
 	p.reader.Store(r)
+	p.conn.Store(nc)
 	find, pauses, most := false, pauses{}, p.applier.Received(p.origin)
 	for {
 		err := p.read(ctx, r, find)

@@ -56,6 +56,7 @@ func (t *tagger) resume(h *wire.Header) {
 	t.up, t.low = h.Up.Clone(), h.Low.Clone()
 	t.mark, t.position = h.Mark, h.ResumeLSN
 	t.pacing.deps, t.pacing.mark, t.pacing.resume = t.deps, t.mark, t.position
+	t.state.written.begin(t.seq)
 }
 
 // Pauses between two tries to connect to PostgreSQL.
@@ -71,7 +72,7 @@ func (c *Capture) Run(ctx context.Context) error {
 	t := c.tagger
 	c.Close()
 	if t.mark.XID != 0 {
-		c.state.marks.add(t.mark)
+		c.state.marks.add(t.mark, t.up)
 	}
 	t.draft.begin(t.target())
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
@@ -121,11 +122,26 @@ func (c *Capture) LocalStamp(commitTime origin.Stamp, key wire.KeyHash) origin.S
 	return c.state.lifted.stamp(commitTime, key)
 }
 
+// Wrote reports whether a local transaction with that commit time was captured, of those that are not stable
+// yet. Once capture has passed its commit, a row version with another commit time is either older or was
+// never captured (PROOF.md R15).
+func (c *Capture) Wrote(commitTime origin.Stamp) bool { return c.state.written.has(commitTime) }
+
+// Captured returns the seq of the last local transaction that has been read.
+func (c *Capture) Captured() uint64 { return c.state.written.captured() }
+
 // MarkFor returns the transaction id of the newest marker whose seq is at most seq: every local transaction
 // below it has a seq of at most seq, if it was captured (PROOF.md R11). It is a full id, with its epoch.
 func (c *Capture) MarkFor(seq uint64) (xid uint64, ok bool) {
 	m, ok := c.state.marks.newest(seq)
 	return m.XID, ok
+}
+
+// MarkWithin returns the transaction id of the newest marker up to which deps covers everything: local
+// transactions, as for MarkFor, and what had been announced of all other origins but except. Whatever a local
+// transaction below it did to a row, captured or not, nothing that deps does not cover was there before.
+func (c *Capture) MarkWithin(deps origin.Vector, except origin.Origin) (xid uint64, ok bool) {
+	return c.state.marks.within(deps, c.opts.Origin, except)
 }
 
 // FirstMark returns the oldest marker that is remembered.
@@ -142,11 +158,16 @@ func (c *Capture) Vectors() (up, low origin.Vector) {
 // database yet (PROOF.md R14).
 func (c *Capture) RecentXIDs() []uint32 { return c.state.recents.get() }
 
-// Forget drops what is remembered of transactions up to and including seq, once they are stable (PROOF.md
-// R22).
-func (c *Capture) Forget(seq uint64) {
+// Forget drops what is remembered of transactions that are stable (PROOF.md R22), and what only others than
+// they could ask for.
+func (c *Capture) Forget(stable origin.Vector) {
+	seq := stable.Seq(c.opts.Origin)
 	c.state.lifted.forget(seq)
 	c.state.marks.forget(seq)
+	c.state.marks.forgetWithin(stable, c.opts.Origin)
+	if m, ok := c.state.marks.first(); ok && m.Seq <= seq {
+		c.state.written.forget(m)
+	}
 }
 
 // Status returns how far capture has come.
@@ -158,8 +179,8 @@ func (c *Capture) Status() Status {
 	return s
 }
 
-// Restore takes a retained own frame, in stream order and before Run: it rebuilds what LocalStamp, MarkFor,
-// FirstMark and RecentXIDs answer from, and tells Deletes of the deletes again. It connects to PostgreSQL
+// Restore takes a retained own frame, in stream order and before Run: it rebuilds what LocalStamp, Wrote,
+// the questions for marks and RecentXIDs answer from, and tells Deletes of the deletes again. It connects to PostgreSQL
 // once, for the keys of the published tables and for what only the server can hash.
 func (c *Capture) Restore(f *wire.Frame) error {
 	if c.restore == nil {

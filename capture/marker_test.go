@@ -234,7 +234,7 @@ DELETE FROM t WHERE id = 1`)
 		}
 		b.capture = c
 		check()
-		c.Forget(b.transactions(frames)[1].Seq)
+		c.Forget(origin.Vector{{Origin: b.opts.Origin, Seq: b.transactions(frames)[1].Seq}})
 		two, three := b.transactions(frames)[1], b.transactions(frames)[2]
 		if c.LocalStamp(two.CommitTime, b.hash(2)) != two.CommitTime || c.LocalStamp(three.CommitTime, b.hash(1)) != three.Stamp {
 			t.Error("exactly what is stable is forgotten")

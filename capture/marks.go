@@ -2,8 +2,10 @@ package capture
 
 import (
 	"slices"
+	"sort"
 	"sync"
 
+	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/wire"
 )
 
@@ -11,17 +13,28 @@ import (
 // forgotten: an older marker proves less, so that apply takes its careful path more often, and no more.
 const marksLimit = 1 << 20
 
+// fullMarksLimit bounds the markers that are remembered with their vectors, in the same way.
+const fullMarksLimit = 4096
+
 // marks is the list of markers that capture has met (PROOF.md R11). XID and Seq rise along it.
 type marks struct {
 	mu   sync.RWMutex
 	list []wire.Mark // guarded by mu
+	full []fullMark  // likewise; up rises, too
+}
+
+// fullMark is a marker with everything that had been announced by then.
+type fullMark struct {
+	wire.Mark
+	up origin.Vector
 }
 
 // add appends a marker. One that has no higher XID says nothing new: an earlier one with the same XID has
 // a lower seq and proves more.
-func (m *marks) add(x wire.Mark) {
+func (m *marks) add(x wire.Mark, up origin.Vector) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.addFull(fullMark{x, up})
 	if n := len(m.list); n > 0 {
 		last := &m.list[n-1]
 		if x.XID <= last.XID || x.Seq < last.Seq {
@@ -38,8 +51,25 @@ func (m *marks) add(x wire.Mark) {
 	m.list = append(m.list, x)
 }
 
+func (m *marks) addFull(x fullMark) {
+	if n := len(m.full); n > 0 {
+		last := &m.full[n-1]
+		if x.XID <= last.XID || x.Seq < last.Seq || !x.up.Includes(last.up) {
+			return
+		}
+		if x.Seq == last.Seq && x.up.Equal(last.up) {
+			last.XID = x.XID
+			return
+		}
+	}
+	if len(m.full) >= fullMarksLimit {
+		m.full = thin(m.full)
+	}
+	m.full = append(m.full, x)
+}
+
 // thin drops every second mark but the first and the last.
-func thin(list []wire.Mark) []wire.Mark {
+func thin[M any](list []M) []M {
 	keep := list[:1]
 	for i := 2; i < len(list)-1; i += 2 {
 		keep = append(keep, list[i])
@@ -70,6 +100,37 @@ func (m *marks) first() (wire.Mark, bool) {
 		return wire.Mark{}, false
 	}
 	return m.list[0], true
+}
+
+// within returns the newest mark up to which deps covers everything, but what except has done.
+func (m *marks) within(deps origin.Vector, own, except origin.Origin) (xid uint64, ok bool) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	n := m.countWithin(deps, own, except)
+	if n == 0 {
+		return 0, false
+	}
+	return m.full[n-1].XID, true
+}
+
+func (m *marks) countWithin(deps origin.Vector, own, except origin.Origin) int {
+	seq := deps.Seq(own)
+	return sort.Search(len(m.full), func(i int) bool {
+		x := &m.full[i]
+		return x.Seq > seq || slices.ContainsFunc(x.up, func(e origin.Entry) bool {
+			return e.Origin != own && e.Origin != except && !deps.Covers(e.Origin, e.Seq)
+		})
+	})
+}
+
+// forgetWithin drops the marks with vectors that are older than the newest one up to which stable covers
+// everything.
+func (m *marks) forgetWithin(stable origin.Vector, own origin.Origin) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if n := m.countWithin(stable, own, origin.Origin{}); n > 1 {
+		m.full = slices.Delete(m.full, 0, n-1)
+	}
 }
 
 // forget drops all marks with a seq below that of the newest one that is at most below.

@@ -45,7 +45,7 @@ func TestMarksAgainstList(t *testing.T) {
 		for range 50 {
 			xid += uint64(r.IntN(3))
 			seq += uint64(r.IntN(3))
-			m.add(wire.Mark{XID: xid, Seq: seq})
+			m.add(wire.Mark{XID: xid, Seq: seq}, nil)
 			all = append(all, wire.Mark{XID: xid, Seq: seq})
 		}
 		forgotten := uint64(0)
@@ -69,6 +69,104 @@ func TestMarksAgainstList(t *testing.T) {
 		forgotten = uint64(r.IntN(int(seq) + 1))
 		m.forget(forgotten)
 		check()
+	}
+}
+
+// TestMarksWithinAgainstList: the newest mark at which nothing had been announced that the asker does not know.
+func TestMarksWithinAgainstList(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	own, p, q := origin.Origin{Node: "own"}, origin.Origin{Node: "p"}, origin.Origin{Node: "q"}
+	at := func(ofOwn, ofP, ofQ uint64) origin.Vector {
+		var v origin.Vector
+		v.Advance(origin.Entry{Origin: own, Seq: ofOwn})
+		v.Advance(origin.Entry{Origin: p, Seq: ofP})
+		v.Advance(origin.Entry{Origin: q, Seq: ofQ})
+		return v
+	}
+	for range 200 {
+		var m marks
+		var all []fullMark
+		xid, now := uint64(1), [3]uint64{}
+		for range 30 {
+			xid += uint64(r.IntN(3))
+			now[r.IntN(3)] += uint64(r.IntN(3))
+			x := fullMark{wire.Mark{XID: xid, Seq: now[0]}, at(0, now[1], now[2])}
+			m.add(x.Mark, x.up)
+			all = append(all, x)
+		}
+		check := func(deps origin.Vector) {
+			t.Helper()
+			var want uint64
+			for _, x := range all {
+				if x.Seq <= deps.Seq(own) && deps.Covers(q, x.up.Seq(q)) {
+					want = max(want, x.XID)
+				}
+			}
+			if got, ok := m.within(deps, own, p); got != want || ok != (want > 0) {
+				t.Fatalf("within %v: %d, want %d", deps, got, want)
+			}
+		}
+		for range 20 {
+			check(at(r.Uint64N(now[0]+2), r.Uint64N(now[1]+2), r.Uint64N(now[2]+2)))
+		}
+		stable := at(r.Uint64N(now[0]+1), r.Uint64N(now[1]+1), r.Uint64N(now[2]+1))
+		m.forgetWithin(stable, own)
+		for range 20 {
+			deps := at(r.Uint64N(now[0]+2), r.Uint64N(now[1]+2), r.Uint64N(now[2]+2))
+			deps.Merge(stable)
+			check(deps)
+		}
+	}
+}
+
+// TestWrittenAgainstMap: commit times in no order, with some forgotten behind a mark.
+func TestWrittenAgainstMap(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	var w written
+	w.begin(7)
+	if w.captured() != 7 || w.has(0) {
+		t.Error("nothing was captured yet")
+	}
+	times := map[origin.Stamp]uint64{}
+	n := uint64(3*writtenChunk + 100)
+	for seq := uint64(8); seq < n; seq++ {
+		at := origin.Stamp(10*seq) + origin.Stamp(r.IntN(200))
+		w.add(at, seq, uint32(1000+seq))
+		times[at] = seq
+	}
+	check := func(stable uint64) {
+		t.Helper()
+		for range 2000 {
+			at := origin.Stamp(r.Uint64N(10*n + 300))
+			if seq, ok := times[at]; w.has(at) != ok && (!ok || seq > stable) {
+				t.Fatalf("has(%d): %t", at, w.has(at))
+			}
+		}
+	}
+	check(0)
+	w.forget(wire.Mark{XID: 1000 + 2*writtenChunk, Seq: n})
+	if len(w.chunks) != 3 {
+		t.Errorf("%d chunks are left", len(w.chunks))
+	}
+	check(2 * writtenChunk)
+	w.forget(wire.Mark{XID: 1 << 40, Seq: n})
+	w.forget(wire.Mark{XID: 1000 + 2*n, Seq: n})
+	if len(w.chunks) != 0 || w.captured() != n-1 {
+		t.Errorf("%d chunks are left, captured %d", len(w.chunks), w.captured())
+	}
+}
+
+// TestWrittenIsBounded: what went for lack of room counts as captured.
+func TestWrittenIsBounded(t *testing.T) {
+	var w written
+	for i := range writtenLimit + 2*writtenChunk {
+		w.add(origin.Stamp(2*i+100), uint64(i+1), uint32(i+1))
+	}
+	if got := len(w.chunks) * writtenChunk; got > writtenLimit {
+		t.Errorf("%d are kept", got)
+	}
+	if !w.has(100) || !w.has(101) || w.has(2*writtenLimit+101) {
+		t.Error("exactly what is older than the oldest counts as captured")
 	}
 }
 

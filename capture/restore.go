@@ -68,7 +68,7 @@ func (r *restorer) frame(f *wire.Frame) error {
 		}
 	}
 	if f.Mark.XID != 0 {
-		r.state.marks.add(f.Mark)
+		r.state.marks.add(f.Mark, f.Up) // up behind the frame, which proves no more than up at the mark
 		r.state.recents.ended(f.Mark.XID)
 	}
 	return nil
@@ -213,6 +213,7 @@ func (r *restorer) tell(b wire.Begin, k *touched, void *xidSet) error {
 	if err != nil {
 		return err
 	}
+	r.state.written.add(b.CommitTime, b.Seq, b.XID)
 	if b.Stamp > b.CommitTime {
 		r.state.lifted.add(b.CommitTime, b.Stamp, b.Seq, k.keys, k.many)
 	}

@@ -14,6 +14,7 @@ type state struct {
 	marks   marks
 	recents recents
 	lifted  lifted
+	written written
 
 	mu     sync.Mutex
 	status Status // guarded by mu

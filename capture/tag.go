@@ -383,6 +383,7 @@ func (t *tagger) tell(seq uint64, stamp, commitTime origin.Stamp, lsn uint64, xi
 	if err != nil {
 		return err
 	}
+	t.state.written.add(commitTime, seq, xid)
 	if stamp > commitTime {
 		t.counters.Lifted++
 		t.counters.LiftedLost += uint64(t.state.lifted.add(commitTime, stamp, seq, k.keys, k.many))

@@ -191,6 +191,9 @@ func (t *Types) record(ctx context.Context, r *typeRow) (*wire.KeyType, error) {
 // Built-in types whose equal values may differ in their bytes, by what their operators take.
 const (
 	oidName     = 19
+	oidInt8     = 20
+	oidInt2     = 21
+	oidInt4     = 23
 	oidFloat4   = 700
 	oidFloat8   = 701
 	oidBPChar   = 1042
@@ -211,6 +214,8 @@ func (t *Types) scalar(ctx context.Context, oid uint32, r *typeRow, at uint32) (
 	}
 	form := wire.FormBytes
 	switch r.compared {
+	case oidInt2, oidInt4, oidInt8:
+		form = wire.FormInteger
 	case oidFloat4:
 		form = wire.FormFloat4
 	case oidFloat8:

@@ -25,6 +25,7 @@ const (
 	FormRange                     // with bounds of Elem
 	FormMultirange                // with bounds of Elem
 	FormRecord                    // of Fields
+	FormInteger                   // the width does not count: ALTER TABLE may change it under way
 	FormServed                    // the server says: citext, text under a collation that ignores case
 )
 
@@ -92,6 +93,8 @@ func (c *canonicalizer) value(t *KeyType, b []byte) {
 	switch form {
 	case FormBytes:
 		c.out = append(c.out, b...)
+	case FormInteger:
+		c.integer(b)
 	case FormFloat4:
 		c.float4(b)
 	case FormFloat8:
@@ -323,4 +326,22 @@ func stringEnd(b []byte) int {
 		}
 	}
 	return len(b)
+}
+
+// integer's bytes tell its width: they may have been written before the column's type was changed, or be read
+// by somebody who does not know of that yet.
+func (c *canonicalizer) integer(b []byte) {
+	var n int64
+	switch len(b) {
+	case 2:
+		n = int64(int16(binary.BigEndian.Uint16(b)))
+	case 4:
+		n = int64(int32(binary.BigEndian.Uint32(b)))
+	case 8:
+		n = int64(binary.BigEndian.Uint64(b))
+	default:
+		c.bad = true
+		return
+	}
+	c.out = binary.BigEndian.AppendUint64(c.out, uint64(n))
 }
