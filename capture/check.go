@@ -208,8 +208,9 @@ func (c *check) tables(p *publication, chosen []candidate) error {
 			}
 			fault, mend := t.unusable()
 			c.add(code, "table "+t.String(), fault, mend)
+			continue // setup would not publish it either
 		}
-		if t.persistence == "p" && p.exists && !p.all && !p.has(t.TableName) {
+		if p.exists && !p.all && !p.has(t.TableName) {
 			absent = append(absent, t.String())
 		}
 	}
