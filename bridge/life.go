@@ -205,56 +205,6 @@ func (l *life) openCapture(ctx context.Context) error {
 	return l.restore(ctx)
 }
 
-// fence takes the own stream over and returns the state from which capture goes on.
-func (l *life) fence(ctx context.Context, node apply.Node, info capture.SlotInfo, o origin.Origin) (*wire.Frame, error) {
-	for {
-		_, tail := l.publisher.Tail()
-		if err := l.checkTail(tail, node, info); err != nil {
-			return nil, err
-		}
-		f := l.fenceFrame(tail, node, info, o)
-		_, err := l.publisher.Fence(ctx, f)
-		if errors.Is(err, stream.ErrTailMoved) { // an older bridge wrote to the last
-			continue
-		}
-		return f, named("fence own stream", err)
-	}
-}
-
-func (l *life) fenceFrame(tail *wire.Frame, node apply.Node, info capture.SlotInfo, o origin.Origin) *wire.Frame {
-	fence := &wire.Frame{Header: wire.Header{Fence: true, Cluster: l.cfg.Cluster, Sender: l.cfg.Node, Origin: o,
-		WriterEpoch: node.WriterEpoch, SystemID: info.SystemID, Timeline: info.Timeline, ResumeLSN: info.ConfirmedLSN}}
-	if tail != nil {
-		t := tail.Header
-		t.Fence, t.WriterEpoch, t.Back, t.FirstSeq = true, node.WriterEpoch, 0, 0
-		fence.Header = t
-	}
-	return fence
-}
-
-func (l *life) checkTail(tail *wire.Frame, node apply.Node, slot capture.SlotInfo) error {
-	switch {
-	case tail == nil && node.Published > 0:
-		return fmt.Errorf("%w: stream of node %s is empty, transaction %d was published before; restore the broker's data or join the node anew",
-			stream.ErrStreamLost, node.Name, node.Published)
-	case tail != nil && tail.LastSeq < node.Published:
-		return fmt.Errorf("%w: stream of node %s ends with transaction %d, transaction %d was published before; restore the broker's data or join the node anew",
-			stream.ErrStreamLost, node.Name, tail.LastSeq, node.Published)
-	case tail != nil && tail.SystemID != 0 && tail.SystemID != slot.SystemID:
-		return &configError{fmt.Sprintf("stream of node %s was written by another PostgreSQL cluster (system identifier %d, here %d); "+
-			"give this node another name or point postgres.dsn at the right server", node.Name, tail.SystemID, slot.SystemID)}
-	}
-	return nil
-}
-
-// configError is an error that only a person can mend.
-type configError struct{ text string }
-
-func (e *configError) Error() string { return e.text }
-
-// ExitCode is that of a wrong configuration.
-func (e *configError) ExitCode() int { return 2 }
-
 func (l *life) restore(ctx context.Context) error {
 	info, err := l.publisher.Info(ctx)
 	if err != nil {
