@@ -133,12 +133,14 @@ func TestSetupIsIdempotent(t *testing.T) {
 	})
 }
 
-// TestSetupNeverReplacesASlot: a slot that was dropped under a node that has captured is not made anew, since
-// what was committed meanwhile would be in neither slot nor stream.
-func TestSetupNeverReplacesASlot(t *testing.T) {
+// TestSetupNeverReplacesWhatHeldChanges: a slot or publication that was dropped under a node that has captured is
+// not made anew, since what was committed meanwhile would be in neither slot nor stream.
+func TestSetupNeverReplacesWhatHeldChanges(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	o := SetupOptions{DSN: db.DSN, Cluster: db.Name, Node: "a", HasRun: true}
+	o := SetupOptions{DSN: db.DSN, Cluster: db.Name, Node: "a"}
+	db.Exec(t, `CREATE PUBLICATION `+ident(originPrefix(db.Name, "a")))
+	o.HasRun = true
 	var check *CheckError
 	if err := Setup(t.Context(), o); !errors.As(err, &check) || !check.Has(CodeSlotMissing) {
 		t.Errorf("setup of a node that has run: %v", err)
@@ -156,6 +158,10 @@ func TestSetupNeverReplacesASlot(t *testing.T) {
 	o.HasRun = true
 	if err := Setup(t.Context(), o); err != nil {
 		t.Errorf("setup of a node that has run and has its slot: %v", err)
+	}
+	db.Exec(t, `DROP PUBLICATION `+ident(originPrefix(db.Name, "a")))
+	if err := Setup(t.Context(), o); !errors.As(err, &check) || !check.Has(CodePublicationMissing) {
+		t.Errorf("setup of a node whose publication was dropped: %v", err)
 	}
 }
 
