@@ -23,6 +23,7 @@ type life struct {
 	*bridge
 	ran       bool
 	applier   *apply.Applier
+	node      apply.Node // as the applier found it; its own goes on changing
 	capture   *capture.Capture
 	tables    *capture.TableWatch
 	publisher *stream.Publisher
@@ -78,7 +79,7 @@ func (l *life) start(s stages, g *errgroup.Group) {
 	}
 	l.ran, l.everRan = true, true
 	l.current.set(l)
-	l.log.Info("bridge runs", "cluster", l.cfg.Cluster, "node", l.cfg.Node, "writer_epoch", l.applier.Node().WriterEpoch)
+	l.log.Info("bridge runs", "cluster", l.cfg.Cluster, "node", l.cfg.Node, "writer_epoch", l.node.WriterEpoch)
 	if l.opts.Ready != nil {
 		l.opts.Ready()
 		l.opts.Ready = nil
@@ -136,7 +137,9 @@ func (l *life) openApplier(ctx context.Context) error {
 		ConflictRows: bound(l.cfg.Apply.ConflictRows), SpoolLimit: bound(int64(l.cfg.Apply.SpoolLimit)),
 		Logger: l.log, NoHold: l.opts.NoHold,
 	})
-	l.applier = a
+	if l.applier = a; a != nil {
+		l.node = a.Node()
+	}
 	return err
 }
 
@@ -179,7 +182,7 @@ func (l *life) openPublisher(ctx context.Context) error {
 // openCapture fences the stream, so that an earlier bridge cannot write to it any more, then lets
 // capture and apply learn what the retained own frames say.
 func (l *life) openCapture(ctx context.Context) error {
-	node := l.applier.Node()
+	node := l.node
 	o := origin.Origin{Node: node.Name, Epoch: node.Epoch}
 	info, err := capture.ReadSlot(ctx, l.cfg.Postgres.DSN, slotName(l.cfg))
 	if err != nil {

@@ -89,8 +89,7 @@ func (b *bridge) report(ctx context.Context) *Report {
 		}
 		return r
 	}
-	n := l.applier.Node()
-	r.Epoch, r.WriterEpoch = n.Epoch, n.WriterEpoch
+	r.Epoch, r.WriterEpoch = l.node.Epoch, l.node.WriterEpoch
 	s := l.capture.Status()
 	r.Capture = CaptureReport{State: s.State, Waiting: s.Waiting}
 	if s.State != capture.StateStreaming && s.Waiting != "" {
