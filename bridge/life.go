@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sort"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -66,14 +67,30 @@ func (l *life) run(ctx context.Context) (err error) {
 
 func (l *life) start(s stages, g *errgroup.Group) {
 	ctx := s.working
+	// The applier closes its connections when it ends, so those who ask it end before it.
+	applying, endApplying := context.WithCancel(context.WithoutCancel(ctx))
+	var askers sync.WaitGroup
+	asks := func(part func() error) {
+		askers.Add(1)
+		g.Go(func() error {
+			defer askers.Done()
+			return part()
+		})
+	}
 	g.Go(func() error { return named("publish", l.publisher.Run(ctx)) })
-	g.Go(func() error { return named("apply", l.applier.Run(ctx, l.capture)) })
+	g.Go(func() error { return named("apply", l.applier.Run(applying, l.capture)) })
 	g.Go(func() error { return named("capture", l.runCapture(s.capturing)) })
-	g.Go(func() error { return named("retention", l.retain(ctx)) })
+	asks(func() error { return named("retention", l.retain(ctx)) })
 	g.Go(func() error { return named("tables", l.tables.Run(ctx)) })
 	for _, p := range l.peers {
-		g.Go(func() error { return named("read from "+p.name, p.run(s.reading)) })
+		asks(func() error { return named("read from "+p.name, p.run(s.reading)) })
 	}
+	g.Go(func() error {
+		<-ctx.Done()
+		askers.Wait()
+		endApplying()
+		return nil
+	})
 	if l.server != nil {
 		g.Go(func() error { return named("embedded broker", l.watchServer(ctx)) })
 	}
