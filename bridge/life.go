@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sort"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -24,6 +25,7 @@ type life struct {
 	ran       time.Time // since when all parts run; zero: they never did
 	own       origin.Origin
 	applier   *apply.Applier
+	node      apply.Node // as the applier found it; its own goes on changing
 	capture   *capture.Capture
 	tables    *capture.TableWatch
 	publisher *stream.Publisher
@@ -68,20 +70,36 @@ func (l *life) run(ctx context.Context) (err error) {
 }
 
 func (l *life) start(s stages, g *errgroup.Group) {
+	// The applier closes its connections when it ends, so those who ask it end before it.
+	applying, endApplying := context.WithCancel(context.WithoutCancel(s.working))
+	var askers sync.WaitGroup
+	asks := func(run func(context.Context) error) func(context.Context) error {
+		askers.Add(1)
+		return func(ctx context.Context) error {
+			defer askers.Done()
+			return run(ctx)
+		}
+	}
 	part(s.working, g, "publish", l.publisher.Run)
-	part(s.working, g, "apply", func(ctx context.Context) error { return l.applier.Run(ctx, l.capture, streams{l}) })
+	part(applying, g, "apply", func(ctx context.Context) error { return l.applier.Run(ctx, l.capture, streams{l}) })
 	part(s.capturing, g, "capture", l.runCapture)
-	part(s.working, g, "retention", l.retain)
+	part(s.working, g, "retention", asks(l.retain))
 	part(s.working, g, "tables", l.tables.Run)
 	for _, p := range l.peers {
-		part(s.reading, g, "read from "+p.name, p.run)
+		part(s.reading, g, "read from "+p.name, asks(p.run))
 	}
+	g.Go(func() error {
+		<-s.working.Done()
+		askers.Wait()
+		endApplying()
+		return nil
+	})
 	if l.server != nil {
 		part(s.working, g, "embedded broker", l.watchServer)
 	}
 	l.ran, l.everRan = time.Now(), true
 	l.current.set(l)
-	l.log.Info("bridge runs", "cluster", l.cfg.Cluster, "node", l.cfg.Node, "writer_epoch", l.applier.Node().WriterEpoch)
+	l.log.Info("bridge runs", "cluster", l.cfg.Cluster, "node", l.cfg.Node, "writer_epoch", l.node.WriterEpoch)
 	if l.opts.Ready != nil {
 		l.opts.Ready()
 		l.opts.Ready = nil
@@ -156,7 +174,9 @@ func (l *life) openApplier(ctx context.Context) error {
 		ConflictRows: bound(l.cfg.Apply.ConflictRows), SpoolLimit: bound(int64(l.cfg.Apply.SpoolLimit)),
 		Logger: l.log, NoHold: l.opts.NoHold,
 	})
-	l.applier = a
+	if l.applier = a; a != nil {
+		l.node = a.Node()
+	}
 	return err
 }
 
@@ -199,7 +219,7 @@ func (l *life) openPublisher(ctx context.Context) error {
 // openCapture fences the stream, so that an earlier bridge cannot write to it any more, then lets
 // capture and apply learn what the retained own frames say.
 func (l *life) openCapture(ctx context.Context) error {
-	node := l.applier.Node()
+	node := l.node
 	o := origin.Origin{Node: node.Name, Epoch: node.Epoch}
 	l.own = o
 	info, err := capture.ReadSlot(ctx, l.cfg.Postgres.DSN, slotName(l.cfg))
@@ -225,66 +245,6 @@ func (l *life) openCapture(ctx context.Context) error {
 	}
 	return l.restore(ctx)
 }
-
-// fenceRound is how long a fence may be under way before status says what it waits for.
-const fenceRound = 3 * time.Second
-
-// fence takes the own stream over and returns the state from which capture goes on.
-func (l *life) fence(ctx context.Context, node apply.Node, info capture.SlotInfo, o origin.Origin) (*wire.Frame, error) {
-	for {
-		_, tail := l.publisher.Tail()
-		if err := l.checkTail(tail, node, info); err != nil {
-			return nil, err
-		}
-		f := l.fenceFrame(tail, node, info, o)
-		round, cancel := context.WithTimeout(ctx, fenceRound)
-		_, err := l.publisher.Fence(round, f)
-		late := round.Err() != nil && ctx.Err() == nil
-		cancel()
-		switch {
-		case errors.Is(err, stream.ErrTailMoved): // an older bridge wrote to the last
-		case err != nil && late:
-			_, cause := l.publisher.State()
-			l.current.fail(named("fence own stream", cause))
-		default:
-			return f, named("fence own stream", err)
-		}
-	}
-}
-
-func (l *life) fenceFrame(tail *wire.Frame, node apply.Node, info capture.SlotInfo, o origin.Origin) *wire.Frame {
-	fence := &wire.Frame{Header: wire.Header{Fence: true, Cluster: l.cfg.Cluster, Sender: l.cfg.Node, Origin: o,
-		WriterEpoch: node.WriterEpoch, SystemID: info.SystemID, Timeline: info.Timeline, ResumeLSN: info.ConfirmedLSN}}
-	if tail != nil {
-		t := tail.Header
-		t.Fence, t.WriterEpoch, t.Back, t.FirstSeq = true, node.WriterEpoch, 0, 0
-		fence.Header = t
-	}
-	return fence
-}
-
-func (l *life) checkTail(tail *wire.Frame, node apply.Node, slot capture.SlotInfo) error {
-	switch {
-	case tail == nil && node.Published > 0:
-		return fmt.Errorf("%w: stream of node %s is empty, transaction %d was published before; restore the broker's data or join the node anew",
-			stream.ErrStreamLost, node.Name, node.Published)
-	case tail != nil && tail.LastSeq < node.Published:
-		return fmt.Errorf("%w: stream of node %s ends with transaction %d, transaction %d was published before; restore the broker's data or join the node anew",
-			stream.ErrStreamLost, node.Name, tail.LastSeq, node.Published)
-	case tail != nil && tail.SystemID != 0 && tail.SystemID != slot.SystemID:
-		return &configError{fmt.Sprintf("stream of node %s was written by another PostgreSQL cluster (system identifier %d, here %d); "+
-			"give this node another name or point postgres.dsn at the right server", node.Name, tail.SystemID, slot.SystemID)}
-	}
-	return nil
-}
-
-// configError is an error that only a person can mend.
-type configError struct{ text string }
-
-func (e *configError) Error() string { return e.text }
-
-// ExitCode is that of a wrong configuration.
-func (e *configError) ExitCode() int { return 2 }
 
 func (l *life) restore(ctx context.Context) error {
 	info, err := l.publisher.Info(ctx)

@@ -17,11 +17,18 @@ type Report struct {
 	Seq   uint64    `json:"seq"`
 	Stamp time.Time `json:"stamp,omitzero"`
 
+	Capture   CaptureReport   `json:"capture"`
 	Slot      SlotReport      `json:"slot"`
 	Publisher PublisherReport `json:"publisher"`
 	Stream    StreamReport    `json:"stream"`
 	Links     []LinkReport    `json:"links"`  // one per node that is read from, by name
 	Alarms    []Alarm         `json:"alarms"` // what a person should look at, gravest first
+}
+
+// CaptureReport is how the local WAL is read.
+type CaptureReport struct {
+	State   string `json:"state"` // streaming or connecting; empty while the bridge does not run
+	Waiting string `json:"waiting,omitempty"`
 }
 
 // SlotReport is how much of the local WAL has been read, and what its slot holds back.

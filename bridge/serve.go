@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/pgbridge/pgbridge/capture"
 )
 
 // socketPath is where a running bridge answers status. A Unix socket's path holds about a hundred bytes;
@@ -81,6 +83,9 @@ func (b *bridge) healthy() error {
 	l, err := b.current.get()
 	switch {
 	case l != nil:
+		if s := l.capture.Status(); s.State != capture.StateStreaming {
+			return fmt.Errorf("local changes are not read: capture is %s: %s", s.State, s.Waiting)
+		}
 		return nil
 	case err != nil:
 		return err

@@ -90,9 +90,14 @@ func (b *bridge) report(ctx context.Context) *Report {
 		}
 		return r
 	}
-	n := l.applier.Node()
-	r.Epoch, r.WriterEpoch = n.Epoch, n.WriterEpoch
+	r.Epoch, r.WriterEpoch = l.node.Epoch, l.node.WriterEpoch
 	s := l.capture.Status()
+	r.Capture = CaptureReport{State: s.State, Waiting: s.Waiting}
+	if s.State != capture.StateStreaming && s.Waiting != "" {
+		r.Alarms = append(r.Alarms, Alarm{Code: "capture-waits", Severity: SeverityError,
+			Text: fmt.Sprintf("local changes are not read: %s; the slot holds %d bytes of WAL", s.Waiting, r.Slot.WALHeldBytes),
+			Mend: "let the bridge's walsender connect again: a free one, pg_hba.conf, nobody else on the slot; nothing is lost meanwhile, but the WAL grows"})
+	}
 	r.Seq = s.Seq
 	if s.Seq > 0 {
 		r.Stamp = s.Stamp.Time()

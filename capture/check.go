@@ -216,6 +216,7 @@ func (c *check) tables(ctx context.Context, p *publication, chosen []candidate) 
 			}
 			fault, mend := t.unusable()
 			c.add(code, "table "+t.String(), fault, mend)
+			continue // setup would not publish it either
 		}
 		for _, k := range keys[t.oid] {
 			if k.refused != nil {
@@ -223,7 +224,7 @@ func (c *check) tables(ctx context.Context, p *publication, chosen []candidate) 
 					fmt.Sprintf("%s, or %s", k.refused.Mend(), t.exclude()))
 			}
 		}
-		if t.persistence == "p" && p.exists && !p.all && !p.has(t.TableName) {
+		if p.exists && !p.all && !p.has(t.TableName) {
 			absent = append(absent, t.String())
 		}
 	}

@@ -261,7 +261,7 @@ func (s *session) whole(ctx context.Context, m []byte) error {
 	case 'd':
 		return s.copyData(ctx, m)
 	case 'E':
-		return s.serverError(m)
+		return s.serverError(ctx, m)
 	case 'W', 'N', 'S': // CopyBothResponse, notice, parameter status
 		return nil
 	case 'c', 'C', 'Z': // the server ends the stream
@@ -296,14 +296,43 @@ func (s *session) part(ctx context.Context, b []byte, first, last bool) error {
 	return s.tagger.bigPart(ctx, b[dataHead:], size-dataHead, true, last)
 }
 
-func (s *session) serverError(m []byte) error {
+func (s *session) serverError(ctx context.Context, m []byte) error {
 	var e pgproto3.ErrorResponse
 	if err := e.Decode(m[copyHead:]); err != nil {
 		return protocolError("error message: %v", err)
 	}
 	pg := pgconn.ErrorResponseToPgError(&e)
 	if pg.Code == "42704" {
-		return (&slot{name: s.opts.Slot}).check()
+		if err := s.undefined(ctx, pg); err != nil {
+			return err
+		}
 	}
 	return classify(pg, "replicate from slot "+strconv.Quote(s.opts.Slot))
+}
+
+// undefined finds out what it is that the server says is not there: the slot or, when it decodes a change, the
+// publication. nil if it is neither. Slot and publication may have one name, and the message may be in any
+// language; so the catalog is asked, over a connection that the server has not just given up.
+func (s *session) undefined(ctx context.Context, pg *pgconn.PgError) error {
+	conn, err := connectPlain(ctx, s.opts.DSN)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	sl, err := readSlot(ctx, conn, s.opts.Slot)
+	if err != nil {
+		return err
+	}
+	if !sl.exists {
+		return sl.check()
+	}
+	p, err := readPublication(ctx, conn, s.opts.Publication, 0)
+	if err != nil {
+		return err
+	}
+	// One that exists now did not when the change was made.
+	if !p.exists || strings.Contains(pg.Message, strconv.Quote(s.opts.Publication)) {
+		return &CheckError{Findings: []Finding{publicationGone(s.opts.Publication)}}
+	}
+	return nil
 }

@@ -10,7 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/pgbridge/pgbridge/integration/pgcluster"
+
 	"github.com/pgbridge/pgbridge/integration/pgtest"
 	"github.com/pgbridge/pgbridge/wire"
 )
@@ -318,6 +320,46 @@ func TestStartIsRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		refused("slot made anew", CodeSlotAhead, func(o *Options, f *wire.Frame) {})
+	})
+}
+
+// TestDroppedUnderway: PostgreSQL has one code for a slot and for a publication that is not there. Which it is
+// decides what a person has to do. From 18 on it says nothing of a publication: see TableWatch.
+func TestDroppedUnderway(t *testing.T) {
+	t.Parallel()
+	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
+		t.Parallel()
+		b := newBench(t, s.NewDatabase(t), "")
+		wants := func(err error, code string) {
+			t.Helper()
+			var check *CheckError
+			if !errors.As(err, &check) || !check.Has(code) {
+				t.Errorf("want %s: %v", code, err)
+			}
+		}
+		name := ident(b.opts.Publication)
+		c, err := New(b.opts, b.pub, b.deletes, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.exec(`DROP PUBLICATION ` + name + `;
+INSERT INTO sentinel VALUES (-1)`)
+		if s.Major < 18 {
+			wants(b.fails(c), CodePublicationMissing)
+		}
+		b.exec(`CREATE PUBLICATION ` + name + ` FOR TABLE sentinel`)
+		if c, err = New(b.opts, b.pub, b.deletes, nil); err != nil {
+			t.Fatal(err)
+		}
+		if s.Major < 18 {
+			wants(b.fails(c), CodePublicationMissing) // the change is still decoded as of then
+		}
+		session := newSession(c, nil)
+		if err := session.undefined(t.Context(), &pgconn.PgError{Message: "type 5 does not exist"}); err != nil {
+			t.Errorf("of something else: %v", err)
+		}
+		b.exec(`SELECT pg_drop_replication_slot('` + b.opts.Slot + `')`)
+		wants(session.undefined(t.Context(), &pgconn.PgError{Message: "words"}), CodeSlotMissing)
 	})
 }
 

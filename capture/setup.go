@@ -17,8 +17,8 @@ type SetupOptions struct {
 	Slot          string   // "pgb_<cluster>_<node>" if empty
 	Publication   string   // the same
 	Tables        []string // patterns as in "public.*", "!public.audit"; all tables if empty
-	// HasRun says that the node has captured before: a slot that is missing now was dropped, and a new one
-	// would leave out what was committed since. Setup then refuses to create it.
+	// HasRun says that the node has captured before: a slot or a publication that is missing now was dropped,
+	// and a new one would leave out what was committed since. Setup then refuses to create it.
 	HasRun bool
 	// Running says that capture goes on after an interruption: a table that cannot be captured, or is not yet,
 	// keeps Check from nothing then. TableWatch tells of it.
@@ -86,6 +86,9 @@ func setupSQL(ctx context.Context, conn *pgx.Conn, o SetupOptions) ([]string, er
 	pub, err := readPublication(ctx, conn, o.Publication, srv.version)
 	if err != nil {
 		return nil, err
+	}
+	if !pub.exists && o.HasRun {
+		return nil, &CheckError{Findings: []Finding{publicationGone(pub.name)}}
 	}
 	var names []TableName
 	for _, c := range chosen {
@@ -171,11 +174,12 @@ func readPublication(ctx context.Context, conn *pgx.Conn, name string, version i
 }
 
 // publicationGone is what to say of one that capture has used. PostgreSQL decodes each change by the publication
-// as it was then, so that a new one brings nothing of the time between.
+// as it was then, so that a new one brings nothing of the time between: before 18 it stumbles there, later it
+// leaves that out without a word.
 func publicationGone(name string) Finding {
 	return Finding{CodePublicationMissing, "publication " + ident(name),
-		"was dropped while capture needed it: what was committed since is not replicated, also not with a new one",
-		"if nothing was, drop the slot and run pgbridge setup; else let the node join anew"}
+		"was dropped after this node had captured with it: what was committed since is not replicated, also not with a new one",
+		fmt.Sprintf("if nothing was committed, run CREATE PUBLICATION %s and pgbridge setup; else let the node join anew", ident(name))}
 }
 
 const publishSettings = "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"

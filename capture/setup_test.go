@@ -133,12 +133,14 @@ func TestSetupIsIdempotent(t *testing.T) {
 	})
 }
 
-// TestSetupNeverReplacesASlot: a slot that was dropped under a node that has captured is not made anew, since
-// what was committed meanwhile would be in neither slot nor stream.
-func TestSetupNeverReplacesASlot(t *testing.T) {
+// TestSetupNeverReplacesWhatHeldChanges: a slot or publication that was dropped under a node that has captured is
+// not made anew, since what was committed meanwhile would be in neither slot nor stream.
+func TestSetupNeverReplacesWhatHeldChanges(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	o := SetupOptions{DSN: db.DSN, Cluster: db.Name, Node: "a", HasRun: true}
+	o := SetupOptions{DSN: db.DSN, Cluster: db.Name, Node: "a"}
+	db.Exec(t, `CREATE PUBLICATION `+ident(originPrefix(db.Name, "a")))
+	o.HasRun = true
 	var check *CheckError
 	if err := Setup(t.Context(), o); !errors.As(err, &check) || !check.Has(CodeSlotMissing) {
 		t.Errorf("setup of a node that has run: %v", err)
@@ -156,6 +158,10 @@ func TestSetupNeverReplacesASlot(t *testing.T) {
 	o.HasRun = true
 	if err := Setup(t.Context(), o); err != nil {
 		t.Errorf("setup of a node that has run and has its slot: %v", err)
+	}
+	db.Exec(t, `DROP PUBLICATION `+ident(originPrefix(db.Name, "a")))
+	if err := Setup(t.Context(), o); !errors.As(err, &check) || !check.Has(CodePublicationMissing) {
+		t.Errorf("setup of a node whose publication was dropped: %v", err)
 	}
 }
 
@@ -183,7 +189,8 @@ func TestCheckFindings(t *testing.T) {
 				t.Errorf("no %s with %q among\n%v", code, texts, check)
 			}
 		}
-		b.exec(`CREATE TABLE keyless (x int);
+		b.exec(`CREATE TABLE late (id int PRIMARY KEY);
+CREATE TABLE keyless (x int);
 CREATE TABLE only_unique (x int NOT NULL UNIQUE);
 CREATE TABLE deferred (x int PRIMARY KEY DEFERRABLE);
 CREATE TABLE nullable (x int UNIQUE);
@@ -197,7 +204,7 @@ ALTER TABLE good REPLICA IDENTITY NOTHING`)
 		found(CodeTableKey, `"public"."good"`, "no replica identity")
 		found(CodeTableKey, `"public"."unhashed"`, `column "q"`, "type pg_catalog.tsquery", "give the table a key of another type", `"!public.unhashed"`)
 		found(CodeTableUnlogged, `"public"."unlogged"`, "SET LOGGED")
-		found(CodePublication, `leaves out "public"."deferred", "public"."keyless"`, "pgbridge setup")
+		found(CodePublication, `leaves out "public"."late";`, "pgbridge setup")
 		name := ident(b.opts.Publication)
 		b.exec(`ALTER PUBLICATION ` + name + ` SET (publish = 'insert', publish_via_partition_root = false)`)
 		found(CodePublication, "all operations")

@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgbridge/pgbridge/origin"
 )
 
 // SlotInfo is what a server says of itself and of the bridge's slot.
@@ -51,6 +54,27 @@ func ReadSlot(ctx context.Context, dsn, slot string) (SlotInfo, error) {
 	}
 	info.ConfirmedLSN, info.HeldBytes, info.State = s.confirmed, s.held, s.state()
 	return info, nil
+}
+
+// KnowsCommit reports whether the transaction with that id was committed at that time in the server's history:
+// false if it shows another time for it, or has not given that id out yet. What it has forgotten it knows.
+func KnowsCommit(ctx context.Context, dsn string, xid uint32, at origin.Stamp) (bool, error) {
+	conn, err := connectPlain(ctx, dsn)
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close(ctx)
+	var committed *time.Time
+	var next int64
+	err = conn.QueryRow(ctx, `SELECT pg_xact_commit_timestamp($1::text::xid), pg_snapshot_xmax(pg_current_snapshot())::text::int8`,
+		fmt.Sprint(xid)).Scan(&committed, &next)
+	if err != nil {
+		return false, classify(err, "read the commit time of a transaction")
+	}
+	if committed == nil {
+		return int32(uint32(next)-xid) > 0, nil // ids wrap around
+	}
+	return committed.Equal(at.Time()), nil
 }
 
 // slot is a row of pg_replication_slots.

@@ -16,22 +16,6 @@ import (
 const rewrite = `ALTER TABLE t ALTER n TYPE int USING n + 0`
 
 // cutAll parts the nodes.
-func cutAll(c *cluster.Cluster) {
-	for _, n := range c.Nodes {
-		for _, l := range n.Links {
-			l.Cut()
-		}
-	}
-}
-
-func healAll(c *cluster.Cluster) {
-	for _, n := range c.Nodes {
-		for _, l := range n.Links {
-			l.Heal()
-		}
-	}
-}
-
 // TestRewriteBetweenConcurrentWrites: three nodes write the same rows without knowing of each other, and
 // rewrite the table before and after they hear of the others' writes. Whoever wrote last wins everywhere: the
 // rewrite is nobody's write (PROOF.md F10, R28).

@@ -275,7 +275,8 @@ func TestReport(t *testing.T) {
 	at := time.Date(2026, 11, 24, 10, 0, 0, 0, time.UTC)
 	full := &bridge.Report{
 		Cluster: "shop", Node: "a", Epoch: 1, WriterEpoch: 7, At: at, Seq: 1204, Stamp: at.Add(-time.Second),
-		Slot: bridge.SlotReport{Slot: "pgb_shop_a", State: "active", CapturedLSN: "0/16B3748", ConfirmedLSN: "0/16B3700", WALHeldBytes: 12 << 20},
+		Capture: bridge.CaptureReport{State: "connecting", Waiting: "replicate from slot \"pgb_shop_a\": all walsenders are taken"},
+		Slot:    bridge.SlotReport{Slot: "pgb_shop_a", State: "active", CapturedLSN: "0/16B3748", ConfirmedLSN: "0/16B3700", WALHeldBytes: 12 << 20},
 		Publisher: bridge.PublisherReport{State: "away", FramesInFlight: 2, DurableSeq: 1202,
 			Waiting: "connect nats://127.0.0.1:4222: connection refused; start the server or correct nats.url"},
 		Stream: bridge.StreamReport{Stream: "PGB_shop_a", Bytes: 3_250_000, LimitBytes: 8 << 30, FirstStreamSeq: 1, LastStreamSeq: 345},

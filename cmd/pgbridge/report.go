@@ -29,7 +29,10 @@ func printReport(w io.Writer, r *bridge.Report) error {
 // writeOwn tells the way of this node's own transactions: WAL, slot, publisher, stream.
 func writeOwn(b *strings.Builder, r *bridge.Report) {
 	t := newTable(b)
-	t.row("captured", fmt.Sprintf("seq %d", r.Seq), "stamp "+clock(r.Stamp))
+	t.row("capture", orDash(r.Capture.State), fmt.Sprintf("seq %d, stamp %s", r.Seq, clock(r.Stamp)))
+	if r.Capture.Waiting != "" {
+		t.row("", "", "waits: "+r.Capture.Waiting)
+	}
 	t.row("slot", orDash(r.Slot.State), fmt.Sprintf("%s: read to %s, confirmed to %s, holds %s of WAL",
 		orDash(r.Slot.Slot), orDash(r.Slot.CapturedLSN), orDash(r.Slot.ConfirmedLSN), size(r.Slot.WALHeldBytes)))
 	t.row("publisher", orDash(r.Publisher.State), fmt.Sprintf("frames in flight %d, durable to seq %d",
