@@ -20,8 +20,11 @@ const fenceRound = 3 * time.Second
 // fence takes the own stream over and returns the state from which capture goes on.
 func (l *life) fence(ctx context.Context, node apply.Node, info capture.SlotInfo, o origin.Origin) (*wire.Frame, error) {
 	for {
-		_, tail := l.publisher.Tail()
+		seq, tail := l.publisher.Tail()
 		if err := l.checkTail(tail, node, info); err != nil {
+			return nil, err
+		}
+		if err := l.checkHistory(ctx, seq, node); err != nil {
 			return nil, err
 		}
 		f := l.fenceFrame(tail, node, info, o)
