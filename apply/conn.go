@@ -24,6 +24,7 @@ var sessionSettings = map[string]string{
 	"statement_timeout":                   "0",
 	"lock_timeout":                        "0",
 	"idle_in_transaction_session_timeout": "0",
+	"idle_session_timeout":                "0",
 	"search_path":                         "pg_catalog",
 	"TimeZone":                            "UTC",
 	"DateStyle":                           "ISO, MDY",
