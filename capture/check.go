@@ -218,13 +218,15 @@ func (c *check) tables(ctx context.Context, p *publication, chosen []candidate) 
 			c.add(code, "table "+t.String(), fault, mend)
 			continue // setup would not publish it either
 		}
+		refused := false
 		for _, k := range keys[t.oid] {
 			if k.refused != nil {
+				refused = true
 				c.add(CodeTableKey, "table "+t.String(), fmt.Sprintf("has column %s in its key: %v", ident(k.name), k.refused),
 					fmt.Sprintf("%s, or %s", k.refused.Mend(), t.exclude()))
 			}
 		}
-		if p.exists && !p.all && !p.has(t.TableName) {
+		if !refused && p.exists && !p.all && !p.has(t.TableName) {
 			absent = append(absent, t.String())
 		}
 	}
