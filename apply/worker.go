@@ -56,6 +56,7 @@ type worker struct {
 	named    int // statements named so far
 	mapped   uint64
 	combined map[string]*combination // by the shapes of their changes
+	retired  retired
 
 	beginMessages, commitMessages         []byte
 	positionStatement, tombstoneStatement *statement
@@ -153,6 +154,9 @@ func (w *worker) say(reason string) bool {
 // step applies one more batch, or finds out why not.
 func (w *worker) step(ctx context.Context) error {
 	if err := w.reap(ctx, inFlight-1); err != nil {
+		return err
+	}
+	if err := w.tidy(ctx); err != nil {
 		return err
 	}
 	t, err := w.nextTxn(ctx)
@@ -530,12 +534,6 @@ func (w *worker) unsettled(m *mapping, k wire.KeyHash, t *txn) bool {
 	return w.absence.unsettled(tableName{m.local.schema, m.local.name}, k, registration{w.origin, t.Seq}, w.wal.Passed())
 }
 
-// forgetMappings has tables, and the statements for them, made anew.
-func (w *worker) forgetMappings() {
-	clear(w.mappings)
-	clear(w.combined)
-}
-
 // mapping returns how the origin's relation fits the local table.
 func (w *worker) mapping(r *wire.Relation, id uint32) (*mapping, error) {
 	if r == nil {
@@ -553,6 +551,7 @@ func (w *worker) mapping(r *wire.Relation, id uint32) (*mapping, error) {
 	if m, err = newMapping(r, t); err != nil {
 		return nil, err
 	}
+	w.retire(id)
 	w.mapped++
 	m.id = w.mapped
 	w.mappings[id] = m
