@@ -323,3 +323,22 @@ func TestUpdatedKeysAreLocked(t *testing.T) {
 	exec(`COMMIT`)
 	p.await()
 }
+
+// TestTakeBacksThatCannotBePrepared leave the others alone, and nothing behind that is in their way.
+func TestTakeBacksThatCannotBePrepared(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT+`; CREATE TABLE odd (id int PRIMARY KEY)`)
+	p.do(`INSERT INTO t VALUES (1, 'x'), (2, 'x'); INSERT INTO odd VALUES (1)`)
+	p.to.Exec(t, `CREATE RULE again AS ON DELETE TO odd DO INSTEAD DELETE FROM odd WHERE id = OLD.id; ALTER TABLE odd ENABLE ALWAYS RULE again`)
+	for i, table := range []string{"t", "odd", "t"} {
+		key := intKey(1 + i/2)
+		tab, err := p.a.catalog.table(t.Context(), "public", table)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.a.LocalDelete("public", table, key, tab.hasher.Hash(key, nil), origin.Version{Stamp: p.last + 1000, Origin: origin.Origin{Node: "b", Epoch: 1}}, 1, uint64(500+i))
+	}
+	awaitValue(t, p, `SELECT count(*) FROM t`, "0")
+	awaitTrue(t, func() bool { return p.a.HoldLSN() == 501 })
+	p.to.Exec(t, `DROP RULE again ON odd`)
+	awaitValue(t, p, `SELECT count(*) FROM odd`, "0")
+}

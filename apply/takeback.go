@@ -67,9 +67,10 @@ func (b *takebacks) run(ctx context.Context) error {
 
 // takeAll takes rows back. Whether it found them or not, what it saw is flushed before the slot may be
 // confirmed past the deletes (PROOF.md R20). Those that fail are tried again, the others are done.
-func (b *takebacks) takeAll(ctx context.Context, due []take) error {
-	statements, err := b.prepare(ctx, due)
-	if err != nil {
+func (b *takebacks) takeAll(ctx context.Context, due []take) (err error) {
+	statements := map[deletion]deleteStatement{}
+	defer func() { err = errors.Join(err, b.forget(ctx, statements)) }()
+	if err := b.prepare(ctx, due, statements); err != nil {
 		return err
 	}
 	failed, err := b.execute(ctx, due, statements)
@@ -80,14 +81,20 @@ func (b *takebacks) takeAll(ctx context.Context, due []take) error {
 		return err
 	}
 	b.absence.done(due, failed)
+	return err
+}
+
+// forget closes statements. The tables may look different when they are needed again.
+func (b *takebacks) forget(ctx context.Context, statements map[deletion]deleteStatement) error {
 	for _, s := range statements {
-		if s.name != "" {
-			if err := b.conn.PgConn().Deallocate(ctx, s.name); err != nil {
-				return fmt.Errorf("forget take-back statement: %w", err)
-			}
+		if s.name == "" || b.conn.IsClosed() {
+			continue
+		}
+		if err := b.conn.PgConn().Deallocate(ctx, s.name); err != nil {
+			return fmt.Errorf("close take-back statement: %w", err)
 		}
 	}
-	return err
+	return nil
 }
 
 // deletion names the shape of a take's statement: by key, of so many columns, or a whole table.
@@ -99,12 +106,12 @@ type deletion struct {
 // deleteStatement is what one needs to run a deletion's statement.
 type deleteStatement struct {
 	name   string // none: there is nothing to do
+	err    error  // it could not be prepared, and its takes wait
 	widths []int  // of the key's columns: the key may have been read before the table was rewritten
 }
 
-// prepare prepares what the takes need on the connection.
-func (b *takebacks) prepare(ctx context.Context, due []take) (map[deletion]deleteStatement, error) {
-	statements := map[deletion]deleteStatement{}
+// prepare prepares what the takes need on the connection, and puts it into statements.
+func (b *takebacks) prepare(ctx context.Context, due []take, statements map[deletion]deleteStatement) error {
 	for i := range due {
 		d := deletion{due[i].table, len(due[i].key)}
 		if _, ok := statements[d]; ok {
@@ -116,7 +123,7 @@ func (b *takebacks) prepare(ctx context.Context, due []take) (map[deletion]delet
 			continue
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if d.keys != 0 && d.keys != len(tab.key) {
 			b.rekeyed(tab)
@@ -125,7 +132,11 @@ func (b *takebacks) prepare(ctx context.Context, due []take) (map[deletion]delet
 		name := fmt.Sprintf("take%d", len(statements))
 		sql, types := b.sql(tab, &due[i])
 		if _, err := b.conn.PgConn().Prepare(ctx, name, sql, types); err != nil {
-			return nil, fmt.Errorf("take back rows of %s: %w", tab.quoted, err)
+			if lost(err) {
+				return fmt.Errorf("take back rows of %s: %w", tab.quoted, err)
+			}
+			statements[d] = deleteStatement{err: err}
+			continue
 		}
 		s := deleteStatement{name: name}
 		for _, k := range tab.key {
@@ -133,7 +144,7 @@ func (b *takebacks) prepare(ctx context.Context, due []take) (map[deletion]delet
 		}
 		statements[d] = s
 	}
-	return statements, nil
+	return nil
 }
 
 // rekeyed gives up the take-backs of deletes that were captured under another key of the table: their rows
@@ -151,6 +162,10 @@ func (b *takebacks) execute(ctx context.Context, due []take, statements map[dele
 	var sent []take
 	for _, t := range due {
 		s := statements[deletion{t.table, len(t.key)}]
+		if s.err != nil {
+			failed, err = append(failed, t), fmt.Errorf("take back a row of %s.%s: %w", t.table.schema, t.table.name, s.err)
+			continue
+		}
 		if s.name == "" {
 			continue
 		}
