@@ -46,9 +46,9 @@ type carefulRun struct {
 	losses       int
 	// blind: something was unknown, and the attempt only looks on, for what else is.
 	blind bool
-	// beaten: some row that the transaction wrote, of a table with large values, stays as it was. Others
+	// beaten: the rows of tables with large values that the transaction wrote and that stay as they were. Others
 	// may rely on what this node's users saw, and must hear of it (PROOF.md R8, R16).
-	beaten bool
+	beaten lostRows
 	// bare is why conflicts are recorded without the rows' images; empty: with them.
 	bare string
 }
@@ -216,7 +216,7 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 	}()
 	c.rows, c.unsure, c.queue = map[wire.KeyHash]*rowState{}, map[uint32]bool{}, c.queue[:0]
 	c.lost, c.buried, c.wiped, c.losses = keySet{}, keySet{}, nil, 0
-	c.blind, c.beaten = false, false
+	c.blind, c.beaten = false, lostRows{}
 	tx, err := c.conn.Begin(ctx)
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
@@ -227,8 +227,8 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 		}
 		return err
 	}
-	if c.beaten {
-		if err := c.markers.lose(ctx, c.t.entry()); err != nil {
+	if len(c.beaten) > 0 {
+		if err := c.markers.lose(ctx, c.t.entry(), c.beaten.losses(c.t.version())); err != nil {
 			return err
 		}
 	}

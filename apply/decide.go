@@ -165,8 +165,7 @@ func (c *carefulRun) write(m *mapping, tuple []wire.Value, k wire.KeyHash, kind 
 		d = c.policy(conflict.Case{Write: kind, Remote: c.t.version(), Local: r.local, Seen: r.seen})
 	}
 	if !d.RemoteWins {
-		r.lost = true
-		c.beaten = c.beaten || m.local.large
+		c.lose(m, r, k)
 		return c.record(m, tuple, m.rowOf(tuple), r.look, d)
 	}
 	if hasUnchanged(tuple) {
@@ -184,6 +183,16 @@ func (c *carefulRun) write(m *mapping, tuple []wire.Value, k wire.KeyHash, kind 
 	}
 	return c.change(m, m.statement("ki", m.insertSQL), tuple, m.insertSet(), nil)
 }
+
+// lose notes that the row stays as it is, whatever the transaction does to it.
+func (c *carefulRun) lose(m *mapping, r *rowState, k wire.KeyHash) {
+	r.lost = true
+	if m.local.large {
+		c.beaten.add(m.tableHash(), m.local.hasher.Shared(k))
+	}
+}
+
+func (m *mapping) tableHash() uint64 { return wire.TableHash(m.local.schema, m.local.name) }
 
 // overwrite queues the statement that makes the row of tuple's key look like tuple; the key too, since a
 // key may be equal and look different.
@@ -219,7 +228,7 @@ func (c *carefulRun) trueBase(m *mapping, r *rowState, k wire.KeyHash) error {
 		return nil
 	}
 	if r.found && r.seen {
-		if saw, err := c.inbox.saw(r.local.Version); saw || err != nil {
+		if saw, err := c.inbox.saw(r.local.Version, m.tableHash(), m.local.hasher.Shared(k)); saw || err != nil {
 			return err
 		}
 	}
@@ -252,7 +261,7 @@ func (c *carefulRun) remove(m *mapping, old []wire.Value, k wire.KeyHash) error 
 		return err
 	}
 	if !d.RemoteWins {
-		r.lost = true
+		c.lose(m, r, k) // the transaction may write the row again, in vain
 		return nil
 	}
 	c.buried.add(k)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/wire"
 )
 
 // A transaction's `low` says what its author certainly had seen, and lags behind by a batch: an author who
@@ -13,14 +14,61 @@ import (
 // that the author changed, or did it come to his node only afterwards?
 //
 // In the second case it lost there: to the author's own update, whose stamp is above all that it declares,
-// or to something later still. So each node tells, before the COMMIT, of every transaction that loses on
-// some row (wire.KindLost), and what is not among these when the node has it in `low` was there first.
+// or to something later still. So each node tells, before the COMMIT, of every row on which a transaction
+// loses (wire.KindLost), and what is not among these when the node has it in `low` was there first.
 
 // heard is what an origin's stream has told so far, ahead of what is applied of it. The inbox's mutex guards
 // it.
 type heard struct {
 	low  origin.Vector
-	lost map[origin.Version]struct{}
+	lost map[origin.Version]lostRows
+}
+
+// lostRows are the rows on which one transaction loses: by table, as wire.TableHash gives it, their keys, nil for
+// all rows. Too many of a table count as all.
+type lostRows map[uint64]map[uint64]struct{}
+
+// lostKeysLimit bounds the keys of one table and transaction that are told one by one.
+const lostKeysLimit = 100
+
+// add takes in a row's key, as wire.KeyHasher.Shared gives it; 0 stands for all rows of the table.
+func (l lostRows) add(table, key uint64) {
+	keys, ok := l[table]
+	switch {
+	case ok && keys == nil:
+		return
+	case key == 0 || len(keys) >= lostKeysLimit:
+		l[table] = nil
+		return
+	case !ok:
+		keys = map[uint64]struct{}{}
+		l[table] = keys
+	}
+	keys[key] = struct{}{}
+}
+
+// has reports whether the row may be among them.
+func (l lostRows) has(table, key uint64) bool {
+	keys, ok := l[table]
+	if !ok || keys == nil || key == 0 {
+		return ok
+	}
+	_, ok = keys[key]
+	return ok
+}
+
+// losses are the rows as a marker tells of them.
+func (l lostRows) losses(v origin.Version) []wire.Loss {
+	var all []wire.Loss
+	for table, keys := range l {
+		if keys == nil {
+			all = append(all, wire.Loss{Version: v, Table: table})
+		}
+		for k := range keys {
+			all = append(all, wire.Loss{Version: v, Table: table, Key: k})
+		}
+	}
+	return all
 }
 
 // unheardError means that a decision needs what the origin has not told yet.
@@ -31,14 +79,17 @@ func (e *unheardError) Error() string {
 }
 
 // hearLost takes in a Y record.
-func (b *inbox) hearLost(lost []origin.Version) {
+func (b *inbox) hearLost(lost []wire.Loss) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.heard.lost == nil {
-		b.heard.lost = map[origin.Version]struct{}{}
+		b.heard.lost = map[origin.Version]lostRows{}
 	}
-	for _, v := range lost {
-		b.heard.lost[v] = struct{}{}
+	for _, l := range lost {
+		if b.heard.lost[l.Version] == nil {
+			b.heard.lost[l.Version] = lostRows{}
+		}
+		b.heard.lost[l.Version].add(l.Table, l.Key)
 	}
 }
 
@@ -63,16 +114,15 @@ func (h *heard) forget(low origin.Vector) {
 	}
 }
 
-// saw reports whether version v, which transactions of the origin declare, had won on every row there before
-// any of them changed such a row; an unheardError if the origin has not told yet.
-func (b *inbox) saw(v origin.Version) (bool, error) {
+// saw reports whether version v of a row, which transactions of the origin declare, had won there before any of
+// them changed the row; an unheardError if the origin has not told yet.
+func (b *inbox) saw(v origin.Version, table, key uint64) (bool, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.heard.low.Get(v.Origin).Stamp < v.Stamp {
 		return false, &unheardError{v}
 	}
-	_, lost := b.heard.lost[v]
-	return !lost, nil
+	return !b.heard.lost[v].has(table, key), nil
 }
 
 // listen waits until the origin has told about v. It tells soon, unless it cannot apply v; what is behind in
@@ -80,7 +130,7 @@ func (b *inbox) saw(v origin.Version) (bool, error) {
 func (c *carefulRun) listen(ctx context.Context, v origin.Version) error {
 	for {
 		full, changed := c.inbox.full()
-		if _, err := c.inbox.saw(v); err == nil {
+		if _, err := c.inbox.saw(v, 0, 0); err == nil {
 			return nil
 		}
 		if full {

@@ -321,7 +321,7 @@ func (b *inbox) unpack(f *wire.Frame, resume uint64) ([]*txn, error) {
 			t.size = int64(len(t.body)) + txnOverhead
 			txns = append(txns, t)
 		case wire.KindLost:
-			var lost []origin.Version
+			var lost []wire.Loss
 			if lost, err = wire.ParseLost(rec.Payload); err == nil {
 				b.hearLost(lost)
 			}

@@ -28,7 +28,7 @@ type markers struct {
 
 type markRequest struct {
 	up    origin.Entry // zero: nothing to announce
-	lost  bool         // up's transaction is about to lose on some row
+	lost  []wire.Loss  // up's transaction is about to lose on these rows
 	flush bool
 	reply chan markReply // of capacity 1
 }
@@ -56,10 +56,10 @@ func (m *markers) announce(ctx context.Context, e origin.Entry) (<-chan markRepl
 	return m.send(ctx, markRequest{up: e})
 }
 
-// lose asks for a marker that says that e's transaction is about to lose on some row, and waits until it
-// stands in the WAL.
-func (m *markers) lose(ctx context.Context, e origin.Entry) error {
-	c, err := m.send(ctx, markRequest{up: e, lost: true})
+// lose asks for a marker that says on which rows e's transaction is about to lose, and waits until it stands in
+// the WAL.
+func (m *markers) lose(ctx context.Context, e origin.Entry, lost []wire.Loss) error {
+	c, err := m.send(ctx, markRequest{up: e, lost: lost})
 	if err != nil {
 		return err
 	}
@@ -164,14 +164,12 @@ func (m *markers) write(ctx context.Context, batch []markRequest, flush bool) (u
 	p.mu.Lock()
 	up, done := p.announced.Clone(), p.applied.Clone()
 	p.mu.Unlock()
-	var lost []origin.Version
+	var lost []wire.Loss
 	for _, r := range batch {
 		if r.up.Seq != 0 {
 			up.Advance(r.up)
 		}
-		if r.lost {
-			lost = append(lost, origin.Version{Stamp: r.up.Stamp, Origin: r.up.Origin})
-		}
+		lost = append(lost, r.lost...)
 	}
 	sql := markSQL
 	if flush && m.flushArg {

@@ -46,9 +46,11 @@
 //	   id:uvarint schema:string name:string replica_identity:byte columns:uvarint, and for each column
 //	   flags:byte (bit 0: part of the replica identity) name:string type:uvarint typmod:varint
 //	   type_schema:string type_name:string (both empty for a built-in type, whose id says all)
-//	Y  versions of other origins' transactions that the sender's node did not let win on every row, because
-//	   of a version that was there already: count:uvarint, and for each: origin stamp:varint. It stands in
-//	   the stream before the first vector whose low includes such a transaction
+//	Y  versions of other origins' transactions that the sender's node did not let win on some row, because
+//	   of a version that was there already: count:uvarint, and for each: origin stamp:varint table:uint64
+//	   key:uint64. Table is XXH3-64 over schema:string name:string, key the low half of XXH3-128 over
+//	   these and the key's canonical bytes; 0 stands for any row of the table. It stands in the stream
+//	   before the first vector whose low includes such a transaction
 //	B  begin: seq:uvarint stamp:varint commit_time:varint commit_lsn:uvarint xid:uvarint
 //	I  insert, U update, D delete: relation:uvarint, then the tuples as in pgoutput's message of that
 //	   letter: I 'N' tuple; U [ 'K' | 'O' tuple ] 'N' tuple; D 'K' | 'O' tuple

@@ -7,7 +7,7 @@ import (
 )
 
 // KeyHash identifies a row of one table at one node: 128 bits of hash over the table's name and the
-// canonical bytes of its key. It never leaves the node, so nodes may differ in how they compute it.
+// canonical bytes of its key. Nodes may differ in how they compute it: see [KeyHasher.Shared].
 type KeyHash struct{ Hi, Lo uint64 }
 
 // Digest stands for a value in the canonical bytes of a key: what the server's hash function makes of it.
@@ -67,4 +67,19 @@ func (h *KeyHasher) Hash(key []Value, d Digester) KeyHash {
 	h.buf = b
 	sum := xxh3.Hash128(b)
 	return KeyHash{sum.Hi, sum.Lo}
+}
+
+// Shared returns what a Loss says of a key whose hash is k: the same on all nodes, or 0 where nodes may hash
+// equal keys differently, by what only the server knows or by object ids in them.
+func (h *KeyHasher) Shared(k KeyHash) uint64 {
+	for _, t := range h.types {
+		if t == nil {
+			continue
+		}
+		switch t.Form {
+		case FormServed, FormArray, FormRange, FormMultirange, FormRecord:
+			return 0
+		}
+	}
+	return k.Lo
 }

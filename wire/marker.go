@@ -16,9 +16,9 @@ const MarkerPrefix = "pgbridge"
 type Marker struct {
 	Up   origin.Vector // announced: everything in it is applied or about to be
 	Done origin.Vector // its COMMIT has been acknowledged
-	// Lost are versions that are about to lose here, on some row, to one that is here already: their
-	// transactions are in Up, and the message stands in the WAL before their COMMIT.
-	Lost []origin.Version
+	// Lost are versions that are about to lose here to one that is here already: their transactions are in
+	// Up, and the message stands in the WAL before their COMMIT.
+	Lost []Loss
 	XMin uint64 // pg_snapshot_xmin(pg_current_snapshot()) of the message's own statement
 }
 
@@ -27,8 +27,8 @@ const markerTail = 8
 
 // AppendMarker appends a marker's content without its XMin: the statement that writes it must append
 // int8send(pg_snapshot_xmin(pg_current_snapshot())::text::int8).
-func AppendMarker(dst []byte, up, done origin.Vector, lost []origin.Version) []byte {
-	return appendVersions(appendVector(appendVector(append(dst, 1), up), done), lost)
+func AppendMarker(dst []byte, up, done origin.Vector, lost []Loss) []byte {
+	return appendLosses(appendVector(appendVector(append(dst, 1), up), done), lost)
 }
 
 // ParseMarker decodes a marker's whole content. Errors wrap ErrCorrupt.
@@ -38,7 +38,7 @@ func ParseMarker(b []byte) (Marker, error) {
 	}
 	n := len(b) - markerTail
 	p := parser{b: b[1:n]}
-	m := Marker{Up: p.vector(), Done: p.vector(), Lost: p.versions(), XMin: binary.BigEndian.Uint64(b[n:])}
+	m := Marker{Up: p.vector(), Done: p.vector(), Lost: p.losses(), XMin: binary.BigEndian.Uint64(b[n:])}
 	if p.err == nil && len(p.b) != 0 {
 		p.fail("bytes behind the marker")
 	}

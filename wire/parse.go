@@ -109,26 +109,37 @@ func (p *parser) vector() origin.Vector {
 	return v
 }
 
-// versions reads a count and so many versions.
-func (p *parser) versions() []origin.Version {
-	n := p.length() // a version takes more than a byte, so this bounds the count too
+// losses reads a count and so many losses.
+func (p *parser) losses() []Loss {
+	n := p.length() // a loss takes more than a byte, so this bounds the count too
 	if n == 0 {
 		return nil
 	}
-	v := make([]origin.Version, 0, min(n, 64))
+	l := make([]Loss, 0, min(n, 64))
 	for range n {
-		v = append(v, origin.Version{Origin: p.origin(), Stamp: origin.Stamp(p.varint())})
+		l = append(l, Loss{Version: origin.Version{Origin: p.origin(), Stamp: origin.Stamp(p.varint())}, Table: p.fixed64(), Key: p.fixed64()})
 		if p.err != nil {
 			return nil
 		}
 	}
+	return l
+}
+
+func (p *parser) fixed64() uint64 {
+	if len(p.b) < 8 {
+		p.fail("hash is cut off")
+		return 0
+	}
+	v := binary.BigEndian.Uint64(p.b)
+	p.b = p.b[8:]
 	return v
 }
 
-func appendVersions(b []byte, versions []origin.Version) []byte {
-	b = binary.AppendUvarint(b, uint64(len(versions)))
-	for _, v := range versions {
-		b = binary.AppendVarint(appendOrigin(b, v.Origin), int64(v.Stamp))
+func appendLosses(b []byte, losses []Loss) []byte {
+	b = binary.AppendUvarint(b, uint64(len(losses)))
+	for _, l := range losses {
+		b = binary.AppendVarint(appendOrigin(b, l.Version.Origin), int64(l.Version.Stamp))
+		b = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(b, l.Table), l.Key)
 	}
 	return b
 }

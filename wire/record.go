@@ -7,6 +7,8 @@ import (
 	"io"
 	"math"
 
+	"github.com/zeebo/xxh3"
+
 	"github.com/pgbridge/pgbridge/origin"
 )
 
@@ -104,20 +106,32 @@ func ParseDeps(payload []byte) (up, low origin.Vector, err error) {
 	return v[0], v[1], nil
 }
 
-// AppendLost appends a Y record: versions of other origins that lost here, on some row, to one that was here
-// already.
-func AppendLost(dst []byte, lost []origin.Version) []byte {
-	return appendRecord(dst, KindLost, appendVersions(make([]byte, 0, 64), lost))
+// Loss says that a version of another origin lost on some row, or on some rows of a table, to what was there
+// already. The hashes are the same on all nodes; where two names or keys share one, more is taken for lost.
+type Loss struct {
+	Version origin.Version
+	Table   uint64 // TableHash
+	Key     uint64 // KeyHasher.Shared of the row's key; 0: any row of the table
+}
+
+// TableHash is the hash of a table's name in a Loss.
+func TableHash(schema, table string) uint64 {
+	return xxh3.Hash(appendString(appendString(nil, schema), table))
+}
+
+// AppendLost appends a Y record.
+func AppendLost(dst []byte, lost []Loss) []byte {
+	return appendRecord(dst, KindLost, appendLosses(make([]byte, 0, 64), lost))
 }
 
 // ParseLost decodes a Y record.
-func ParseLost(payload []byte) ([]origin.Version, error) {
+func ParseLost(payload []byte) ([]Loss, error) {
 	p := parser{b: payload}
-	v := p.versions()
+	l := p.losses()
 	if p.err == nil && len(p.b) != 0 {
-		p.fail("bytes behind the versions")
+		p.fail("bytes behind the losses")
 	}
-	return v, p.err
+	return l, p.err
 }
 
 // Column is one column of a Relation, as the origin has it.

@@ -206,10 +206,57 @@ func TestRunIsTheSameHoweverCut(t *testing.T) {
 	}
 }
 
+func exampleLosses() []Loss {
+	v := origin.Version{Stamp: -5, Origin: origin.Origin{Node: "b", Epoch: 2}}
+	return []Loss{{Version: v, Table: TableHash("s", "t"), Key: 1<<64 - 1}, {Version: v, Table: TableHash("st", "")}}
+}
+
+func TestLostRoundTrip(t *testing.T) {
+	for _, want := range [][]Loss{nil, exampleLosses()} {
+		recs := NewRecords(AppendLost(nil, want))
+		r, err := recs.Next()
+		if err != nil || r.Kind != KindLost {
+			t.Fatal(r.Kind, err)
+		}
+		got, err := ParseLost(r.Payload)
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%+v, %v, want %+v", got, err, want)
+		}
+		for n := range r.Payload {
+			if _, err := ParseLost(r.Payload[:n]); !errors.Is(err, ErrCorrupt) {
+				t.Errorf("cut off at %d: %v", n, err)
+			}
+		}
+	}
+}
+
+// TestHashesOfLosses are told to other nodes: they must not change.
+func TestHashesOfLosses(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		types []*KeyType
+		want  bool
+	}{
+		{"bytes", []*KeyType{nil}, true},
+		{"numbers", []*KeyType{{Form: FormInteger}, {Form: FormNumeric}, {Form: FormInterval}}, true},
+		{"hashed by the server", []*KeyType{nil, {Form: FormServed}}, false},
+		{"with object ids", []*KeyType{{Form: FormArray}}, false},
+	} {
+		if got := NewKeyHasher("s", "t", c.types).Shared(KeyHash{1, 2}); got != 2 && c.want || got != 0 && !c.want {
+			t.Errorf("%s: %d", c.name, got)
+		}
+	}
+	h := NewKeyHasher("s", "t", []*KeyType{{Form: FormInteger}})
+	key := h.Shared(h.Hash([]Value{{Format: Binary, Data: []byte{0, 0, 0, 7}}}, nil))
+	if table := TableHash("s", "t"); table != 0x859b91804cbccee0 || key != 0xe4960e84f7d30094 {
+		t.Errorf("table %#x, key %#x", table, key)
+	}
+}
+
 func TestMarkerRoundTrip(t *testing.T) {
 	up, done := vector("a", 9, "b", 4), vector("a", 7)
-	m, err := ParseMarker(append(AppendMarker(nil, up, done, nil), 0, 0, 0, 0, 0, 0, 3, 20))
-	if err != nil || !m.Up.Equal(up) || !m.Done.Equal(done) || m.XMin != 788 {
+	m, err := ParseMarker(append(AppendMarker(nil, up, done, exampleLosses()), 0, 0, 0, 0, 0, 0, 3, 20))
+	if err != nil || !m.Up.Equal(up) || !m.Done.Equal(done) || m.XMin != 788 || !reflect.DeepEqual(m.Lost, exampleLosses()) {
 		t.Fatalf("%+v %v", m, err)
 	}
 	if _, err := ParseMarker([]byte("somebody else's message")); !errors.Is(err, ErrCorrupt) {
@@ -258,6 +305,7 @@ func FuzzRecords(f *testing.F) {
 			ParseLargeCommit(r.Payload)
 			ParseNumber(r.Payload)
 			ParseMarker(r.Payload)
+			ParseLost(r.Payload)
 			c.Parse(r)
 		}
 	})
