@@ -218,7 +218,8 @@ func (c *carefulRun) absent(m *mapping, k wire.KeyHash) (look, error) {
 	if !ok {
 		return look{local: conflict.Local{Absent: true}}, nil
 	}
-	return look{local: conflict.Local{Version: d.Version, Deleted: true}, seen: c.t.up.Covers(d.Origin, d.seq)}, nil
+	own := d.Origin == c.origin // its transactions come in order, and up does not name them
+	return look{local: conflict.Local{Version: d.Version, Deleted: true}, seen: own || c.t.up.Covers(d.Origin, d.seq)}, nil
 }
 
 func (c *carefulRun) present(m *mapping, row [][]byte, k wire.KeyHash) (look, error) {

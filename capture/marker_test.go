@@ -245,5 +245,5 @@ DELETE FROM t WHERE id = 1`)
 // hash is the hash of a key of public.t.
 func (b *bench) hash(id int) wire.KeyHash {
 	v := wire.Value{Format: wire.Binary, Data: []byte{byte(id >> 24), byte(id >> 16), byte(id >> 8), byte(id)}}
-	return wire.NewKeyHasher("public", "t", nil).Hash([]wire.Value{v}, nil)
+	return wire.NewKeyHasher("public", "t", []*wire.KeyType{{Form: wire.FormInteger}}).Hash([]wire.Value{v}, nil)
 }
