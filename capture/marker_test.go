@@ -18,7 +18,9 @@ func TestMarkersBecomeDependencies(t *testing.T) {
 	t.Parallel()
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
 		t.Parallel()
-		b := newBench(t, s.NewDatabase(t), `CREATE TABLE t (id int PRIMARY KEY)`)
+		// A server of its own: a snapshot's xmin depends on what runs in all databases.
+		db := &pgtest.Database{Name: "marks", Major: s.Major, DSN: pgtest.NewCluster(t, s.Major, nil).SocketDSN("postgres")}
+		b := newBench(t, db, `CREATE TABLE t (id int PRIMARY KEY)`)
 		b.start(nil)
 		if _, ok := b.capture.MarkFor(1 << 60); ok {
 			t.Error("there is a mark before the first marker")
@@ -153,9 +155,8 @@ func TestRecentXIDs(t *testing.T) {
 	db := &pgtest.Database{Name: "recent", Major: pgtest.Newest(t), DSN: cluster.SocketDSN("postgres")}
 	b := newBench(t, db, `CREATE TABLE t (id int PRIMARY KEY)`)
 	b.start(nil)
-	b.exec(`INSERT INTO t VALUES (1);
-ALTER SYSTEM SET synchronous_standby_names = 'nobody';
-SELECT pg_reload_conf()`)
+	b.exec(`INSERT INTO t VALUES (1)`)
+	pgtest.HoldCommits(t, db.DSN)
 	waits := db.Connect(t)
 	committed := make(chan error, 1)
 	go func() {
@@ -172,8 +173,7 @@ SELECT pg_reload_conf()`)
 	if recent := b.capture.RecentXIDs(); !slices.Equal(recent, []uint32{xid}) {
 		t.Errorf("recent %v while %d waits", recent, xid)
 	}
-	b.exec(`ALTER SYSTEM RESET synchronous_standby_names;
-SELECT pg_reload_conf()`)
+	pgtest.ReleaseCommits(t, db.DSN)
 	if err := <-committed; err != nil {
 		t.Fatal(err)
 	}
