@@ -77,7 +77,7 @@ type batch struct {
 	txns        []landing
 	parses      []*statement
 	firstCommit int        // where the first COMMIT stands in the messages
-	mu          sync.Mutex // guards txns[0] of a large transaction while it is under way
+	mu          sync.Mutex // guards txns[0] and parses of a large transaction while it is under way
 	// The receiver writes these, the worker reads them after done is closed; failed at any time.
 	acked  int
 	parsed int
@@ -496,7 +496,9 @@ func (w *worker) collect(b *batch) error {
 		}
 		switch m := msg.(type) {
 		case *pgproto3.ParseComplete:
+			b.mu.Lock()
 			b.parses[b.parsed].ready = true
+			b.mu.Unlock()
 			b.parsed++
 		case *pgproto3.CommandComplete:
 			switch string(m.CommandTag) {
@@ -524,7 +526,10 @@ func (w *worker) collect(b *batch) error {
 func (w *worker) prepare(dst []byte, s *statement) []byte {
 	w.named++
 	s.name, s.sent, s.ready = fmt.Sprintf("s%d", w.named), true, false
-	w.current.parses = append(w.current.parses, s)
+	b := w.current
+	b.mu.Lock()
+	b.parses = append(b.parses, s)
+	b.mu.Unlock()
 	return appendParse(dst, s.name, s.sql, s.types)
 }
 
