@@ -79,22 +79,7 @@ const historyFrames = 100
 // checkHistory refuses a server that does not know the last own transaction in the stream: it was set back,
 // without a new timeline, to a time before that.
 func (l *life) checkHistory(ctx context.Context, tail uint64, node apply.Node) error {
-	info, err := l.publisher.Info(ctx)
-	if err != nil {
-		return err
-	}
-	from := max(info.First, 1)
-	if tail > historyFrames {
-		from = max(from, tail-historyFrames)
-	}
-	var last wire.Begin
-	err = l.publisher.Scan(ctx, from, tail, func(_ uint64, f *wire.Frame) error {
-		begin, err := lastTransaction(f)
-		if begin.Seq != 0 {
-			last = begin
-		}
-		return err
-	})
+	last, err := l.lastPublished(ctx, tail)
 	if err != nil || last.Seq == 0 {
 		return named("read own stream", err)
 	}
@@ -105,6 +90,32 @@ func (l *life) checkHistory(ctx context.Context, tail uint64, node apply.Node) e
 			last.Seq, node.Name, last.XID, last.CommitTime.Time().Format(time.RFC3339Nano))}
 	}
 	return err
+}
+
+// lastPublished returns the last own transaction that ends in the stream's last frames; seq 0 if there is none.
+// Frames may be purged meanwhile, by a bridge that has not met the fence yet: then it looks again.
+func (l *life) lastPublished(ctx context.Context, tail uint64) (last wire.Begin, err error) {
+	for first := uint64(0); ; {
+		info, err := l.publisher.Info(ctx)
+		if err != nil {
+			return last, err
+		}
+		from := max(info.First, 1)
+		if tail > historyFrames {
+			from = max(from, tail-historyFrames)
+		}
+		err = l.publisher.Scan(ctx, from, tail, func(_ uint64, f *wire.Frame) error {
+			begin, err := lastTransaction(f)
+			if begin.Seq != 0 {
+				last = begin
+			}
+			return err
+		})
+		if !errors.Is(err, stream.ErrGap) || from == first {
+			return last, err
+		}
+		first = from
+	}
 }
 
 // lastTransaction returns the last one that the frame commits; seq 0 if there is none.
