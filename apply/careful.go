@@ -83,7 +83,6 @@ func (w *worker) carefully(ctx context.Context, t *txn) error {
 	var err error
 	for range carefulTries {
 		if err = c.attempt(ctx); err == nil {
-			w.careful.Add(1)
 			return nil
 		}
 		var pg *pgconn.PgError
@@ -240,6 +239,7 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 	for _, n := range c.wiped {
 		c.absence.truncate(tombstone{c.t.version(), c.t.Seq}, n)
 	}
+	c.careful.Add(1) // before whoever waits for the transaction hears of it
 	c.conflicts.Add(uint64(c.losses))
 	c.land(&landing{t: c.t, held: h, tomb: tombstone{c.t.version(), c.t.Seq}, buried: c.buried.all()})
 	return nil
