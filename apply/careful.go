@@ -31,11 +31,11 @@ type carefulRun struct {
 	waited bool
 	known  map[uint32]bool // local writers seen before the last wait: capture has read them
 	unsure map[uint32]bool // local writers seen since
-	// xmax: ids from here on began behind the transaction's marker. The first attempt reads it, so that
-	// local writers who come again and again are known from then on.
-	xmax uint32
+	// xmax: ids from here on, with their epoch, began behind the transaction's marker. The first attempt
+	// reads it, so that local writers who come again and again are known from then on.
+	xmax uint64
 	// recalls are the tables whose past must be read back before their rows can be told.
-	recalls map[*mapping]map[uint32]bool // and the local transactions that wrote these
+	recalls map[*mapping]map[uint64]bool // and the transactions that wrote these
 	// Of one attempt:
 	rows  map[wire.KeyHash]*rowState // of one window of changes
 	queue []queued
@@ -79,7 +79,7 @@ const (
 // carefully applies t row by row: it locks each row, looks at what is there, decides by the policy and
 // records who lost. Only here does a conflict cost anything.
 func (w *worker) carefully(ctx context.Context, t *txn) error {
-	c := &carefulRun{worker: w, t: t, known: map[uint32]bool{}, recalls: map[*mapping]map[uint32]bool{}}
+	c := &carefulRun{worker: w, t: t, known: map[uint32]bool{}, recalls: map[*mapping]map[uint64]bool{}}
 	var err error
 	for range carefulTries {
 		if err = c.attempt(ctx); err == nil {
@@ -380,6 +380,6 @@ func (c *carefulRun) begun(ctx context.Context) error {
 	if err := c.conn.QueryRow(ctx, `SELECT pg_current_xact_id()::text::int8`).Scan(&own); err != nil {
 		return fmt.Errorf("take a transaction id: %w", err)
 	}
-	c.xmax = uint32(own) + 1
+	c.xmax = uint64(own) + 1
 	return nil
 }

@@ -12,11 +12,12 @@ import (
 // (PROOF.md R11), as SQL over the row's xmin. Written by the transaction's own origin: covered, seqs are
 // in order. By another origin: its stamp is at most the dependencies' stamp for that origin. By a local
 // session: never by time, but by transaction id: older than a marker's xmin whose seq lies within the
-// dependencies. Stamp unknown: so old that everybody has seen it.
+// dependencies.
 //
 // A local session that rewrote the table (F10) hides who wrote the row before, which may have been a third
 // node. Such a row is covered only if it is older than a marker up to which the dependencies cover whatever
-// had been announced here (R28).
+// had been announced here (R28). So is one whose stamp the server has forgotten: VACUUM does with those of
+// frozen rows, and switching track_commit_timestamp off with all of them (F8). The transaction's own rows have none yet.
 type guard struct {
 	self   uint32          // roident of the worker's origin
 	others []origin.Origin // the other remote origins, in the order of their parameters
@@ -46,7 +47,8 @@ func (g *guard) sql(first int) string {
 	// Without a timestamp it returns no origin either.
 	const written = "(pg_xact_commit_timestamp_origin(t.xmin))"
 	var b strings.Builder
-	fmt.Fprintf(&b, "CASE %s.roident WHEN %d THEN true WHEN 0 THEN age(t.xmin) > age($%d)", written, g.self, first)
+	within := fmt.Sprintf("age(t.xmin) > age($%d)", first)
+	fmt.Fprintf(&b, "CASE %s.roident WHEN %d THEN true WHEN 0 THEN %s", written, g.self, within)
 	if len(g.ids) > 0 { // else nobody but t's own origin can have written the row before
 		fmt.Fprintf(&b, " OR age(t.xmin) > age($%d) AND %s", first+1, genuine)
 		first++
@@ -54,7 +56,7 @@ func (g *guard) sql(first int) string {
 	for i, id := range g.ids {
 		fmt.Fprintf(&b, " WHEN %d THEN %s.timestamp <= $%d", id, written, first+1+i)
 	}
-	fmt.Fprintf(&b, " ELSE %s.timestamp IS NULL END", written)
+	fmt.Fprintf(&b, " ELSE %s.timestamp IS NULL AND (%s OR t.xmin = pg_current_xact_id_if_assigned()::xid) END", written, within)
 	return b.String()
 }
 
