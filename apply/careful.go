@@ -36,6 +36,8 @@ type carefulRun struct {
 	xmax uint64
 	// recalls are the tables whose past must be read back before their rows can be told.
 	recalls map[*mapping]map[uint64]bool // and the transactions that wrote these
+	// doubted holds, by key, the id of which an attempt could not tell whether it is the row's writer.
+	doubted map[wire.KeyHash]uint32
 	// Of one attempt:
 	rows  map[wire.KeyHash]*rowState // of one window of changes
 	queue []queued
@@ -79,7 +81,7 @@ const (
 // carefully applies t row by row: it locks each row, looks at what is there, decides by the policy and
 // records who lost. Only here does a conflict cost anything.
 func (w *worker) carefully(ctx context.Context, t *txn) error {
-	c := &carefulRun{worker: w, t: t, known: map[uint32]bool{}, recalls: map[*mapping]map[uint64]bool{}}
+	c := &carefulRun{worker: w, t: t, known: map[uint32]bool{}, recalls: map[*mapping]map[uint64]bool{}, doubted: map[wire.KeyHash]uint32{}}
 	var err error
 	for range carefulTries {
 		if err = c.attempt(ctx); err == nil {

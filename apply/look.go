@@ -243,7 +243,12 @@ func (c *carefulRun) present(m *mapping, row [][]byte, k wire.KeyHash) (look, er
 	if unknown == "t" {
 		return c.forgotten(l, m, w)
 	}
-	return c.signed(l, m, w, id)
+	l, err := c.signed(l, m, w, id)
+	if c.doubtful(l, w, err) {
+		w.genuine = false
+		return c.hidden(look{found: true}, m, w)
+	}
+	return l, err
 }
 
 // writer is who wrote a row last, as its xmin tells.
@@ -286,6 +291,21 @@ func (c *carefulRun) forgotten(l look, m *mapping, w writer) (look, error) {
 	return c.hidden(l, m, w)
 }
 
+// doubtful reports whether a row may bear the id of a transaction that did not write it: xmin of a frozen row
+// stays, and names another transaction when 2^32 ids later it is given out again (F9). The transaction may lose
+// only to one whose stream says that it wrote the key (R12). A row that was written since it was in doubt tells
+// the truth.
+func (c *carefulRun) doubtful(l look, w writer, err error) bool {
+	if w.id < 1<<32 || errors.Is(err, errUnknown) || err == nil && (l.local.Ancient || c.t.version().Later(l.local.Version)) {
+		return false
+	}
+	before, ok := c.doubted[w.key]
+	if !ok {
+		c.doubted[w.key] = w.xmin
+	}
+	return !ok || before == w.xmin
+}
+
 // local finds the version of a row whose last writer is a local session (R15).
 func (c *carefulRun) local(l look, m *mapping, w writer) (look, error) {
 	if w.id < c.opts.FirstXID {
@@ -313,8 +333,8 @@ func (c *carefulRun) local(l look, m *mapping, w writer) (look, error) {
 	return l, nil
 }
 
-// hidden finds the version of a row that does not tell its author: who wrote it last rewrote the table, was never captured,
-// or bears no stamp any more. It is sought by low, which says what t's author
+// hidden finds the version of a row that does not tell its author: who wrote it last rewrote the table, was never
+// captured, bears no stamp any more, or is not who wrote it. It is sought by low, which says what t's author
 // certainly had seen: what is found nowhere may be kept as a base (R16), too.
 func (c *carefulRun) hidden(l look, m *mapping, w writer) (look, error) {
 	mark, ok := c.wal.MarkWithin(c.t.low, c.origin)

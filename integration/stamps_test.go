@@ -1,10 +1,13 @@
 package integration
 
 import (
+	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/pgbridge/pgbridge/integration/cluster"
+	"github.com/pgbridge/pgbridge/integration/pgcluster"
 	"github.com/pgbridge/pgbridge/integration/pgtest"
 )
 
@@ -81,5 +84,65 @@ func freeze(t *testing.T, n *cluster.Node) {
 		for _, name := range n.Query(`SELECT datname FROM pg_database`) {
 			pgtest.Exec(t, n.PG.SocketDSN(name), `VACUUM (FREEZE)`)
 		}
+	}
+}
+
+// TestIDsThatComeRound: xmin of a frozen row names another transaction once 2^32 ids were given out (PROOF.md F9). A
+// remote transaction may not lose to a row which that one never wrote (R12), and must lose to one that it wrote.
+func TestIDsThatComeRound(t *testing.T) {
+	const rows, half, top = 900, 500, 870
+	c := cluster.New(t, cluster.Options{Own: true, Idle: true, Settings: map[string]string{"fsync": "off", "autovacuum": "off"},
+		Schema: `CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id bigserial PRIMARY KEY, node text)`})
+	a, b, d := c.Nodes[0], c.Nodes[1], c.Nodes[2]
+	next := func() int {
+		n, err := strconv.Atoi(a.Value(`SELECT pg_current_xact_id()::text::int8 & 4294967295`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	first := next()
+	a.Exec(fmt.Sprintf(`DO $$ BEGIN FOR i IN 1..%d LOOP INSERT INTO t VALUES (i, 'old'); COMMIT; END LOOP; END $$`, rows))
+	a.Exec(`VACUUM (FREEZE) t`)
+	if err := a.PG.Stop(t.Context(), pgcluster.Fast); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.PG.SetNextID(1<<32 + uint64(first)); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.PG.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []*cluster.Node{b, d} {
+		n.Exec(`INSERT INTO t SELECT i, 'old' FROM generate_series(1, $1) i`, rows)
+	}
+	for _, n := range c.Nodes {
+		n.Start()
+	}
+	c.WaitConverged()
+	cutAll(c)
+	b.Exec(`UPDATE t SET v = 'b' WHERE id <= $1`, top+20)
+	d.Exec(`UPDATE t SET v = 'c' WHERE id BETWEEN $1 AND $2`, top+1, top+20)
+	a.Links[d.Name].Heal()
+	a.Await(`SELECT count(*) FROM t WHERE v = 'c'`, "20")
+	a.Exec(`UPDATE t SET v = 'a' WHERE id > $1`, top+15)
+	// Later than b's, and of the ids that the frozen rows bear: transactions of a, then of c.
+	for next() < first+half {
+		a.Exec(`DO $$ BEGIN FOR i IN 1..20 LOOP INSERT INTO u (node) VALUES ('a'); COMMIT; END LOOP; END $$`)
+	}
+	d.Exec(fmt.Sprintf(`DO $$ BEGIN FOR i IN 1..%d LOOP INSERT INTO u VALUES (1000000 + i, 'c'); COMMIT; END LOOP; END $$`, rows-half))
+	a.Await(`SELECT count(*) FROM u WHERE node = 'c'`, fmt.Sprint(rows-half))
+	const alias = `SELECT count(*) FROM t, u WHERE t.id <= $2 AND t.xmin = u.xmin AND u.node = $1`
+	if local, remote := a.Value(alias, "a", top), a.Value(alias, "c", top); local == "0" || remote == "0" {
+		t.Fatalf("frozen rows bear the ids of %s transactions of a, of %s of c", local, remote)
+	} else {
+		t.Logf("frozen rows bear the ids of %s transactions of a, of %s of c", local, remote)
+	}
+	healAll(c)
+	awaitEach(t, c)
+	newJudge(t, c).require("^(t|u)$")
+	got := strings.Join(a.Query(`SELECT v || ' ' || count(*) FROM t GROUP BY v ORDER BY v`), ", ")
+	if want := fmt.Sprintf("a 15, b %d, c 15", top); got != want {
+		t.Errorf("rows of %s, want %s", got, want)
 	}
 }
