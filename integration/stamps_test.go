@@ -1,11 +1,14 @@
 package integration
 
 import (
+	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/pgbridge/pgbridge/bridge"
 	"github.com/pgbridge/pgbridge/integration/cluster"
 	"github.com/pgbridge/pgbridge/integration/pgcluster"
 	"github.com/pgbridge/pgbridge/integration/pgtest"
@@ -121,7 +124,7 @@ func TestIDsThatComeRound(t *testing.T) {
 	}
 	c.WaitConverged()
 	cutAll(c)
-	b.Exec(`UPDATE t SET v = 'b' WHERE id <= $1`, top+20)
+	b.Exec(`UPDATE t SET v = 'b' WHERE id <= $1 OR id = $2`, top+20, rows)
 	d.Exec(`UPDATE t SET v = 'c' WHERE id BETWEEN $1 AND $2`, top+1, top+20)
 	a.Links[d.Name].Heal()
 	a.Await(`SELECT count(*) FROM t WHERE v = 'c'`, "20")
@@ -138,11 +141,39 @@ func TestIDsThatComeRound(t *testing.T) {
 	} else {
 		t.Logf("frozen rows bear the ids of %s transactions of a, of %s of c", local, remote)
 	}
+	stop := hot(t, a, rows) // it changes whenever the careful path looks at it
+	a.Links[b.Name].Heal()
+	a.AwaitStatus(func(r *cluster.Report) bool {
+		return slices.ContainsFunc(r.Links, func(l bridge.LinkReport) bool { return l.Link == b.Name && l.AppliedSeq == b.Status().Seq })
+	})
+	stop()
 	healAll(c)
 	awaitEach(t, c)
 	newJudge(t, c).require("^(t|u)$")
 	got := strings.Join(a.Query(`SELECT v || ' ' || count(*) FROM t GROUP BY v ORDER BY v`), ", ")
 	if want := fmt.Sprintf("a 15, b %d, c 15", top); got != want {
 		t.Errorf("rows of %s, want %s", got, want)
+	}
+}
+
+// hot updates a row all the time, until stop.
+func hot(t *testing.T, n *cluster.Node, id int) (stop func()) {
+	t.Helper()
+	conn := pgtest.Connect(t, n.DSN)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		for ctx.Err() == nil && err == nil {
+			_, err = conn.Exec(context.WithoutCancel(ctx), `UPDATE t SET v = 'a' WHERE id = $1`, id)
+		}
+		done <- err
+	}()
+	return func() {
+		t.Helper()
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 	}
 }
