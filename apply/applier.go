@@ -362,12 +362,14 @@ func (w *worker) prepareFixed(ctx context.Context) error {
 		sql: fmt.Sprintf(`INSERT INTO pgbridge.tombstone (origin, epoch, seq, part, stamp, keys) VALUES (%s, %d, $1, $2, $3, $4)`,
 			literal(w.origin.Node), w.origin.Epoch),
 	}
-	for _, s := range []*statement{w.positionStatement, w.tombstoneStatement, {name: "begin", sql: "BEGIN"}, {name: "commit", sql: "COMMIT"}} {
+	for _, s := range []*statement{w.positionStatement, w.tombstoneStatement, {name: "begin", sql: "BEGIN"},
+		{name: "chain", sql: "COMMIT AND CHAIN"}, {name: "commit", sql: "COMMIT"}} {
 		if _, err := w.conn.PgConn().Prepare(ctx, s.name, s.sql, s.types); err != nil {
 			return fmt.Errorf("prepare %s: %w", s.name, explain(err))
 		}
 	}
 	w.beginMessages = appendRun(nil, "begin", nil)
+	w.chainMessages = appendRun(nil, "chain", nil)
 	w.commitMessages = appendRun(nil, "commit", nil)
 	return nil
 }
