@@ -568,7 +568,7 @@ func (a *Applier) Run(ctx context.Context, wal WAL, streams Streams) error {
 	defer a.close()
 	a.wal.Store(&wal)
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return a.markers.run(ctx) })
+	g.Go(func() error { return a.markers.run(ctx, wal) })
 	g.Go(func() error { return a.takes.run(ctx) })
 	g.Go(func() error { return a.sweep(ctx, wal) })
 	for _, w := range a.workers {
