@@ -362,8 +362,11 @@ func (w *worker) prepareFixed(ctx context.Context) error {
 		sql: fmt.Sprintf(`INSERT INTO pgbridge.tombstone (origin, epoch, seq, part, stamp, keys) VALUES (%s, %d, $1, $2, $3, $4)`,
 			literal(w.origin.Node), w.origin.Epoch),
 	}
-	for _, s := range []*statement{w.positionStatement, w.tombstoneStatement, {name: "begin", sql: "BEGIN"},
-		{name: "chain", sql: "COMMIT AND CHAIN"}, {name: "commit", sql: "COMMIT"}} {
+	fixed := func(name, sql string) *statement { return &statement{name: name, sql: sql, sent: true, ready: true} }
+	w.beginStatement, w.commitStatement = fixed("begin", "BEGIN"), fixed("commit", "COMMIT")
+	w.xidStatement = fixed("xid", "SELECT pg_current_xact_id()")
+	for _, s := range []*statement{w.positionStatement, w.tombstoneStatement, w.beginStatement, w.commitStatement, w.xidStatement,
+		fixed("chain", "COMMIT AND CHAIN")} {
 		if _, err := w.conn.PgConn().Prepare(ctx, s.name, s.sql, s.types); err != nil {
 			return fmt.Errorf("prepare %s: %w", s.name, explain(err))
 		}

@@ -62,9 +62,15 @@ type worker struct {
 	// BEGIN.
 	beginMessages, chainMessages, commitMessages []byte
 
-	positionStatement, tombstoneStatement *statement
+	positionStatement, tombstoneStatement          *statement
+	beginStatement, commitStatement, xidStatement *statement
 
-	atOnce  int         // transactions in the next batch: few after a failure, then more again
+	atOnce int // transactions in the next batch: few after a failure, then more again
+	// straight is how many of the next transactions take the careful path without trying the other first, wary how
+	// many it will be after the next failure: conflicts come in swarms, and what fails costs a round trip and a line in
+	// the server's log.
+	straight, wary int
+
 	current *batch      // being planned
 	flight  chan *batch // to the receiver
 	pending []*batch    // in flight, oldest first; only the worker touches it
@@ -97,6 +103,9 @@ type landing struct {
 	tomb   tombstone
 	buried []wire.KeyHash
 }
+
+// maxWary bounds worker.wary.
+const maxWary = 63
 
 // run applies until ctx ends or the connection is lost.
 func (w *worker) run(ctx context.Context) error {
@@ -177,6 +186,13 @@ func (w *worker) step(ctx context.Context) error {
 	}
 	if t.run != nil {
 		return w.applyRun(ctx, t)
+	}
+	if w.straight > 0 {
+		if ok, err := w.alone(ctx, t); !ok {
+			return err
+		}
+		w.straight--
+		return w.carefully(ctx, t)
 	}
 	err = w.gather()
 	if len(w.current.txns) > 0 {
@@ -419,6 +435,7 @@ func (w *worker) reap(ctx context.Context, n int) error {
 		}
 		w.pending = w.pending[1:]
 		w.atOnce = min(2*w.atOnce, w.opts.BatchTransactions)
+		w.wary /= 2
 	}
 	return nil
 }
@@ -446,6 +463,7 @@ func (w *worker) recover(ctx context.Context) error {
 	}
 	w.pending = w.pending[:0]
 	w.atOnce = 1 // where one failed, the next may: what fails behind it is planned in vain
+	w.straight, w.wary = w.wary, min(2*w.wary+1, maxWary)
 	w.inbox.rewind()
 	culprit := first.txns[first.acked].t
 	w.absence.withdraw(w.origin, culprit.Seq)
