@@ -197,7 +197,7 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 	if err := c.locks.lock(ctx, h); err != nil {
 		return err
 	}
-	marked, err := c.markers.announce(ctx, c.t.entry())
+	marked, err := c.markers.announce(ctx, c.last().entry())
 	if err != nil {
 		return err
 	}
@@ -242,6 +242,14 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 	c.conflicts.Add(uint64(c.losses))
 	c.land(&landing{t: c.t, held: h, tomb: tombstone{c.t.version(), c.t.Seq}, buried: c.buried.all()})
 	return nil
+}
+
+// last is the transaction up to which one marker announces: those that are to go the careful path behind t, too.
+func (c *carefulRun) last() *txn {
+	if t := c.inbox.ahead(c.straight+1, func(t *txn) bool { return t == c.t || t.run == nil && c.announceable(t) }); t != nil {
+		return t
+	}
+	return c.t
 }
 
 // rollBack ends the transaction that is open, if one is.

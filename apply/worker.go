@@ -315,11 +315,8 @@ func (w *worker) gather() error {
 		if t == nil || t.run != nil {
 			return nil
 		}
-		if len(w.current.txns) > 0 {
-			if _, _, lacks := w.progress.lacks(t.up, w.origin, w.own); lacks && !w.opts.NoHold ||
-				t.Stamp.Time().Sub(w.opts.Now()) > w.opts.MaxClockSkew {
-				return nil
-			}
+		if len(w.current.txns) > 0 && !w.announceable(t) {
+			return nil
 		}
 		if err := w.add(t); err != nil {
 			return err
@@ -327,6 +324,12 @@ func (w *worker) gather() error {
 		w.inbox.take()
 	}
 	return nil
+}
+
+// announceable reports whether t may be announced now (see ready).
+func (w *worker) announceable(t *txn) bool {
+	_, _, lacks := w.progress.lacks(t.up, w.origin, w.own)
+	return (!lacks || w.opts.NoHold) && t.Stamp.Time().Sub(w.opts.Now()) <= w.opts.MaxClockSkew
 }
 
 // add plans t into the current batch, or leaves the batch as it was.
