@@ -365,12 +365,17 @@ func (w *worker) prepareFixed(ctx context.Context) error {
 		sql: fmt.Sprintf(`INSERT INTO pgbridge.tombstone (origin, epoch, seq, part, stamp, keys) VALUES (%s, %d, $1, $2, $3, $4)`,
 			literal(w.origin.Node), w.origin.Epoch),
 	}
-	for _, s := range []*statement{w.positionStatement, w.tombstoneStatement, {name: "begin", sql: "BEGIN"}, {name: "commit", sql: "COMMIT"}} {
+	fixed := func(name, sql string) *statement { return &statement{name: name, sql: sql, sent: true, ready: true} }
+	w.beginStatement, w.commitStatement = fixed("begin", "BEGIN"), fixed("commit", "COMMIT")
+	w.xidStatement = fixed("xid", "SELECT pg_current_xact_id()")
+	for _, s := range []*statement{w.positionStatement, w.tombstoneStatement, w.beginStatement, w.commitStatement, w.xidStatement,
+		fixed("chain", "COMMIT AND CHAIN")} {
 		if _, err := w.conn.PgConn().Prepare(ctx, s.name, s.sql, s.types); err != nil {
 			return fmt.Errorf("prepare %s: %w", s.name, explain(err))
 		}
 	}
 	w.beginMessages = appendRun(nil, "begin", nil)
+	w.chainMessages = appendRun(nil, "chain", nil)
 	w.commitMessages = appendRun(nil, "commit", nil)
 	return nil
 }
@@ -569,7 +574,7 @@ func (a *Applier) Run(ctx context.Context, wal WAL, streams Streams) error {
 	defer a.close()
 	a.wal.Store(&wal)
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return a.markers.run(ctx) })
+	g.Go(func() error { return a.markers.run(ctx, wal) })
 	g.Go(func() error { return a.takes.run(ctx) })
 	g.Go(func() error { return a.sweep(ctx, wal) })
 	for _, w := range a.workers {

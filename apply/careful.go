@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -69,6 +70,7 @@ type queued struct {
 	ps   []param
 	// history: it records a conflict.
 	history bool
+	take    func(rows [][][]byte) // gets what it returns; nil if that does not matter
 }
 
 // A window of a transaction's changes is looked at and written in one go.
@@ -197,7 +199,7 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 	if err := c.locks.lock(ctx, h); err != nil {
 		return err
 	}
-	marked, err := c.markers.announce(ctx, c.t.entry())
+	marked, err := c.markers.announce(ctx, c.last().entry())
 	if err != nil {
 		return err
 	}
@@ -218,25 +220,22 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 	c.rows, c.unsure, c.queue = map[wire.KeyHash]*rowState{}, map[uint32]bool{}, c.queue[:0]
 	c.lost, c.buried, c.wiped, c.losses = keySet{}, keySet{}, nil, 0
 	c.blind, c.beaten = false, lostRows{}
-	tx, err := c.conn.Begin(ctx)
+	c.push("begin", c.beginStatement, nil)
+	err = c.changes(ctx)
+	if err == nil && len(c.beaten) > 0 {
+		if err = c.flush(ctx); err == nil { // others hear that it lost when it is sure that it does
+			err = c.markers.lose(ctx, c.t.entry(), c.beaten.losses(c.t.version()))
+		}
+	}
+	if err == nil {
+		c.inbox.take()
+		c.push("commit", c.commitStatement, nil)
+		if err = c.flush(ctx); err != nil {
+			c.inbox.rewind()
+		}
+	}
 	if err != nil {
-		return fmt.Errorf("begin: %w", err)
-	}
-	if err := c.changes(ctx); err != nil {
-		if rerr := tx.Rollback(ctx); rerr != nil {
-			return errors.Join(err, rerr)
-		}
-		return err
-	}
-	if len(c.beaten) > 0 {
-		if err := c.markers.lose(ctx, c.t.entry(), c.beaten.losses(c.t.version())); err != nil {
-			return err
-		}
-	}
-	c.inbox.take()
-	if err := tx.Commit(ctx); err != nil {
-		c.inbox.rewind()
-		return fmt.Errorf("commit: %w", err)
+		return errors.Join(err, c.rollBack(ctx))
 	}
 	for _, n := range c.wiped {
 		c.absence.truncate(tombstone{c.t.version(), c.t.Seq}, n)
@@ -244,6 +243,24 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 	c.careful.Add(1) // before whoever waits for the transaction hears of it
 	c.conflicts.Add(uint64(c.losses))
 	c.land(&landing{t: c.t, held: h, tomb: tombstone{c.t.version(), c.t.Seq}, buried: c.buried.all()})
+	return nil
+}
+
+// last is the transaction up to which one marker announces: those that are to go the careful path behind t, too.
+func (c *carefulRun) last() *txn {
+	if t := c.inbox.ahead(c.straight+1, func(t *txn) bool { return t == c.t || t.run == nil && c.announceable(t) }); t != nil {
+		return t
+	}
+	return c.t
+}
+
+// rollBack ends the transaction that is open, if one is.
+func (w *worker) rollBack(ctx context.Context) error {
+	if pg := w.conn.PgConn(); !pg.IsClosed() && pg.TxStatus() != 'I' {
+		if _, err := pg.Exec(ctx, "ROLLBACK").ReadAll(); err != nil {
+			return fmt.Errorf("roll back: %w", err)
+		}
+	}
 	return nil
 }
 
@@ -319,11 +336,10 @@ func (c *carefulRun) each(row func(wire.Record, *mapping, *wire.Change) error, t
 	}
 }
 
-// changes does all the transaction's changes within the open transaction, then the position.
+// changes does all the transaction's changes within the open transaction, then the position. What it need not wait
+// for is only queued.
 func (c *carefulRun) changes(ctx context.Context) error {
-	if err := c.begun(ctx); err != nil {
-		return err
-	}
+	c.begun()
 	var pending []step
 	size := 0
 	steps := func() error {
@@ -337,13 +353,19 @@ func (c *carefulRun) changes(ctx context.Context) error {
 		if size += pending[len(pending)-1].size(); len(pending) < windowChanges && size < windowBytes {
 			return nil
 		}
-		return steps()
+		if err := steps(); err != nil {
+			return err
+		}
+		return c.flush(ctx)
 	}, func(ms []*mapping) error {
 		if err := steps(); err != nil {
 			return err
 		}
 		if c.blind {
 			return errUnknown
+		}
+		if err := c.flush(ctx); err != nil {
+			return err
 		}
 		for _, m := range ms {
 			if err := c.truncate(ctx, m); err != nil {
@@ -368,20 +390,18 @@ func (c *carefulRun) changes(ctx context.Context) error {
 	t := c.t
 	c.push("move position", c.positionStatement, []param{
 		int64Param(int64(t.Seq)), int64Param(int64(t.Stamp)), int64Param(int64(t.resume)), int64Param(int64(t.Stamp))})
-	return c.flush(ctx)
+	return nil
 }
 
-// begun reads from which id on transactions began behind t's marker, which stands in the WAL.
-func (c *carefulRun) begun(ctx context.Context) error {
+// begun asks from which id on transactions began behind t's marker, which stands in the WAL.
+func (c *carefulRun) begun() {
 	if c.xmax != 0 {
-		return nil
+		return
 	}
 	// An id that is taken now, not a snapshot's xmax: above that one may run what has its commit record
 	// in the WAL already.
-	var own int64
-	if err := c.conn.QueryRow(ctx, `SELECT pg_current_xact_id()::text::int8`).Scan(&own); err != nil {
-		return fmt.Errorf("take a transaction id: %w", err)
-	}
-	c.xmax = uint64(own) + 1
-	return nil
+	c.queue = append(c.queue, queued{what: "take a transaction id", s: c.xidStatement, take: func(rows [][][]byte) {
+		own, _ := strconv.ParseUint(string(rows[0][0]), 10, 64) // the server's own number
+		c.xmax = own + 1
+	}})
 }

@@ -114,3 +114,49 @@ func TestCarefulPathKeepsLittle(t *testing.T) {
 		t.Errorf("%d MiB are kept for %d rows", (last-before)>>20, rows)
 	}
 }
+
+// TestConflictsComeInSwarms: while one transaction after the other meets a conflict, only few try the optimistic path
+// first; once none does any more, all go that path again.
+func TestConflictsComeInSwarms(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
+	p.do(`INSERT INTO t SELECT generate_series(1, 300)`)
+	for i := range 300 {
+		p.from.Exec(t, `UPDATE t SET v = 'remote' WHERE id = $1`, i+1)
+	}
+	p.to.Exec(t, `UPDATE t SET v = 'local'`) // later: it wins
+	behind := xmin(t, p)
+	p.wal.mu.Lock()
+	p.wal.mark = func(seq uint64) (uint64, bool) {
+		if seq == 1<<64-1 {
+			return behind, true // capture has read it
+		}
+		return 0, false // a has not seen it
+	}
+	p.wal.mu.Unlock()
+	conn := p.to.Connect(t)
+	rolledBack := func() (n int) {
+		if err := conn.QueryRow(t.Context(), `SELECT xact_rollback FROM pg_stat_database WHERE datname = current_database()`).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	p.ship(nil, false)
+	p.await()
+	if st := p.status(); st.Careful != 300 || st.Conflicts != 300 {
+		t.Errorf("status %+v", st)
+	}
+	p.stop() // the session's counts are told at its end
+	awaitTrue(t, func() bool { return rolledBack() > 0 })
+	if n := rolledBack(); n > 30 {
+		t.Errorf("%d transactions were rolled back", n)
+	}
+	p.start()
+	for i := range 300 {
+		p.from.Exec(t, `INSERT INTO t VALUES ($1)`, 1000+i)
+	}
+	p.ship(nil, false)
+	p.await()
+	if st := p.status(); st.Careful != 0 {
+		t.Errorf("status %+v", st)
+	}
+}

@@ -20,8 +20,9 @@ import (
 // heard is what an origin's stream has told so far, ahead of what is applied of it. The inbox's mutex guards
 // it.
 type heard struct {
-	low  origin.Vector
-	lost map[origin.Version]lostRows
+	low       origin.Vector
+	lost      map[origin.Version]lostRows
+	forgotten origin.Vector // what forget was last told
 }
 
 // lostRows are the rows on which one transaction loses: by table, as wire.TableHash gives it, their keys, nil for
@@ -82,6 +83,7 @@ func (e *unheardError) Error() string {
 func (b *inbox) hearLost(lost []wire.Loss) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.heard.forgotten = nil
 	if b.heard.lost == nil {
 		b.heard.lost = map[origin.Version]lostRows{}
 	}
@@ -107,6 +109,10 @@ func (b *inbox) hearLow(low origin.Vector) {
 // forget drops what nobody can ask for any more: low is that of a transaction that is applied, and so those of
 // all later ones include it.
 func (h *heard) forget(low origin.Vector) {
+	if low.Equal(h.forgotten) { // as for most transactions
+		return
+	}
+	h.forgotten = low
 	for v := range h.lost {
 		if low.Get(v.Origin).Stamp >= v.Stamp {
 			delete(h.lost, v)

@@ -236,6 +236,23 @@ func (b *inbox) peek(passed func(*txn)) (*txn, <-chan struct{}) {
 	return nil, b.changed
 }
 
+// ahead returns the last of the next n transactions that go on from the one that peek returned and of which each
+// passes ok; nil if the first does not.
+func (b *inbox) ahead(n int, ok func(*txn) bool) (last *txn) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, t := range b.queue[b.taken:] {
+		if t.vectorOnly {
+			continue
+		}
+		if n--; n < 0 || !ok(t) {
+			break
+		}
+		last = t
+	}
+	return last
+}
+
 // take marks the transaction that peek returned as being applied.
 func (b *inbox) take() {
 	b.mu.Lock()

@@ -62,21 +62,25 @@ func (c *carefulRun) lookAll(ctx context.Context, pending []step) (unknown bool,
 		}
 	}
 	for _, m := range order {
-		g := groups[m]
-		found, err := c.fetch(ctx, m, g)
-		if err != nil {
+		if err := c.fetch(ctx, m, groups[m]); err != nil {
 			return false, err
 		}
+	}
+	if err := c.flush(ctx); err != nil {
+		return false, err
+	}
+	for _, m := range order {
+		g := groups[m]
 		places := map[string]*rowState{}
 		for i, k := range g.hashes {
-			l, err := c.judge(m, k, found[i])
+			l, err := c.judge(m, k, g.found[i])
 			if errors.Is(err, errUnknown) {
 				unknown = true
 			} else if err != nil {
 				return false, err
 			}
 			c.rows[k].look = l
-			if place := string(last(found[i])); l.found && places[place] != nil {
+			if place := string(last(g.found[i])); l.found && places[place] != nil {
 				c.rows[k] = places[place] // equal keys that do not look the same: citext, a collation
 			} else {
 				places[place] = c.rows[k]
@@ -104,15 +108,16 @@ func (c *carefulRun) judge(m *mapping, k wire.KeyHash, row [][]byte) (look, erro
 type keyGroup struct {
 	hashes []wire.KeyHash
 	tuples [][]wire.Value
+	found  map[int][][]byte // by place, what stands there
 }
 
-// fetch locks the rows of a group and returns, by place in it, what stands there. First the lock, then a
+// fetch asks for the rows of a group, whose answers come with the next flush. First the lock, then a
 // look with a new snapshot: what a locking query itself returns of functions may belong to the version
 // before the lock wait.
-func (c *carefulRun) fetch(ctx context.Context, m *mapping, g *keyGroup) (map[int][][]byte, error) {
-	found := map[int][][]byte{}
+func (c *carefulRun) fetch(ctx context.Context, m *mapping, g *keyGroup) error {
+	g.found = map[int][][]byte{}
 	if !m.runs(nil) || !g.binary(m) {
-		return found, c.fetchSingly(ctx, m, g, found)
+		return c.fetchSingly(ctx, m, g)
 	}
 	var ps []param
 	for _, i := range m.key {
@@ -121,29 +126,22 @@ func (c *carefulRun) fetch(ctx context.Context, m *mapping, g *keyGroup) (map[in
 		for _, t := range g.tuples {
 			p, err := m.param(i, t[i])
 			if err != nil {
-				return nil, err
+				return err
 			}
 			a.add(p.value, p.null)
 		}
 		ps = append(ps, binaryParam(a.value(m.local.cols[m.cols[i]].param())))
 	}
 	lock := m.statement("kl", func() (string, []uint32) { return m.keysSQL("SELECT 1 FROM ", "", " ORDER BY v.n FOR UPDATE OF t") })
-	if _, err := c.query(ctx, lock, ps); err != nil {
-		return nil, fmt.Errorf("lock rows of %s: %w", m.local.quoted, err)
-	}
+	c.push("lock rows of "+m.local.quoted, lock, ps)
 	at := m.statement("kv", func() (string, []uint32) { return m.keysSQL("SELECT v.n, "+lookColumns+" FROM ", ", "+lookVersion, "") })
-	rows, err := c.query(ctx, at, ps)
-	if err != nil {
-		return nil, fmt.Errorf("look at rows of %s: %w", m.local.quoted, err)
-	}
-	for _, r := range rows {
-		n, err := strconv.Atoi(string(r[0]))
-		if err != nil {
-			return nil, fmt.Errorf("look at rows of %s: %w", m.local.quoted, err)
+	c.queue = append(c.queue, queued{what: "look at rows of " + m.local.quoted, s: at, ps: ps, take: func(rows [][][]byte) {
+		for _, r := range rows {
+			n, _ := strconv.Atoi(string(r[0])) // the server's own count
+			g.found[n-1] = r[1:]
 		}
-		found[n-1] = r[1:]
-	}
-	return found, nil
+	}})
+	return nil
 }
 
 // keysSQL builds a query over the rows t whose keys are given as arrays, with their place v.n in them.
@@ -170,7 +168,10 @@ func (g *keyGroup) binary(m *mapping) bool {
 }
 
 // fetchSingly is fetch for keys whose type cannot travel in arrays.
-func (c *carefulRun) fetchSingly(ctx context.Context, m *mapping, g *keyGroup, found map[int][][]byte) error {
+func (c *carefulRun) fetchSingly(ctx context.Context, m *mapping, g *keyGroup) error {
+	if err := c.flush(ctx); err != nil { // the transaction may not be open yet
+		return err
+	}
 	for i, tuple := range g.tuples {
 		where, types, ps, err := m.keyCondition(tuple)
 		if err != nil {
@@ -184,7 +185,7 @@ func (c *carefulRun) fetchSingly(ctx context.Context, m *mapping, g *keyGroup, f
 			return fmt.Errorf("look at row of %s: %w", m.local.quoted, err)
 		}
 		if len(rows) > 0 {
-			found[i] = rows[0]
+			g.found[i] = rows[0]
 		}
 	}
 	return nil

@@ -16,6 +16,10 @@ import (
 // anything under load, short enough for peers to forget soon.
 const closingDelay = 20 * time.Millisecond
 
+// rowsInterval is how often a marker is written while only local sessions write. A remote write to one of their
+// rows is proved to have seen it by a marker behind the row (PROOF.md R11): without one it goes the careful path.
+const rowsInterval = time.Second
+
 // markers writes the markers (PROOF.md R7): what is about to be applied goes into the WAL before the
 // first COMMIT of it, from a session without a replication origin, so that capture meets it in front of
 // every local transaction that can have seen it.
@@ -96,9 +100,12 @@ func (m *markers) send(ctx context.Context, r markRequest) (<-chan markReply, er
 }
 
 // run owns the connection until ctx ends or the connection breaks.
-func (m *markers) run(ctx context.Context) error {
+func (m *markers) run(ctx context.Context, wal WAL) error {
 	idle := time.NewTimer(closingDelay)
 	defer idle.Stop()
+	rows := time.NewTicker(rowsInterval)
+	defer rows.Stop()
+	marked := wal.Captured()    // before the last marker
 	var closed origin.Vector    // what the last flushed marker said to be done
 	var applied <-chan struct{} // set while there is nothing to close: wakes us when there is again
 	for {
@@ -110,6 +117,11 @@ func (m *markers) run(ctx context.Context) error {
 			applied = nil
 			idle.Reset(closingDelay)
 			continue
+		case <-rows.C:
+			if wal.Captured() == marked {
+				continue
+			}
+			batch = append(batch, markRequest{reply: make(chan markReply, 1)})
 		case <-idle.C:
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -132,6 +144,7 @@ func (m *markers) run(ctx context.Context) error {
 		for _, r := range batch {
 			flush = flush || r.flush
 		}
+		marked = wal.Captured()
 		lsn, done, err := m.write(ctx, batch, flush)
 		for _, r := range batch {
 			r.reply <- markReply{lsn, err}

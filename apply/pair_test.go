@@ -46,8 +46,9 @@ type fakeWAL struct {
 	keys   map[wire.KeyHash]bool // whose stamps lifted holds; nil: all
 	low    origin.Vector
 	mark   func(seq uint64) (uint64, bool)
-	passed func() // called whenever somebody has waited for capture
-	judged func() // called when a local row's stamp is asked for
+	local  atomic.Uint64 // seq of the last local transaction that capture has read
+	passed func()        // called whenever somebody has waited for capture
+	judged func()        // called when a local row's stamp is asked for
 }
 
 func (f *fakeWAL) Passed() uint64 { return 1 << 62 }
@@ -72,7 +73,7 @@ func (f *fakeWAL) LocalStamp(s origin.Stamp, k wire.KeyHash) origin.Stamp {
 	return s
 }
 func (f *fakeWAL) Wrote(origin.Stamp) bool { return true }
-func (f *fakeWAL) Captured() uint64        { return 0 }
+func (f *fakeWAL) Captured() uint64        { return f.local.Load() }
 func (f *fakeWAL) MarkWithin(deps origin.Vector, _ origin.Origin) (uint64, bool) {
 	return f.MarkFor(deps.Seq(origin.Origin{Node: "b", Epoch: 1}))
 }

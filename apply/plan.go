@@ -84,14 +84,13 @@ type pending struct {
 	open bool                      // a COPY has begun to go out
 }
 
-// plan appends the whole transaction t except its COMMIT.
+// plan appends the whole transaction t, without its BEGIN and COMMIT.
 func (p *planner) plan(t *txn) error {
 	p.t, p.large, p.parts, p.buried = t, t.run != nil, 0, nil
 	p.print = footprint{locks: p.print.locks[:0], creates: p.print.creates[:0], deletes: p.print.deletes[:0]}
 	p.upGuard, p.lowGuard = p.w.guardParams(t.up), nil
 	p.run = pending{rows: p.run.rows[:0]}
 	p.waiting, p.held, p.heldBytes, p.touched, p.twice, p.scattered = p.waiting[:0], p.held[:0], p.heldBytes[:0], p.touched[:0], false, p.large
-	p.out = append(p.out, p.w.beginMessages...)
 	changes, err := newForeseen(p.w, t)
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@ package apply
 import (
 	"encoding/binary"
 	"math"
+	"slices"
 )
 
 // The functions of this file append messages of PostgreSQL's frontend protocol to a buffer ("Message
@@ -49,9 +50,13 @@ func appendRun(dst []byte, name string, params []param) []byte {
 	dst, at := begin(dst, 'B')
 	dst = append(dst, 0) // portal
 	dst = appendCString(dst, name)
-	dst = binary.BigEndian.AppendUint16(dst, uint16(len(params)))
-	for i := range params {
-		dst = append(dst, 0, params[i].format)
+	if slices.ContainsFunc(params, func(p param) bool { return p.format == 0 }) {
+		dst = binary.BigEndian.AppendUint16(dst, uint16(len(params)))
+		for i := range params {
+			dst = append(dst, 0, params[i].format)
+		}
+	} else {
+		dst = append(dst, 0, 1, 0, 1) // all are binary
 	}
 	dst = binary.BigEndian.AppendUint16(dst, uint16(len(params)))
 	for i := range params {

@@ -51,16 +51,6 @@ func (w *worker) prepared(ctx context.Context, s *statement) error {
 	return nil
 }
 
-// query runs a prepared statement and returns its rows as text.
-func (w *worker) query(ctx context.Context, s *statement, ps []param) ([][][]byte, error) {
-	if err := w.prepared(ctx, s); err != nil {
-		return nil, err
-	}
-	values, formats := raw(ps)
-	r := w.conn.PgConn().ExecPrepared(ctx, s.name, values, formats, nil).Read()
-	return r.Rows, r.Err
-}
-
 // flush executes what is queued, in one round trip.
 func (c *carefulRun) flush(ctx context.Context) error {
 	if len(c.queue) == 0 {
@@ -77,8 +67,12 @@ func (c *carefulRun) flush(ctx context.Context) error {
 	r := c.conn.PgConn().ExecBatch(ctx, batch)
 	n := 0
 	for r.NextResult() {
-		if _, err := r.ResultReader().Close(); err != nil {
+		result := r.ResultReader().Read()
+		if result.Err != nil {
 			break
+		}
+		if take := c.queue[n].take; take != nil {
+			take(result.Rows)
 		}
 		n++
 	}

@@ -61,6 +61,9 @@ func (c *carefulRun) truncateRow(ctx context.Context, m *mapping, tableoid, ctid
 	if !d.RemoteWins {
 		return nil
 	}
+	if err := c.flush(ctx); err != nil { // the record's image is of the row that is still there
+		return err
+	}
 	_, err = c.exec(ctx, "DELETE FROM "+m.local.rows+" t WHERE "+where, nil, ps)
 	return err
 }

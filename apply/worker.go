@@ -58,10 +58,19 @@ type worker struct {
 	combined map[string]*combination // by the shapes of their changes
 	retired  retired
 
-	beginMessages, commitMessages         []byte
-	positionStatement, tombstoneStatement *statement
+	// Between two transactions of a batch stands one COMMIT AND CHAIN, which is cheaper than a COMMIT and a
+	// BEGIN.
+	beginMessages, chainMessages, commitMessages []byte
 
-	atOnce  int         // transactions in the next batch: few after a failure, then more again
+	positionStatement, tombstoneStatement         *statement
+	beginStatement, commitStatement, xidStatement *statement
+
+	atOnce int // transactions in the next batch: few after a failure, then more again
+	// straight is how many of the next transactions take the careful path without trying the other first, wary how
+	// many it will be after the next failure: conflicts come in swarms, and what fails costs a round trip and a line in
+	// the server's log.
+	straight, wary int
+
 	current *batch      // being planned
 	flight  chan *batch // to the receiver
 	pending []*batch    // in flight, oldest first; only the worker touches it
@@ -76,7 +85,7 @@ type worker struct {
 type batch struct {
 	txns        []landing
 	parses      []*statement
-	firstCommit int        // where the first COMMIT stands in the messages
+	firstCommit int        // where the first COMMIT, or COMMIT AND CHAIN, stands in the messages
 	mu          sync.Mutex // guards txns[0] and parses of a large transaction while it is under way
 	// The receiver writes these, the worker reads them after done is closed; failed at any time.
 	acked  int
@@ -94,6 +103,9 @@ type landing struct {
 	tomb   tombstone
 	buried []wire.KeyHash
 }
+
+// maxWary bounds worker.wary.
+const maxWary = 63
 
 // run applies until ctx ends or the connection is lost.
 func (w *worker) run(ctx context.Context) error {
@@ -174,6 +186,13 @@ func (w *worker) step(ctx context.Context) error {
 	}
 	if t.run != nil {
 		return w.applyRun(ctx, t)
+	}
+	if w.straight > 0 {
+		if ok, err := w.alone(ctx, t); !ok {
+			return err
+		}
+		w.straight--
+		return w.carefully(ctx, t)
 	}
 	err = w.gather()
 	if len(w.current.txns) > 0 {
@@ -296,11 +315,8 @@ func (w *worker) gather() error {
 		if t == nil || t.run != nil {
 			return nil
 		}
-		if len(w.current.txns) > 0 {
-			if _, _, lacks := w.progress.lacks(t.up, w.origin, w.own); lacks && !w.opts.NoHold ||
-				t.Stamp.Time().Sub(w.opts.Now()) > w.opts.MaxClockSkew {
-				return nil
-			}
+		if len(w.current.txns) > 0 && !w.announceable(t) {
+			return nil
 		}
 		if err := w.add(t); err != nil {
 			return err
@@ -310,10 +326,21 @@ func (w *worker) gather() error {
 	return nil
 }
 
+// announceable reports whether t may be announced now (see ready).
+func (w *worker) announceable(t *txn) bool {
+	_, _, lacks := w.progress.lacks(t.up, w.origin, w.own)
+	return (!lacks || w.opts.NoHold) && t.Stamp.Time().Sub(w.opts.Now()) <= w.opts.MaxClockSkew
+}
+
 // add plans t into the current batch, or leaves the batch as it was.
 func (w *worker) add(t *txn) error {
 	p, b := &w.planner, w.current
 	out, parses := len(p.out), len(b.parses)
+	if len(b.txns) > 0 {
+		p.out = append(p.out, w.chainMessages...)
+	} else {
+		p.out = append(p.out, w.beginMessages...)
+	}
 	held, err := w.planSmall(t)
 	if err != nil {
 		if held != nil { // it has begun, and does not go on
@@ -333,7 +360,6 @@ func (w *worker) add(t *txn) error {
 	if len(b.txns) == 0 {
 		b.firstCommit = len(p.out)
 	}
-	p.out = append(p.out, w.commitMessages...)
 	b.txns = append(b.txns, l)
 	return nil
 }
@@ -370,7 +396,7 @@ func (w *worker) send(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	out := appendSync(w.planner.out)
+	out := appendSync(append(w.planner.out, w.commitMessages...))
 	w.planner.out = out
 	w.launch(b)
 	if _, err := w.socket.Write(out[:b.firstCommit]); err != nil {
@@ -412,6 +438,7 @@ func (w *worker) reap(ctx context.Context, n int) error {
 		}
 		w.pending = w.pending[1:]
 		w.atOnce = min(2*w.atOnce, w.opts.BatchTransactions)
+		w.wary /= 2
 	}
 	return nil
 }
@@ -439,6 +466,7 @@ func (w *worker) recover(ctx context.Context) error {
 	}
 	w.pending = w.pending[:0]
 	w.atOnce = 1 // where one failed, the next may: what fails behind it is planned in vain
+	w.straight, w.wary = w.wary, min(2*w.wary+1, maxWary)
 	w.inbox.rewind()
 	culprit := first.txns[first.acked].t
 	w.absence.withdraw(w.origin, culprit.Seq)

@@ -116,6 +116,7 @@ func (b *bench) bridgeCommand(l line) func(node, config string) []string {
 const (
 	roundWarm = 1
 	roundEnd  = 2
+	roundBack = 3 // from the receiver
 )
 
 // run prepares both ends, sets replication up and measures.
@@ -129,7 +130,7 @@ func (b *bench) run(ctx context.Context, l line, p *pair, r rival) (sample, erro
 	}
 	warm, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("replication does not begin within %s", startTimeout))
 	defer cancel()
-	err := errors.Join(p.markEnd(warm, roundWarm), p.awaitEnd(warm, roundWarm, r.failed))
+	err := errors.Join(p.source.markEnd(warm, roundWarm), p.receiver.awaitEnd(warm, roundWarm, r.failed))
 	if err != nil {
 		return sample{}, err
 	}
@@ -145,8 +146,13 @@ func (b *bench) catchUp(ctx context.Context, l line, p *pair, r rival, n int) (s
 	if err := r.pause(ctx); err != nil {
 		return s, err
 	}
-	if err := errors.Join(l.write(ctx, p.source, n), p.markEnd(ctx, roundEnd)); err != nil {
+	if err := errors.Join(l.write(ctx, p.source, n), p.source.markEnd(ctx, roundEnd)); err != nil {
 		return s, err
+	}
+	if l.back != nil {
+		if err := errors.Join(l.back(ctx, p.receiver, n), p.receiver.markEnd(ctx, roundBack)); err != nil {
+			return s, err
+		}
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, b.opts.timeout, fmt.Errorf("not caught up after %s", b.opts.timeout))
 	defer cancel()
@@ -155,8 +161,13 @@ func (b *bench) catchUp(ctx context.Context, l line, p *pair, r rival, n int) (s
 	if err != nil {
 		return s, err
 	}
-	if err := p.awaitEnd(ctx, roundEnd, r.failed); err != nil {
+	if err := p.receiver.awaitEnd(ctx, roundEnd, r.failed); err != nil {
 		return s, err
+	}
+	if l.back != nil {
+		if err := p.source.awaitEnd(ctx, roundBack, r.failed); err != nil {
+			return s, err
+		}
 	}
 	s.Seconds = round(time.Since(begun).Seconds())
 	s.StartSeconds = round(startup.Seconds())

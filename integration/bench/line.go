@@ -18,6 +18,9 @@ type line struct {
 	least       int    // what remains of it at the smallest scale
 	prepare     func(ctx context.Context, s *server, n int) error
 	write       func(ctx context.Context, s *server, n int) error // nil: the latency probe
+	// back is committed at the receiver, before replication goes on: the line ends when both ends have all. Native
+	// replication does not run such a line.
+	back func(ctx context.Context, s *server, n int) error
 }
 
 // latencySeconds is how long the latency probe runs, latencyRate how many rows it commits in a second.
@@ -49,6 +52,12 @@ func lines() []line {
 			prepare: prepareFilled, write: func(ctx context.Context, s *server, _ int) error {
 				return s.exec(ctx, "DELETE FROM bench_rows")
 			}},
+		{name: "apart", title: "both ways, rows apart", unit: "transactions", amount: 20_000, least: 100, prepare: prepareRows,
+			write: func(ctx context.Context, s *server, n int) error { return updateRows(ctx, s, 1, n) },
+			back:  func(ctx context.Context, s *server, n int) error { return updateRows(ctx, s, n+1, 2*n) }},
+		{name: "contested", title: "both ways, the same rows", unit: "transactions", amount: 20_000, least: 100, prepare: prepareRows,
+			write: func(ctx context.Context, s *server, n int) error { return updateRows(ctx, s, 1, n) },
+			back:  func(ctx context.Context, s *server, n int) error { return updateRows(ctx, s, 1, n) }},
 		{name: "latency", title: "latency at 50/s", unit: "transactions", amount: latencyRate * latencySeconds, least: latencyRate,
 			prepare: prepareLatency},
 	}
@@ -80,6 +89,18 @@ func prepareFilled(ctx context.Context, s *server, n int) error {
 		return err
 	}
 	return s.exec(ctx, fmt.Sprintf(insertSQL, 1, n))
+}
+
+// prepareRows makes room for both ends to update n rows of their own.
+func prepareRows(ctx context.Context, s *server, n int) error { return prepareFilled(ctx, s, 2*n) }
+
+// updateRows commits one transaction for each of the rows.
+func updateRows(ctx context.Context, s *server, first, last int) error {
+	return s.exec(ctx, fmt.Sprintf(`DO $$ BEGIN
+		SET synchronous_commit = off;
+		FOR i IN %d..%d LOOP UPDATE bench_rows SET n = n + 1 WHERE id = i; COMMIT; END LOOP;
+		RESET synchronous_commit;
+	END $$`, first, last))
 }
 
 func prepareLatency(ctx context.Context, s *server, _ int) error {

@@ -164,7 +164,7 @@ func (b *bench) runLine(ctx context.Context, l line) (*result, error) {
 			slices.Reverse(order)
 		}
 		for _, name := range order {
-			if !b.opts.runs(name) {
+			if !b.opts.runs(name) || l.back != nil && name == nativeName {
 				continue
 			}
 			s := b.measure(ctx, l, name)

@@ -124,19 +124,19 @@ func (p *pair) prepare(ctx context.Context, l line, n int) error {
 // hundredths of a core, and it bounds how exact a time is.
 const pollPause = 5 * time.Millisecond
 
-// markEnd commits the row that the receiver shows last of all.
-func (p *pair) markEnd(ctx context.Context, round int) error {
-	return p.source.exec(ctx, "INSERT INTO bench_sentinel VALUES ($1)", round)
+// markEnd commits the row that the other end shows last of all.
+func (s *server) markEnd(ctx context.Context, round int) error {
+	return s.exec(ctx, "INSERT INTO bench_sentinel VALUES ($1)", round)
 }
 
-// awaitEnd waits until the receiver shows that row. It gives up when failed says why replication cannot
-// go on.
-func (p *pair) awaitEnd(ctx context.Context, round int, failed func() error) error {
+// awaitEnd waits until the server shows that row of the other end. It gives up when failed says why replication
+// cannot go on.
+func (s *server) awaitEnd(ctx context.Context, round int, failed func() error) error {
 	tick := time.NewTicker(pollPause)
 	defer tick.Stop()
 	for {
 		var there bool
-		err := p.receiver.conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM bench_sentinel WHERE round = $1)", round).Scan(&there)
+		err := s.conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM bench_sentinel WHERE round = $1)", round).Scan(&there)
 		if err == nil && there {
 			return nil
 		}
@@ -149,7 +149,7 @@ func (p *pair) awaitEnd(ctx context.Context, round int, failed func() error) err
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("the receiver does not show the last row: %w", context.Cause(ctx))
+			return fmt.Errorf("the %s does not show the last row: %w", s.name, context.Cause(ctx))
 		}
 	}
 }
