@@ -78,6 +78,7 @@ type Options struct {
 
 	// FirstXID is read from the database: local rows of older transactions were never captured.
 	FirstXID uint64
+	openXID  uint64 // the database's next transaction id when the Applier was opened
 }
 
 func (o Options) withDefaults() Options {
@@ -225,10 +226,12 @@ func (a *Applier) openMarkers(ctx context.Context) error {
 	}
 	a.node.WriterEpoch = uint64(epoch)
 	var version int
-	if err := conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int`).Scan(&version); err != nil {
+	var next int64
+	if err := conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, pg_snapshot_xmax(pg_current_snapshot())::text::int8`).
+		Scan(&version, &next); err != nil {
 		return fmt.Errorf("read server version: %w", err)
 	}
-	a.version = version
+	a.version, a.opts.openXID = version, uint64(next)
 	a.markers = newMarkers(conn, version, a.progress)
 	return nil
 }

@@ -32,11 +32,13 @@ type carefulRun struct {
 	waited bool
 	known  map[uint32]bool // local writers seen before the last wait: capture has read them
 	unsure map[uint32]bool // local writers seen since
-	// xmax: ids from here on began behind the transaction's marker. The first attempt reads it, so that
-	// local writers who come again and again are known from then on.
-	xmax uint32
+	// xmax: ids from here on, with their epoch, began behind the transaction's marker. The first attempt
+	// reads it, so that local writers who come again and again are known from then on.
+	xmax uint64
 	// recalls are the tables whose past must be read back before their rows can be told.
-	recalls map[*mapping]map[uint32]bool // and the local transactions that wrote these
+	recalls map[*mapping]map[uint64]bool // and the transactions that wrote these
+	// doubted holds, by key, the id of which an attempt could not tell whether it is the row's writer.
+	doubted map[wire.KeyHash]uint32
 	// Of one attempt:
 	rows  map[wire.KeyHash]*rowState // of one window of changes
 	queue []queued
@@ -81,7 +83,7 @@ const (
 // carefully applies t row by row: it locks each row, looks at what is there, decides by the policy and
 // records who lost. Only here does a conflict cost anything.
 func (w *worker) carefully(ctx context.Context, t *txn) error {
-	c := &carefulRun{worker: w, t: t, known: map[uint32]bool{}, recalls: map[*mapping]map[uint32]bool{}}
+	c := &carefulRun{worker: w, t: t, known: map[uint32]bool{}, recalls: map[*mapping]map[uint64]bool{}, doubted: map[wire.KeyHash]uint32{}}
 	var err error
 	for range carefulTries {
 		if err = c.attempt(ctx); err == nil {
@@ -400,6 +402,6 @@ func (c *carefulRun) begun() {
 	// in the WAL already.
 	c.queue = append(c.queue, queued{what: "take a transaction id", s: c.xidStatement, take: func(rows [][][]byte) {
 		own, _ := strconv.ParseUint(string(rows[0][0]), 10, 64) // the server's own number
-		c.xmax = uint32(own) + 1
+		c.xmax = own + 1
 	}})
 }

@@ -12,12 +12,14 @@ import (
 // (PROOF.md R11), as SQL over the row's xmin. Written by the transaction's own origin: covered, seqs are
 // in order. By another origin: its stamp is at most the dependencies' stamp for that origin. By a local
 // session: never by time, but by transaction id: older than a marker's xmin whose seq lies within the
-// dependencies. Stamp unknown: so old that everybody has seen it.
+// dependencies.
 //
 // Whoever wrote it, the row is covered if it is older than a marker up to which the dependencies cover
 // whatever had been announced here. That is asked first: looking up who wrote a row costs the server as much
-// as the rest of the guard ten times over. It is also all that can be said of a row that a local session
-// wrote when it rewrote the table (F10, R28): who wrote it before, maybe a third node, is hidden.
+// as the rest of the guard ten times over. It is also all that can be said of two kinds of rows that hide their
+// author, who may have been a third node. One was written by a local session that rewrote the table (F10, R28).
+// The other's stamp is forgotten: VACUUM forgets those of frozen rows, and switching track_commit_timestamp
+// off all of them (F8). The transaction's own rows have none yet.
 type guard struct {
 	self   uint32          // roident of the worker's origin
 	others []origin.Origin // the other remote origins, in the order of their parameters
@@ -54,7 +56,7 @@ func (g *guard) sql(first int) string {
 	for i, id := range g.ids {
 		fmt.Fprintf(&b, " WHEN %d THEN %s.timestamp <= $%d", id, written, first+2+i)
 	}
-	fmt.Fprintf(&b, " ELSE %s.timestamp IS NULL END)", written)
+	fmt.Fprintf(&b, " ELSE %s.timestamp IS NULL AND t.xmin = pg_current_xact_id_if_assigned()::xid END)", written)
 	return b.String()
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -22,9 +23,12 @@ type look struct {
 	mine  bool // the row, or its absence, is the transaction's own work
 }
 
+// The transaction's own rows have no stamp yet and an id that is not below its own: that of a subtransaction if
+// a trigger wrote them.
 const (
 	lookColumns = `t.xmin::text, c.timestamp IS NULL,
-		COALESCE((extract(epoch FROM c.timestamp) * 1000000)::int8, 0), COALESCE(c.roident, 0), t.xmin = pg_current_xact_id_if_assigned()::xid,
+		COALESCE((extract(epoch FROM c.timestamp) * 1000000)::int8, 0), COALESCE(c.roident, 0),
+		c.timestamp IS NULL AND age(t.xmin) BETWEEN -1000000 AND 0,
 		COALESCE(` + genuine + `, true), t.tableoid::text || t.ctid::text`
 	lookVersion = `LATERAL pg_xact_commit_timestamp_origin(t.xmin) c`
 )
@@ -228,87 +232,129 @@ func (c *carefulRun) present(m *mapping, row [][]byte, k wire.KeyHash) (look, er
 	if l.mine {
 		return l, nil
 	}
-	var xmin, id uint32
+	w := writer{genuine: string(row[5]) == "t", key: k}
+	var id uint32
 	var unknown string
 	var micros int64
-	if _, err := fmt.Sscan(fmt.Sprintf("%s %s %s %s", row[0], row[1], row[2], row[3]), &xmin, &unknown, &micros, &id); err != nil {
+	if _, err := fmt.Sscan(fmt.Sprintf("%s %s %s %s", row[0], row[1], row[2], row[3]), &w.xmin, &unknown, &micros, &id); err != nil {
 		return l, fmt.Errorf("read row version: %w", err)
 	}
-	stamp := origin.StampOf(time.UnixMicro(micros))
-	switch {
-	case unknown == "t":
-		l.local.Ancient = true
-		return l, nil
-	case id == 0:
-		return c.local(l, m, localRow{xmin, stamp, string(row[5]) == "t", k})
+	w.stamp = origin.StampOf(time.UnixMicro(micros))
+	w.id = c.xmax + uint64(int64(int32(w.xmin-uint32(c.xmax)))) // of all that end in xmin, the nearest
+	if unknown == "t" {
+		return c.forgotten(l, m, w)
+	}
+	l, err := c.signed(l, m, w, id)
+	if c.doubtful(l, w, err) {
+		w.genuine = false
+		return c.hidden(look{found: true}, m, w)
+	}
+	return l, err
+}
+
+// writer is who wrote a row last, as its xmin tells.
+type writer struct {
+	xmin    uint32
+	id      uint64 // xmin with its epoch, which may be an earlier one if ids have come round
+	stamp   origin.Stamp
+	genuine bool // it did not rewrite the table
+	key     wire.KeyHash
+}
+
+// signed finds the version of a row that bears a stamp and the number of a replication origin.
+func (c *carefulRun) signed(l look, m *mapping, w writer, id uint32) (look, error) {
+	if id == 0 {
+		return c.local(l, m, w)
 	}
 	o, ok := c.originOf(id)
 	if !ok {
 		return l, blocked("a row was written under replication origin %d, which is not pgbridge's; "+
 			"replicate the table by pgbridge or by another system, not by both", id)
 	}
-	l.local.Version = origin.Version{Stamp: stamp, Origin: o}
+	l.local.Version = origin.Version{Stamp: w.stamp, Origin: o}
 	l.own = id == c.id
-	l.seen = l.own || stamp <= c.t.up.Get(o).Stamp && c.t.up.Seq(o) > 0
+	l.seen = l.own || w.stamp <= c.t.up.Get(o).Stamp && c.t.up.Seq(o) > 0
 	return l, nil
 }
 
-// localRow is a row whose last writer is a local session.
-type localRow struct {
-	xmin    uint32
-	stamp   origin.Stamp
-	genuine bool // the writer did not rewrite the table
-	key     wire.KeyHash
+// forgotten finds the version of a row whose stamp the server has forgotten (R11). It is no reason to take it
+// for one that everybody has seen: a node may have been away for longer than the server remembers.
+func (c *carefulRun) forgotten(l look, m *mapping, w writer) (look, error) {
+	const firstNormal = 3 // src/include/access/transam.h; below it are what initdb and old servers froze
+	if w.id >= c.xmax {
+		w.id -= 1 << 32 // who began since bears a stamp: this was before ids came round
+	}
+	if w.id < c.opts.FirstXID || w.xmin < firstNormal {
+		l.local.Ancient = true // before there was a slot: never captured
+		return l, nil
+	}
+	w.genuine = false
+	return c.hidden(l, m, w)
+}
+
+// doubtful reports whether a row may bear the id of a transaction that did not write it: xmin of a frozen row
+// stays, and names another transaction when 2^32 ids later it is given out again (F9). The transaction may lose
+// only to one whose stream says that it wrote the key (R12). A row that was written since it was in doubt tells
+// the truth.
+func (c *carefulRun) doubtful(l look, w writer, err error) bool {
+	if w.id < 1<<32 || errors.Is(err, errUnknown) || err == nil && (l.local.Ancient || c.t.version().Later(l.local.Version)) {
+		return false
+	}
+	before, ok := c.doubted[w.key]
+	if !ok {
+		c.doubted[w.key] = w.xmin
+	}
+	return !ok || before == w.xmin
 }
 
 // local finds the version of a row whose last writer is a local session (R15).
-func (c *carefulRun) local(l look, m *mapping, r localRow) (look, error) {
-	if first := uint32(c.opts.FirstXID); int32(r.xmin-first) < 0 && c.xmax-first < 1<<31 {
+func (c *carefulRun) local(l look, m *mapping, w writer) (look, error) {
+	if w.id < c.opts.FirstXID {
 		l.local.Ancient = true // before there was a slot: never captured
 		return l, nil
 	}
 	l.local.Version.Origin = c.own
-	if r.genuine && int32(r.xmin-c.xmax) >= 0 {
+	if w.genuine && w.id >= c.xmax {
 		// Its transaction began behind the marker that announced t: whatever its stamp will be, it
 		// lies above t's (R5), and its author cannot have been seen by t's.
-		l.local.Version.Stamp = max(r.stamp, c.t.Stamp+1)
+		l.local.Version.Stamp = max(w.stamp, c.t.Stamp+1)
 		return l, nil
 	}
-	newest, ok := c.wal.MarkFor(1<<64 - 1)
-	if !c.known[r.xmin] && !(ok && int32(r.xmin-uint32(newest)) < 0) {
-		c.unsure[r.xmin] = true
+	newest, ok := c.wal.MarkFor(math.MaxUint64)
+	if !c.known[w.xmin] && !(ok && w.id < newest) {
+		c.unsure[w.xmin] = true
 		return l, errUnknown
 	}
-	if !r.genuine || !c.wal.Wrote(r.stamp) {
-		return c.hidden(l, m, r)
+	if !w.genuine || !c.wal.Wrote(w.stamp) {
+		return c.hidden(l, m, w)
 	}
-	l.local.Version.Stamp = c.wal.LocalStamp(r.stamp, r.key)
+	l.local.Version.Stamp = c.wal.LocalStamp(w.stamp, w.key)
 	e := c.t.up.Get(c.own)
 	l.seen = e.Seq > 0 && l.local.Version.Stamp <= e.Stamp
 	return l, nil
 }
 
-// hidden finds the version of a row whose last local writer is not, or may not be, its author: it rewrote the
-// table, or it was never captured. It is sought by low, which says what t's author certainly had seen: what is
-// found nowhere may be kept as a base (R16), too.
-func (c *carefulRun) hidden(l look, m *mapping, r localRow) (look, error) {
+// hidden finds the version of a row that does not tell its author: who wrote it last rewrote the table, was never
+// captured, bears no stamp any more, or is not who wrote it. It is sought by low, which says what t's author
+// certainly had seen: what is found nowhere may be kept as a base (R16), too.
+func (c *carefulRun) hidden(l look, m *mapping, w writer) (look, error) {
 	mark, ok := c.wal.MarkWithin(c.t.low, c.origin)
-	if r.genuine { // not known any more: it is stable
+	if w.genuine { // not known any more: it is stable
 		mark, ok = c.wal.MarkFor(c.t.low.Seq(c.own))
 	}
-	if ok && int32(r.xmin-uint32(mark)) < 0 {
+	if ok && w.id < mark {
 		l.local = conflict.Local{Ancient: true}
 		return l, nil
 	}
 	p := c.pasts[m.name()]
-	if p == nil || !p.tells(c.t, m, r.xmin) {
+	if p == nil || !p.tells(c.t, m, w.id) {
 		if c.recalls[m] == nil {
-			c.recalls[m] = map[uint32]bool{}
+			c.recalls[m] = map[uint64]bool{}
 		}
-		c.recalls[m][r.xmin] = true
+		c.recalls[m][w.id] = true
 		return l, errUnknown
 	}
-	v, seq, ok := p.version(r.key)
+	v, seq, ok := p.version(w.key)
 	if !ok {
 		l.local = conflict.Local{Ancient: true}
 		return l, nil

@@ -47,8 +47,8 @@ type fakeWAL struct {
 	low    origin.Vector
 	mark   func(seq uint64) (uint64, bool)
 	local  atomic.Uint64 // seq of the last local transaction that capture has read
-	passed func() // called whenever somebody has waited for capture
-	judged func() // called when a local row's stamp is asked for
+	passed func()        // called whenever somebody has waited for capture
+	judged func()        // called when a local row's stamp is asked for
 }
 
 func (f *fakeWAL) Passed() uint64 { return 1 << 62 }

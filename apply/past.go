@@ -16,8 +16,9 @@ import (
 // pastLimit bounds the keys of a table whose past is known, some 60 bytes each.
 const pastLimit = 4 << 20
 
-// past is what the streams say of the rows of one table. An ALTER TABLE that rewrites it gives every row a new
-// local version that nobody wrote (PROOF.md F10, R28). The state of a row is always the latest of all writes
+// past is what the streams say of the rows of one table, whose versions here do not tell any more who wrote
+// them: an ALTER TABLE that rewrites it gives every row a new local version that nobody wrote (PROOF.md F10,
+// R28), the server forgets stamps (R11), and ids come round (R12). The state of a row is always the latest of all writes
 // that were applied or committed here (section 7), so the row's true version is the latest write of its key
 // that stands in a stream: the own one, and those of the other origins but the worker's, whose own
 // transactions come in order. Only what the worker's transactions do not cover is needed, and that has not
@@ -26,10 +27,10 @@ type past struct {
 	local *table
 	// It tells of the transactions behind from, up to to; own ones are among them.
 	from, to origin.Vector
-	// Of which local transactions: those that had ended before to was read. All of an id below horizon had,
+	// Of which transactions here: those that had ended before to was read. All of an id below horizon had,
 	// and those whose rows had been seen.
-	horizon uint32
-	writers map[uint32]bool
+	horizon uint64
+	writers map[uint64]bool
 	origins []origin.Origin
 	rows    map[wire.KeyHash]pastWrite
 	emptied pastWrite // the latest TRUNCATE; seq 0: there is none
@@ -43,9 +44,9 @@ type pastWrite struct {
 	gone   bool   // the row was deleted
 }
 
-// tells reports whether p knows the true version of rows of m's table that the local transaction xmin wrote.
-func (p *past) tells(t *txn, m *mapping, xmin uint32) bool {
-	return (int32(xmin-p.horizon) < 0 || p.writers[xmin]) && t.low.Includes(p.from) && p.local.keyedAs(m.local)
+// tells reports whether p knows the true version of rows of m's table that the transaction id wrote here.
+func (p *past) tells(t *txn, m *mapping, id uint64) bool {
+	return (id < p.horizon || p.writers[id]) && t.low.Includes(p.from) && p.local.keyedAs(m.local)
 }
 
 // keyedAs reports whether the same bytes make the same key in both.
@@ -84,7 +85,7 @@ func (p *past) release(t *txn) {
 }
 
 // recall reads the past of a table, outside of any transaction, for rows that writers have left.
-func (c *carefulRun) recall(ctx context.Context, m *mapping, writers map[uint32]bool) error {
+func (c *carefulRun) recall(ctx context.Context, m *mapping, writers map[uint64]bool) error {
 	p := &past{local: m.local, from: c.t.low.Clone(), rows: map[wire.KeyHash]pastWrite{}, writers: maps.Clone(writers)}
 	if old := c.pasts[m.name()]; old != nil {
 		maps.Copy(p.writers, old.writers)
@@ -101,7 +102,7 @@ func (c *carefulRun) recall(ctx context.Context, m *mapping, writers map[uint32]
 		if _, err := fmt.Sscan(fmt.Sprintf("%s %s %s", r[0], r[2], r[3]), &xmin, &e.Origin.Epoch, &seq); err != nil {
 			return fmt.Errorf("read positions: %w", err)
 		}
-		p.horizon, e.Origin.Node, e.Seq = uint32(xmin), string(r[1]), seq
+		p.horizon, e.Origin.Node, e.Seq = xmin, string(r[1]), seq
 		if e.Origin != c.origin {
 			p.to.Advance(e)
 		}
@@ -119,12 +120,13 @@ func (c *carefulRun) recall(ctx context.Context, m *mapping, writers map[uint32]
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			return &Blocked{Reason: fmt.Sprintf("table %s was rewritten here, and transactions of %s must be read again to tell what transaction %d meets in it",
-				m.local.quoted, e.Origin, c.t.Seq), Err: err}
+			return &Blocked{Reason: fmt.Sprintf("who wrote rows of table %s is not known here any more (it was rewritten, their commit timestamps "+
+				"are gone, or transaction ids have come round), and transactions of %s must be read again to tell what transaction %d meets; "+
+				"bring that stream back, or UPDATE the table's rows here, so that they are the latest", m.local.quoted, e.Origin, c.t.Seq), Err: err}
 		}
 	}
 	c.pasts[m.name()] = p
-	c.log.Info("past of a rewritten table read", "origin", c.origin.String(), "table", m.local.quoted, "keys", strconv.Itoa(len(p.rows)))
+	c.log.Info("past of a table read", "origin", c.origin.String(), "table", m.local.quoted, "keys", strconv.Itoa(len(p.rows)))
 	return nil
 }
 
@@ -134,7 +136,7 @@ func (c *carefulRun) recallOrigin(ctx context.Context, p *past, m *mapping, e or
 	if after >= e.Seq {
 		return nil
 	}
-	c.say(fmt.Sprintf("transaction %d waits until transactions of %s are read again, since table %s was rewritten here",
+	c.say(fmt.Sprintf("transaction %d waits until transactions of %s are read again, which say who wrote rows of table %s",
 		c.t.Seq, e.Origin, m.local.quoted))
 	b := newInbox(e.Origin, c.opts, after)
 	defer b.restart()

@@ -672,7 +672,26 @@ func (p *planner) deleted() (tombstone, []wire.KeyHash) {
 
 // guardParams are the guard's parameters for what the transaction's author may have seen.
 func (w *worker) guardParams(deps origin.Vector) []param {
-	mark, _ := w.wal.MarkFor(deps.Seq(w.own))
-	within, _ := w.wal.MarkWithin(deps, w.origin)
+	mark, ok := w.wal.MarkFor(deps.Seq(w.own))
+	if !ok {
+		mark = w.ancient()
+	}
+	within, ok := w.wal.MarkWithin(deps, w.origin)
+	if !ok {
+		within = w.ancient()
+	}
 	return w.guard.params(deps, uint32(mark), uint32(within))
+}
+
+// ancient is the id below which rows were written before there was a slot: everybody has them. It is 0 where
+// so many ids were given out since that 32 bits do not tell what is below.
+func (w *worker) ancient() uint64 {
+	now := w.opts.openXID
+	if newest, ok := w.wal.MarkFor(math.MaxUint64); ok {
+		now = max(now, newest)
+	}
+	if now-w.opts.FirstXID >= 1<<31 {
+		return 0
+	}
+	return w.opts.FirstXID
 }

@@ -41,3 +41,21 @@ func TestUpdateOfARowThatNobodyKnowsOf(t *testing.T) {
 		t.Errorf("status %+v", st)
 	}
 }
+
+// TestIDsFromBeforeTheSlot: rows of older ids are covered (R11), as long as 32 bits of an id tell that it is older.
+func TestIDsFromBeforeTheSlot(t *testing.T) {
+	const round = 1 << 32
+	for _, c := range []struct{ first, open, newest, want uint64 }{
+		{700, 800, 0, 700},
+		{700, 800, 699 + round/2, 700},
+		{700, 800, 700 + round/2, 0},
+		{700, 700 + round/2, 0, 0},
+		{700, 710 + round, 720 + round, 0},
+		{700 + round, 710 + round, 720 + round, 700 + round},
+	} {
+		w := worker{opts: &Options{FirstXID: c.first, openXID: c.open}, wal: &fakeWAL{mark: func(uint64) (uint64, bool) { return c.newest, c.newest != 0 }}}
+		if got := w.ancient(); got != c.want {
+			t.Errorf("%+v: %d", c, got)
+		}
+	}
+}

@@ -62,7 +62,7 @@ type worker struct {
 	// BEGIN.
 	beginMessages, chainMessages, commitMessages []byte
 
-	positionStatement, tombstoneStatement          *statement
+	positionStatement, tombstoneStatement         *statement
 	beginStatement, commitStatement, xidStatement *statement
 
 	atOnce int // transactions in the next batch: few after a failure, then more again

@@ -119,6 +119,20 @@ func TestMarksWithinAgainstList(t *testing.T) {
 	}
 }
 
+// TestMarksTooFarBack: an id of 32 bits is not on the wrong side of a mark because ids have come round.
+func TestMarksTooFarBack(t *testing.T) {
+	for last, want := range map[uint64]bool{1000: true, 999 + 1<<31: true, 1000 + 1<<31: false, 1000 + 1<<32: false} {
+		var m marks
+		m.add(wire.Mark{XID: 1000, Seq: 1}, nil)
+		m.add(wire.Mark{XID: last, Seq: 2}, nil)
+		_, found := m.newest(1)
+		_, within := m.within(origin.Vector{{Origin: origin.Origin{Node: "own"}, Seq: 1}}, origin.Origin{Node: "own"}, origin.Origin{})
+		if _, ok := m.newest(2); found != want || within != want || !ok {
+			t.Errorf("mark 1000 behind mark %d: %t %t, want %t; the newest: %t", last, found, within, want, ok)
+		}
+	}
+}
+
 // TestWrittenAgainstMap: commit times in no order, with some forgotten behind a mark.
 func TestWrittenAgainstMap(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 6))
@@ -467,29 +481,6 @@ func TestBigRowAgreesWithWhole(t *testing.T) {
 			if err := b.finish(t.Context(), &parts); err == nil {
 				t.Fatalf("%q is cut off", cut)
 			}
-		}
-	}
-}
-
-// TestFirstMark: what was written before there was a slot lies below a mark from the beginning, as long as the server
-// can compare its ids with today's.
-func TestFirstMark(t *testing.T) {
-	c, err := New(Options{DSN: "x", Cluster: "c", Node: "a", Origin: origin.Origin{Node: "a", Epoch: 1}, WriterEpoch: 1, Slot: "s",
-		Publication: "p", FirstXID: 1000}, nil, nil, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	within := func() (uint64, bool) { return c.MarkWithin(nil, origin.Origin{}) }
-	of := func() (uint64, bool) { return c.MarkFor(0) }
-	for _, mark := range []func() (uint64, bool){of, within} {
-		if xid, ok := mark(); xid != 1000 || !ok {
-			t.Errorf("mark %d, %t", xid, ok)
-		}
-	}
-	c.state.marks.add(wire.Mark{XID: 1000 + 1<<31, Seq: 5}, nil)
-	for _, mark := range []func() (uint64, bool){of, within} {
-		if xid, ok := mark(); ok {
-			t.Errorf("mark %d, too old", xid)
 		}
 	}
 }

@@ -208,3 +208,34 @@ func run(t *testing.T, dsn, sql string) {
 		t.Fatalf("%s: %v", sql, err)
 	}
 }
+
+func TestIDsMayComeRound(t *testing.T) {
+	for _, major := range majors {
+		t.Run(fmt.Sprint(major), func(t *testing.T) {
+			c := start(t, major, map[string]string{"fsync": "off", "autovacuum": "off"})
+			dsn := c.SocketDSN("postgres")
+			var id uint64
+			if _, err := fmt.Sscan(ask(t, dsn, "SELECT pg_current_xact_id()::text"), &id); err != nil {
+				t.Fatal(err)
+			}
+			run(t, dsn, "CREATE TABLE t (a int)")
+			run(t, dsn, "VACUUM FREEZE") // the table is of the ids that come again
+			if err := c.SetNextID(1 << 32); err == nil {
+				t.Error("set while the server runs")
+			}
+			if err := c.Stop(t.Context(), pgcluster.Fast); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.SetNextID(1<<32 + id); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Restart(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got := ask(t, dsn, "SELECT pg_current_xact_id()::text"); got != fmt.Sprint(1<<32+id) {
+				t.Errorf("id %s, want %d", got, 1<<32+id)
+			}
+			run(t, dsn, "INSERT INTO t VALUES (1)")
+		})
+	}
+}

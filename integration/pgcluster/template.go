@@ -137,7 +137,7 @@ func setSystemIdentifier(dataDir string, id uint64) error {
 	if err != nil {
 		return fmt.Errorf("set the system identifier: %w", err)
 	}
-	if err := patchControl(content, id); err != nil {
+	if err := patchControl(content, func() { binary.NativeEndian.PutUint64(content, id) }); err != nil {
 		return fmt.Errorf("set the system identifier in %s: %w", control, err)
 	}
 	if err := os.WriteFile(control, content, 0o600); err != nil {
@@ -155,16 +155,16 @@ func setSystemIdentifier(dataDir string, id uint64) error {
 	return nil
 }
 
-// patchControl writes id into the bytes of a pg_control file. The length of the
+// patchControl lets change change the bytes of a pg_control file. The length of the
 // checked part differs between versions: it is the one place where the CRC-32C
 // of all that stands before follows.
-func patchControl(content []byte, id uint64) error {
+func patchControl(content []byte, change func()) error {
 	table := crc32.MakeTable(crc32.Castagnoli)
 	for end := 8; end+4 <= len(content); end += 4 {
 		if crc32.Checksum(content[:end], table) != binary.NativeEndian.Uint32(content[end:]) {
 			continue
 		}
-		binary.NativeEndian.PutUint64(content, id)
+		change()
 		binary.NativeEndian.PutUint32(content[end:], crc32.Checksum(content[:end], table))
 		return nil
 	}
