@@ -115,7 +115,13 @@ func newPair(t *testing.T, s *pgtest.Server, schema string, peers ...string) *pa
 // newPairOf is newPair with a server and a schema of its own for each side.
 func newPairOf(t *testing.T, from, to *pgtest.Server, schema, schemaTo string, peers ...string) *pair {
 	t.Helper()
-	p := &pair{t: t, from: from.NewDatabase(t), to: to.NewDatabase(t), rels: map[uint32]*wire.Relation{}}
+	return newPairIn(t, from.NewDatabase(t), to.NewDatabase(t), schema, schemaTo, peers...)
+}
+
+// newPairIn is newPairOf for two databases that are there.
+func newPairIn(t *testing.T, from, to *pgtest.Database, schema, schemaTo string, peers ...string) *pair {
+	t.Helper()
+	p := &pair{t: t, from: from, to: to, rels: map[uint32]*wire.Relation{}}
 	p.from.Exec(t, schema)
 	p.to.Exec(t, schemaTo)
 	p.from.Exec(t, `CREATE PUBLICATION p FOR ALL TABLES WITH (publish_via_partition_root = true)`)
