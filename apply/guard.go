@@ -16,10 +16,10 @@ import (
 //
 // Whoever wrote it, the row is covered if it is older than a marker up to which the dependencies cover
 // whatever had been announced here. That is asked first: looking up who wrote a row costs the server as much
-// as the rest of the guard ten times over. It is also all that can be said of a row that a local session
-// wrote when it rewrote the table (F10, R28): who wrote it before, maybe a third node, is hidden. And of one
-// whose stamp the server has forgotten: VACUUM does with those of frozen rows, and switching
-// track_commit_timestamp off with all of them (F8). The transaction's own rows have none yet.
+// as the rest of the guard ten times over. It is also all that can be said of two kinds of rows that hide their
+// author, who may have been a third node. One was written by a local session that rewrote the table (F10, R28).
+// The other's stamp is forgotten: VACUUM forgets those of frozen rows, and switching track_commit_timestamp
+// off all of them (F8). The transaction's own rows have none yet.
 type guard struct {
 	self   uint32          // roident of the worker's origin
 	others []origin.Origin // the other remote origins, in the order of their parameters

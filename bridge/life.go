@@ -236,7 +236,7 @@ func (l *life) openCapture(ctx context.Context) error {
 	l.outbox = &outbox{Publisher: l.publisher}
 	l.capture, err = capture.New(capture.Options{
 		DSN: l.cfg.Postgres.DSN, Cluster: l.cfg.Cluster, Node: l.cfg.Node, Origin: o, WriterEpoch: node.WriterEpoch,
-		FirstXID: node.FirstXID, SystemID: info.SystemID, Timeline: info.Timeline, Slot: slotName(l.cfg), Publication: slotName(l.cfg),
+		SystemID: info.SystemID, Timeline: info.Timeline, Slot: slotName(l.cfg), Publication: slotName(l.cfg),
 		FrameBytes: int(l.cfg.Capture.FrameBytes), Linger: l.cfg.Capture.Linger, StatusInterval: l.cfg.Capture.StatusInterval,
 		SpoolDir: filepath.Join(l.cfg.DataDir, "spool"), Logger: l.log,
 	}, l.outbox, deletes{l.applier}, fence)

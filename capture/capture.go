@@ -39,9 +39,6 @@ func New(opts Options, pub Publisher, del Deletes, tail *wire.Frame) (*Capture, 
 		hashes: newHashes(opts.Logger),
 		deps:   1, runs: map[uint32]*run{}, relations: map[uint32]*relation{}, types: map[uint32]typeName{},
 	}
-	if opts.FirstXID != 0 {
-		c.state.marks.add(wire.Mark{XID: opts.FirstXID}, nil)
-	}
 	c.tagger.txn.graves.dir = opts.SpoolDir
 	c.restore = newRestorer(c)
 	if tail != nil && tail.ResumeLSN != 0 {

@@ -87,14 +87,11 @@ func (m *marks) newest(seq uint64) (wire.Mark, bool) {
 		}
 		return 1
 	})
-	if n == 0 || !comparable32(m.list[n-1].XID, m.list[len(m.list)-1].XID) {
+	if n == 0 || far(m.list[n-1], m.list[len(m.list)-1]) {
 		return wire.Mark{}, false
 	}
 	return m.list[n-1], true
 }
-
-// comparable32 reports whether the server can still compare the ids, of which it keeps 32 bits.
-func comparable32(old, now uint64) bool { return now-old < 1<<31 }
 
 func (m *marks) first() (wire.Mark, bool) {
 	m.mu.RLock()
@@ -111,11 +108,15 @@ func (m *marks) within(deps origin.Vector, own, except origin.Origin) (xid uint6
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	n := m.countWithin(deps, own, except)
-	if n == 0 || !comparable32(m.full[n-1].XID, m.full[len(m.full)-1].XID) {
+	if n == 0 || far(m.full[n-1].Mark, m.full[len(m.full)-1].Mark) {
 		return 0, false
 	}
 	return m.full[n-1].XID, true
 }
+
+// far reports whether so many ids lie between two marks that the 32 bits which a row has of its writer's do not
+// tell on which side of the first one that is (PROOF.md F9).
+func far(x, newest wire.Mark) bool { return newest.XID-x.XID >= 1<<31 }
 
 func (m *marks) countWithin(deps origin.Vector, own, except origin.Origin) int {
 	seq := deps.Seq(own)

@@ -21,9 +21,6 @@ type Options struct {
 	WriterEpoch uint64        // of the fence in force; run ids count within it
 	SystemID    uint64        // of the server; another one is refused
 	Timeline    uint32        // of the server; another one ends Run
-	// FirstXID is a full transaction id below which nobody could write any more when the slot was made: what such
-	// transactions wrote was there before everything that replicates. 0 is not known.
-	FirstXID    uint64
 	Slot        string
 	Publication string
 	FrameBytes  int           // size at which a frame is closed; 256 KiB, at least MinFrameBytes

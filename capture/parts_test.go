@@ -484,26 +484,3 @@ func TestBigRowAgreesWithWhole(t *testing.T) {
 		}
 	}
 }
-
-// TestFirstMark: what was written before there was a slot lies below a mark from the beginning, as long as the server
-// can compare its ids with today's.
-func TestFirstMark(t *testing.T) {
-	c, err := New(Options{DSN: "x", Cluster: "c", Node: "a", Origin: origin.Origin{Node: "a", Epoch: 1}, WriterEpoch: 1, Slot: "s",
-		Publication: "p", FirstXID: 1000}, nil, nil, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	within := func() (uint64, bool) { return c.MarkWithin(nil, origin.Origin{}) }
-	of := func() (uint64, bool) { return c.MarkFor(0) }
-	for _, mark := range []func() (uint64, bool){of, within} {
-		if xid, ok := mark(); xid != 1000 || !ok {
-			t.Errorf("mark %d, %t", xid, ok)
-		}
-	}
-	c.state.marks.add(wire.Mark{XID: 1000 + 1<<31, Seq: 5}, nil)
-	for _, mark := range []func() (uint64, bool){of, within} {
-		if xid, ok := mark(); ok {
-			t.Errorf("mark %d, too old", xid)
-		}
-	}
-}
