@@ -21,13 +21,13 @@ func (c *Cluster) SetNextID(id uint64) error {
 	// The server takes it from pg_control's copy of the last checkpoint (src/include/catalog/pg_control.h;
 	// StartupXLOG, from version 15 on).
 	const checkPointCopy = 40
-	const nextXID, newestCommitTsXID = checkPointCopy + 24, checkPointCopy + 76
+	const nextXID, newestCommitTSXID = checkPointCopy + 24, checkPointCopy + 76
 	control := filepath.Join(c.DataDir(), "global", "pg_control")
 	content, err := os.ReadFile(control)
 	if err == nil {
 		err = patchControl(content, func() {
 			binary.NativeEndian.PutUint64(content[nextXID:], id)
-			binary.NativeEndian.PutUint32(content[newestCommitTsXID:], uint32(id-1))
+			binary.NativeEndian.PutUint32(content[newestCommitTSXID:], uint32(id-1))
 		})
 	}
 	if err == nil {
