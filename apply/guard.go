@@ -45,25 +45,42 @@ func (g *guard) sql(first int) string {
 	if g == nil {
 		return "true"
 	}
-	// The function is called twice rather than joined: a function in FROM is materialized for each row.
-	// Without a timestamp it returns no origin either.
-	const written = "(pg_xact_commit_timestamp_origin(t.xmin))"
-	var b strings.Builder
-	fmt.Fprintf(&b, "(age(t.xmin) > age($%d) OR CASE %s.roident WHEN %d THEN true WHEN 0 THEN age(t.xmin) > age($%d)", first, written, g.self, first+1)
-	if len(g.ids) > 0 { // else nobody but t's own origin can have written the row before
-		b.WriteString(" AND " + genuine)
+	return g.condition(first, " ELSE "+written+".timestamp IS NULL AND t.xmin = pg_current_xact_id_if_assigned()::xid")
+}
+
+// brief is sql for a row that the transaction has not written before. The server builds a statement's expressions anew
+// at each execution, so that every term costs.
+func (g *guard) brief(first int) string { return g.condition(first, "") }
+
+// written is called twice rather than joined: a function in FROM is materialized for each row. Without a timestamp it
+// returns no origin either.
+const written = "(pg_xact_commit_timestamp_origin(t.xmin))"
+
+func (g *guard) condition(first int, otherwise string) string {
+	if len(g.ids) == 0 { // nobody but t's own origin and local sessions can have written the row
+		if otherwise != "" {
+			otherwise = fmt.Sprintf("CASE %s.roident WHEN %d THEN true%s END", written, g.self, otherwise)
+		} else {
+			otherwise = fmt.Sprintf("%s.roident = %d", written, g.self)
+		}
+		return fmt.Sprintf("(age(t.xmin) > age($%d) OR %s)", first, otherwise)
 	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "(age(t.xmin) > age($%d) OR CASE %s.roident WHEN %d THEN true WHEN 0 THEN age(t.xmin) > age($%d) AND %s",
+		first, written, g.self, first+1, genuine)
 	for i, id := range g.ids {
 		fmt.Fprintf(&b, " WHEN %d THEN %s.timestamp <= $%d", id, written, first+2+i)
 	}
-	fmt.Fprintf(&b, " ELSE %s.timestamp IS NULL AND t.xmin = pg_current_xact_id_if_assigned()::xid END)", written)
-	return b.String()
+	return b.String() + otherwise + " END)"
 }
 
 // types returns the parameters' type object ids.
 func (g *guard) types() []uint32 {
 	if g == nil {
 		return nil
+	}
+	if len(g.others) == 0 {
+		return []uint32{oidXID}
 	}
 	types := []uint32{oidXID, oidXID}
 	for range g.others {
@@ -77,6 +94,12 @@ func (g *guard) types() []uint32 {
 // age is infinite, so that no local row passes.
 func (g *guard) params(deps origin.Vector, mark, within uint32) []param {
 	xid := func(x uint32) param { return binaryParam(binary.BigEndian.AppendUint32(nil, x)) }
+	if len(g.others) == 0 {
+		if within == 0 || mark != 0 && int32(mark-within) > 0 {
+			within = mark // there is nobody else to have announced anything
+		}
+		return []param{xid(within)}
+	}
 	ps := []param{xid(within), xid(mark)}
 	for _, o := range g.others {
 		ps = append(ps, stampParam(deps.Get(o)))

@@ -70,17 +70,25 @@ func TestGuard(t *testing.T) {
 		conn.Close(t.Context())
 		behind := next()
 		for i, marks := range [4]struct{ mark, within uint32 }{{none, none}, {before, before}, {behind, before}, {behind, behind}} {
-			var values [][]byte
-			var formats []int16
-			for _, p := range g.params(deps, marks.mark, marks.within) {
-				values, formats = append(values, p.value), append(formats, int16(p.format))
+			check := func(g guard, sql string) {
+				var values [][]byte
+				var formats []int16
+				for _, p := range g.params(deps, marks.mark, marks.within) {
+					values, formats = append(values, p.value), append(formats, int16(p.format))
+				}
+				r := asker.PgConn().ExecParams(t.Context(), fmt.Sprintf(`SELECT COALESCE(%s, false) FROM t WHERE id = %d`, sql, n), values, g.types(), formats, nil).Read()
+				if r.Err != nil || len(r.Rows) != 1 {
+					t.Fatalf("%d rows: %v", len(r.Rows), r.Err)
+				}
+				if got := string(r.Rows[0][0]) == "t"; got != tt.want[i] {
+					t.Errorf("writer %q, stamp %d, markers %+v: %v by %s", tt.writer, tt.stamp, marks, got, sql)
+				}
 			}
-			r := asker.PgConn().ExecParams(t.Context(), fmt.Sprintf(`SELECT COALESCE(%s, false) FROM t WHERE id = %d`, g.sql(1), n), values, g.types(), formats, nil).Read()
-			if r.Err != nil || len(r.Rows) != 1 {
-				t.Fatalf("%d rows: %v", len(r.Rows), r.Err)
-			}
-			if got := string(r.Rows[0][0]) == "t"; got != tt.want[i] {
-				t.Errorf("writer %q, stamp %d, markers %+v: %v", tt.writer, tt.stamp, marks, got)
+			check(g, g.sql(1))
+			check(g, g.brief(1))
+			if two := (guard{self: g.self}); tt.writer == "" || tt.writer == "a" {
+				check(two, two.sql(1))
+				check(two, two.brief(1))
 			}
 		}
 	}

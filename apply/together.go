@@ -158,7 +158,7 @@ func (p *planner) combinedSQL() (string, []uint32) {
 	guards := map[bool]string{}
 	for _, low := range []bool{false, true} {
 		if p.guarded(low) {
-			guards[low] = p.w.guard.sql(len(types) + 1)
+			guards[low] = p.w.guard.brief(len(types) + 1) // no row comes twice (touch)
 			types = append(types, p.w.guard.types()...)
 		}
 	}
