@@ -235,7 +235,7 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 		}
 	}
 	if err != nil {
-		return errors.Join(err, c.rollBack(ctx))
+		return errors.Join(err, c.rollBack(ctx, c.conn.PgConn().TxStatus()))
 	}
 	for _, n := range c.wiped {
 		c.absence.truncate(tombstone{c.t.version(), c.t.Seq}, n)
@@ -254,12 +254,13 @@ func (c *carefulRun) last() *txn {
 	return c.t
 }
 
-// rollBack ends the transaction that is open, if one is.
-func (w *worker) rollBack(ctx context.Context) error {
-	if pg := w.conn.PgConn(); !pg.IsClosed() && pg.TxStatus() != 'I' {
-		if _, err := pg.Exec(ctx, "ROLLBACK").ReadAll(); err != nil {
-			return fmt.Errorf("roll back: %w", err)
-		}
+// rollBack ends the transaction that is open, if status, as ReadyForQuery tells it, says that one is.
+func (w *worker) rollBack(ctx context.Context, status byte) error {
+	if status == 'I' || w.conn.IsClosed() {
+		return nil
+	}
+	if _, err := w.conn.PgConn().Exec(ctx, "ROLLBACK").ReadAll(); err != nil {
+		return fmt.Errorf("roll back: %w", err)
 	}
 	return nil
 }

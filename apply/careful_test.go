@@ -160,3 +160,14 @@ func TestConflictsComeInSwarms(t *testing.T) {
 		t.Errorf("status %+v", st)
 	}
 }
+
+// TestTruncateKeepsTheImage of a row that it takes away although its author had not seen it.
+func TestTruncateKeepsTheImage(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
+	p.do(`INSERT INTO t VALUES (1, 'x')`)
+	p.to.Exec(t, `UPDATE t SET v = 'local'`)
+	p.do(`TRUNCATE t`) // later: it wins
+	if got := p.to.Value(t, `SELECT (SELECT count(*) FROM t) || ' ' || COALESCE((SELECT local_row->>'v' FROM pgbridge.conflict), 'no image')`); got != "0 local" {
+		t.Errorf("rows and image: %s", got)
+	}
+}

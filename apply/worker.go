@@ -470,10 +470,8 @@ func (w *worker) recover(ctx context.Context) error {
 	w.inbox.rewind()
 	culprit := first.txns[first.acked].t
 	w.absence.withdraw(w.origin, culprit.Seq)
-	if status != 'I' {
-		if _, err := w.conn.PgConn().Exec(ctx, "ROLLBACK").ReadAll(); err != nil {
-			return fmt.Errorf("roll back: %w", err)
-		}
+	if err := w.rollBack(ctx, status); err != nil {
+		return err
 	}
 	w.log.Debug("optimistic path failed", "origin", w.origin.String(), "seq", culprit.Seq, "err", first.err)
 	return w.carefully(ctx, culprit)
