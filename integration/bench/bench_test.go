@@ -84,9 +84,9 @@ func TestFailedRunsHaveNoTime(t *testing.T) {
 	if r.Ratio == nil {
 		t.Error("two good runs have no ratio")
 	}
-	r.add(pgbridgeName, sample{Error: "not converged"})
-	if r.PgbridgeSeconds != nil || r.Ratio != nil {
-		t.Errorf("a run that did not converge has time %v and ratio %v", r.PgbridgeSeconds, r.Ratio)
+	r.add(pgbridgeName, sample{Error: "not converged", PeakRSS: map[string]int64{"source bridge": 1}})
+	if o := r.of(pgbridgeName); o.Seconds != nil || o.PeakRSS != nil || r.Ratio != nil {
+		t.Errorf("a run that did not converge has %+v and ratio %v", o, r.Ratio)
 	}
 	if (&report{Lines: []*result{r}}).failure() == nil {
 		t.Error("a run that did not converge is no failure")
@@ -116,15 +116,20 @@ func (r *failing) failed() error {
 func TestResultTakesMedians(t *testing.T) {
 	r := newResult(lines()[0], 1)
 	for _, s := range []float64{2, 9, 4} {
-		r.add(nativeName, sample{Seconds: s})
+		r.add(nativeName, sample{Seconds: s, PeakRSS: map[string]int64{"x": int64(s)},
+			CPU: map[string]float64{"source walsender": s, "source background": 1}})
 		r.add(pgbridgeName, sample{Seconds: s / 2, StartSeconds: s / 10})
 	}
-	if *r.NativeSeconds != 4 || *r.PgbridgeSeconds != 2 || *r.Ratio != 2 || *r.PgbridgeStartSeconds != 0.4 {
-		t.Errorf("native %v, pgbridge %v, ratio %v, start %v", *r.NativeSeconds, *r.PgbridgeSeconds, *r.Ratio, *r.PgbridgeStartSeconds)
+	n, p := r.of(nativeName), r.of(pgbridgeName)
+	if *n.Seconds != 4 || *n.Fastest != 2 || *n.Slowest != 9 || *p.Seconds != 2 || *r.Ratio != 2 || *p.StartSeconds != 0.4 {
+		t.Errorf("native %+v, pgbridge %+v, ratio %v", n, p, *r.Ratio)
+	}
+	if n.CPU[partWalsender] != 4 || n.CPU[partAll] != 5 || n.CPUMicros[partWalsender] != 40 || n.PeakRSS["x"] != 9 {
+		t.Errorf("%d transactions: CPU %v, each %v, memory %v", r.Amount, n.CPU, n.CPUMicros, n.PeakRSS)
 	}
 	r.add(nativeName, sample{Seconds: 5})
-	if *r.NativeSeconds != 4.5 {
-		t.Errorf("median of four: %v", *r.NativeSeconds)
+	if *r.of(nativeName).Seconds != 4.5 {
+		t.Errorf("median of four: %v", *r.of(nativeName).Seconds)
 	}
 }
 

@@ -134,7 +134,7 @@ func (b *bench) run(ctx context.Context, l line, p *pair, r rival) (sample, erro
 	if err != nil {
 		return sample{}, err
 	}
-	if l.write == nil {
+	if l.kind == kindLatency {
 		return b.probe(ctx, p, r, n)
 	}
 	return b.catchUp(ctx, l, p, r, n)
@@ -156,11 +156,11 @@ func (b *bench) catchUp(ctx context.Context, l line, p *pair, r rival, n int) (s
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, b.opts.timeout, fmt.Errorf("not caught up after %s", b.opts.timeout))
 	defer cancel()
-	before := p.ticks(nil)
 	begun, startup, err := r.resume(ctx)
 	if err != nil {
 		return s, err
 	}
+	before := p.ticks(r.processes()) // as the time, without the bridges' start
 	if err := p.receiver.awaitEnd(ctx, roundEnd, r.failed); err != nil {
 		return s, err
 	}

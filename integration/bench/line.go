@@ -13,15 +13,22 @@ import (
 // up; then the work is committed at the source.
 type line struct {
 	name, title string
+	kind        string // how it is measured: one of the kinds below
 	unit        string // what amount counts
 	amount      int    // of the full work
 	least       int    // what remains of it at the smallest scale
 	prepare     func(ctx context.Context, s *server, n int) error
-	write       func(ctx context.Context, s *server, n int) error // nil: the latency probe
+	write       func(ctx context.Context, s *server, n int) error // of a catch-up
 	// back is committed at the receiver, before replication goes on: the line ends when both ends have all. Native
 	// replication does not run such a line.
 	back func(ctx context.Context, s *server, n int) error
 }
+
+// The kinds of lines.
+const (
+	kindCatchUp = "catch-up" // catchup.go
+	kindLatency = "latency"  // latency.go
+)
 
 // latencySeconds is how long the latency probe runs, latencyRate how many rows it commits in a second.
 const (
@@ -34,34 +41,37 @@ const insertRows = 1000
 
 func lines() []line {
 	return []line{
-		{name: "pgbench-n", title: "pgbench -N", unit: "transactions", amount: 100_000, least: 400,
+		{name: "pgbench-n", title: "pgbench -N", kind: kindCatchUp, unit: "transactions", amount: 100_000, least: 400,
 			prepare: preparePgbench, write: func(ctx context.Context, s *server, n int) error { return runPgbench(ctx, s, n, "-N") }},
-		{name: "tpcb", title: "pgbench (tpcb-like)", unit: "transactions", amount: 50_000, least: 400,
+		{name: "tpcb", title: "pgbench (tpcb-like)", kind: kindCatchUp, unit: "transactions", amount: 50_000, least: 400,
 			prepare: preparePgbench, write: func(ctx context.Context, s *server, n int) error { return runPgbench(ctx, s, n) }},
-		{name: "one-insert", title: "one insert", unit: "rows", amount: 1_000_000, least: 1000,
+		{name: "one-insert", title: "one insert", kind: kindCatchUp, unit: "rows", amount: 1_000_000, least: 1000,
 			prepare: prepareEmpty, write: func(ctx context.Context, s *server, n int) error {
 				return s.exec(ctx, fmt.Sprintf(insertSQL, 1, n))
 			}},
-		{name: "one-update", title: "one update", unit: "rows", amount: 1_000_000, least: 1000,
+		{name: "one-update", title: "one update", kind: kindCatchUp, unit: "rows", amount: 1_000_000, least: 1000,
 			prepare: prepareFilled, write: func(ctx context.Context, s *server, _ int) error {
 				return s.exec(ctx, "UPDATE bench_rows SET n = n + 1")
 			}},
-		{name: "many-inserts", title: "inserts of 1 000 rows", unit: "rows", amount: 500 * insertRows, least: insertRows,
+		{name: "many-inserts", title: "inserts of 1 000 rows", kind: kindCatchUp, unit: "rows", amount: 500 * insertRows, least: insertRows,
 			prepare: prepareEmpty, write: writeInserts},
-		{name: "one-delete", title: "one delete", unit: "rows", amount: 1_000_000, least: 1000,
+		{name: "one-delete", title: "one delete", kind: kindCatchUp, unit: "rows", amount: 1_000_000, least: 1000,
 			prepare: prepareFilled, write: func(ctx context.Context, s *server, _ int) error {
 				return s.exec(ctx, "DELETE FROM bench_rows")
 			}},
-		{name: "apart", title: "both ways, rows apart", unit: "transactions", amount: 20_000, least: 100, prepare: prepareRows,
+		{name: "apart", title: "both ways, rows apart", kind: kindCatchUp, unit: "transactions", amount: 20_000, least: 100, prepare: prepareRows,
 			write: func(ctx context.Context, s *server, n int) error { return updateRows(ctx, s, 1, n) },
 			back:  func(ctx context.Context, s *server, n int) error { return updateRows(ctx, s, n+1, 2*n) }},
-		{name: "contested", title: "both ways, the same rows", unit: "transactions", amount: 20_000, least: 100, prepare: prepareRows,
+		{name: "contested", title: "both ways, the same rows", kind: kindCatchUp, unit: "transactions", amount: 20_000, least: 100, prepare: prepareRows,
 			write: func(ctx context.Context, s *server, n int) error { return updateRows(ctx, s, 1, n) },
 			back:  func(ctx context.Context, s *server, n int) error { return updateRows(ctx, s, 1, n) }},
-		{name: "latency", title: "latency at 50/s", unit: "transactions", amount: latencyRate * latencySeconds, least: latencyRate,
+		{name: "latency", title: "latency at 50/s", kind: kindLatency, unit: "transactions", amount: latencyRate * latencySeconds, least: latencyRate,
 			prepare: prepareLatency},
 	}
 }
+
+// runBy reports whether the rival can run the line.
+func (l line) runBy(rival string) bool { return rival == pgbridgeName || l.back == nil }
 
 func lineNames() []string {
 	var names []string

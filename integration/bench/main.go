@@ -13,8 +13,8 @@
 // parallel; and pgbridge (bridges.go): two processes of the built binary with embedded brokers and
 // default settings. Neither gets a setting that the other does not get.
 //
-// Out goes a table on standard output, and build/bench.json with every single run, the CPU seconds that
-// each kind of process took, and the bridges' peak memory (usage.go). With -profile the bridges are this
+// Out go tables on standard output (table.go), and build/bench.json with every single run, the CPU seconds
+// that each kind of process took, and the bridges' peak memory (usage.go). With -profile the bridges are this
 // program itself, started again (profile.go), and leave pprof files beside the JSON.
 //
 // It knows bridge through its command line, its configuration file, its log and its status; only with
@@ -45,10 +45,11 @@ import (
 type options struct {
 	scale   float64       // share of the full amount of work
 	only    []string      // names of lines; nil is all
-	rivals  []string      // names of rivals; nil is both
+	rivals  []string      // names of rivals; nil is all
 	repeat  int           // runs of each line
 	binary  string        // pgbridge
 	out     string        // JSON file
+	tables  string        // Markdown file; "" is none
 	timeout time.Duration // for one catch-up
 	profile bool
 	both    bool // native replicates in both directions
@@ -88,10 +89,11 @@ func parseFlags(args []string) (options, error) {
 	}
 	f.Float64Var(&o.scale, "scale", scale, "share of the full amount of work (BENCH_SCALE)")
 	f.StringVar(&only, "only", "", "run these `lines`: "+strings.Join(lineNames(), ","))
-	f.StringVar(&rivals, "rivals", "", "run these `rivals`: native,pgbridge")
+	f.StringVar(&rivals, "rivals", "", "run these `rivals`: "+strings.Join(rivalNames(), ","))
 	f.IntVar(&o.repeat, "repeat", 1, "runs of each line; the median counts")
 	f.StringVar(&o.binary, "binary", filepath.Join("bin", "pgbridge"), "the built `pgbridge`")
 	f.StringVar(&o.out, "out", filepath.Join("build", "bench.json"), "JSON `file`; profiles and logs go beside it")
+	f.StringVar(&o.tables, "markdown", "", "write the tables to this `file` too")
 	f.DurationVar(&o.timeout, "timeout", 5*time.Minute, "how long one catch-up may take")
 	f.BoolVar(&o.profile, "profile", false, "leave CPU and allocation profiles of both bridges, one pair per line")
 	f.BoolVar(&o.both, "native-both", false, "let native replicate in both directions, as pgbridge always does")
@@ -116,8 +118,8 @@ func (o options) validate() error {
 		}
 	}
 	for _, name := range o.rivals {
-		if name != nativeName && name != pgbridgeName {
-			return fmt.Errorf("-rivals: no rival %q; there are %s, %s", name, nativeName, pgbridgeName)
+		if !slices.Contains(rivalNames(), name) {
+			return fmt.Errorf("-rivals: no rival %q; there are %s", name, strings.Join(rivalNames(), ", "))
 		}
 	}
 	if o.scale <= 0 || o.repeat < 1 {
@@ -152,6 +154,11 @@ func runAll(ctx context.Context, o options) error {
 	}
 	r.print(os.Stdout)
 	fmt.Printf("\nwritten to %s\n", o.out)
+	if o.tables != "" {
+		if err := r.printTo(o.tables); err != nil {
+			return err
+		}
+	}
 	return r.failure()
 }
 
@@ -159,12 +166,12 @@ func runAll(ctx context.Context, o options) error {
 func (b *bench) runLine(ctx context.Context, l line) (*result, error) {
 	result := newResult(l, b.opts.scale)
 	for round := range b.opts.repeat {
-		order := []string{nativeName, pgbridgeName}
+		order := rivalNames()
 		if round%2 == 1 {
 			slices.Reverse(order)
 		}
 		for _, name := range order {
-			if !b.opts.runs(name) || l.back != nil && name == nativeName {
+			if !b.opts.runs(name) || !l.runBy(name) {
 				continue
 			}
 			s := b.measure(ctx, l, name)

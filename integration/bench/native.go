@@ -32,6 +32,9 @@ const (
 	pgbridgeName = "pgbridge"
 )
 
+// rivalNames are in the order of the report.
+func rivalNames() []string { return []string{nativeName, pgbridgeName} }
+
 // native is PostgreSQL's own logical replication.
 type native struct {
 	*pair

@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -35,11 +36,11 @@ func (p *pair) ticks(others map[string]int) ticks {
 		}
 	}
 	servers := map[int]string{p.source.cluster.Pid(): p.source.name, p.receiver.cluster.Pid(): p.receiver.name}
-	skip := p.receiver.conn.PgConn().PID()    // the probe itself
-	found, _ := filepath.Glob("/proc/[0-9]*") // fails for a bad pattern only
+	skip := []uint32{p.source.conn.PgConn().PID(), p.receiver.conn.PgConn().PID()} // the probe itself
+	found, _ := filepath.Glob("/proc/[0-9]*")                                      // fails for a bad pattern only
 	for _, dir := range found {
 		pid, err := strconv.Atoi(filepath.Base(dir))
-		if err != nil || pid == int(skip) {
+		if err != nil || slices.Contains(skip, uint32(pid)) {
 			continue
 		}
 		st, err := readStat(pid)
