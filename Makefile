@@ -75,7 +75,7 @@ fuzz: ## each fuzz test for FUZZTIME
 soak: postgres ## the long versions of the cluster tests: many crashes, big transactions
 	PGBRIDGE_TEST_SOAK=1 go test -count=1 -v -timeout $(SOAKTIMEOUT) -run '$(RUN)' ./integration
 
-bench: build ## against native logical replication, to build/bench.json
+bench: build ## against native logical replication, to build/bench.json and bench.svg
 	scripts/postgres.sh 18
 	@mkdir -p build
 	go run ./integration/bench $(BENCHFLAGS)

@@ -13,7 +13,7 @@
 // parallel; and pgbridge (bridges.go): two processes of the built binary with embedded brokers and
 // default settings. Neither gets a setting that the other does not get.
 //
-// Out go tables on standard output (table.go), and build/bench.json with every single run, the CPU seconds
+// Out go tables on standard output (table.go), a picture (picture.go), and build/bench.json with every single run, the CPU seconds
 // that each kind of process took, and the bridges' peak memory (usage.go). With -profile the bridges are this
 // program itself, started again (profile.go), and leave pprof files beside the JSON.
 //
@@ -50,6 +50,7 @@ type options struct {
 	binary  string        // pgbridge
 	out     string        // JSON file
 	tables  string        // Markdown file; "" is none
+	svg     string        // picture; "" is beside the JSON
 	timeout time.Duration // for one catch-up
 	profile bool
 	both    bool // native replicates in both directions
@@ -94,6 +95,7 @@ func parseFlags(args []string) (options, error) {
 	f.StringVar(&o.binary, "binary", filepath.Join("bin", "pgbridge"), "the built `pgbridge`")
 	f.StringVar(&o.out, "out", filepath.Join("build", "bench.json"), "JSON `file`; profiles and logs go beside it")
 	f.StringVar(&o.tables, "markdown", "", "write the tables to this `file` too")
+	f.StringVar(&o.svg, "svg", "", "SVG `file` of the ratios (default beside the JSON)")
 	f.DurationVar(&o.timeout, "timeout", 5*time.Minute, "how long one catch-up may take")
 	f.BoolVar(&o.profile, "profile", false, "leave CPU and allocation profiles of both bridges, one pair per line")
 	f.BoolVar(&o.both, "native-both", false, "let native replicate in both directions, as pgbridge always does")
@@ -101,6 +103,7 @@ func parseFlags(args []string) (options, error) {
 		return o, err
 	}
 	o.only, o.rivals = fields(only), fields(rivals)
+	o.svg = cmp.Or(o.svg, strings.TrimSuffix(o.out, filepath.Ext(o.out))+".svg")
 	return o, o.validate()
 }
 
@@ -153,7 +156,10 @@ func runAll(ctx context.Context, o options) error {
 		}
 	}
 	r.print(os.Stdout)
-	fmt.Printf("\nwritten to %s\n", o.out)
+	if err := r.draw(o.svg); err != nil {
+		return err
+	}
+	fmt.Printf("\nwritten to %s and %s\n", o.out, o.svg)
 	if o.tables != "" {
 		if err := r.printTo(o.tables); err != nil {
 			return err
