@@ -39,18 +39,27 @@ func runOnce(t *testing.T, name string, make func(*pair) rival) (sample, error) 
 		t.Fatal(err)
 	}
 	r := make(p)
-	defer func() {
+	t.Cleanup(func() {
 		if err := errors.Join(r.close(), p.close()); err != nil {
 			t.Error(err)
 		}
-	}()
+	})
+	l := lineNamed(t, name)
+	if err := p.prepare(t.Context(), l, l.at(b.opts.scale)); err != nil {
+		t.Fatal(err)
+	}
+	return b.run(t.Context(), l, p, r)
+}
+
+func lineNamed(t *testing.T, name string) line {
+	t.Helper()
 	for _, l := range lines() {
 		if l.name == name {
-			return b.run(t.Context(), l, p, r)
+			return l
 		}
 	}
 	t.Fatalf("no line %s", name)
-	return sample{}, nil
+	return line{}
 }
 
 func TestEqualRowsHaveATime(t *testing.T) {
@@ -60,6 +69,16 @@ func TestEqualRowsHaveATime(t *testing.T) {
 	}
 	if s.Seconds <= 0 {
 		t.Errorf("catching up took %v s", s.Seconds)
+	}
+}
+
+func TestFloorReadsAllWork(t *testing.T) {
+	for _, name := range []string{"one-insert", "apart"} {
+		l := lineNamed(t, name)
+		s := testBench(t).measure(t.Context(), l, floorName)
+		if s.Error != "" || s.Seconds <= 0 || s.Counters["bytes"] < 50*uint64(l.least) {
+			t.Errorf("%s: %+v", name, s)
+		}
 	}
 }
 

@@ -89,16 +89,28 @@ func (b *bench) measure(ctx context.Context, l line, name string) sample {
 	if err != nil {
 		return sample{Error: err.Error()}
 	}
+	s, err := b.measureOn(ctx, l, name, p)
+	if err = errors.Join(err, p.close()); err != nil {
+		s.Seconds, s.Latency, s.Error = 0, nil, err.Error()
+	}
+	return s
+}
+
+// measureOn runs a line on new servers.
+func (b *bench) measureOn(ctx context.Context, l line, name string, p *pair) (sample, error) {
+	if err := p.prepare(ctx, l, l.at(b.opts.scale)); err != nil {
+		return sample{}, err
+	}
+	if name == floorName {
+		return b.floor(ctx, l, p, l.at(b.opts.scale))
+	}
 	var r rival = &native{pair: p, both: b.opts.both}
 	if name == pgbridgeName {
 		r = &bridges{pair: p, command: b.bridgeCommand(l), logDir: filepath.Dir(b.opts.out), line: l.name}
 	}
 	s, err := b.run(ctx, l, p, r)
 	s.Warnings = r.warnings()
-	if err = errors.Join(err, r.close(), p.close()); err != nil {
-		s.Seconds, s.Latency, s.Error = 0, nil, err.Error()
-	}
-	return s
+	return s, errors.Join(err, r.close())
 }
 
 // bridgeCommand returns what runs a bridge.
@@ -115,16 +127,12 @@ func (b *bench) bridgeCommand(l line) func(node, config string) []string {
 // Rounds of the sentinel.
 const (
 	roundWarm = 1
-	roundEnd  = 2
-	roundBack = 3 // from the receiver
+	roundEnd  = 2 // of the source; those of the others follow
 )
 
-// run prepares both ends, sets replication up and measures.
+// run sets replication up and measures.
 func (b *bench) run(ctx context.Context, l line, p *pair, r rival) (sample, error) {
 	n := l.at(b.opts.scale)
-	if err := p.prepare(ctx, l, n); err != nil {
-		return sample{}, err
-	}
 	if err := r.connect(ctx); err != nil {
 		return sample{}, err
 	}
@@ -146,13 +154,8 @@ func (b *bench) catchUp(ctx context.Context, l line, p *pair, r rival, n int) (s
 	if err := r.pause(ctx); err != nil {
 		return s, err
 	}
-	if err := errors.Join(l.write(ctx, p.source, n), p.source.markEnd(ctx, roundEnd)); err != nil {
+	if err := p.commit(ctx, l, n); err != nil {
 		return s, err
-	}
-	if l.back != nil {
-		if err := errors.Join(l.back(ctx, p.receiver, n), p.receiver.markEnd(ctx, roundBack)); err != nil {
-			return s, err
-		}
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, b.opts.timeout, fmt.Errorf("not caught up after %s", b.opts.timeout))
 	defer cancel()
@@ -161,13 +164,8 @@ func (b *bench) catchUp(ctx context.Context, l line, p *pair, r rival, n int) (s
 		return s, err
 	}
 	before := p.ticks(r.processes()) // as the time, without the bridges' start
-	if err := p.receiver.awaitEnd(ctx, roundEnd, r.failed); err != nil {
+	if err := p.awaitAll(ctx, l, r.failed); err != nil {
 		return s, err
-	}
-	if l.back != nil {
-		if err := p.source.awaitEnd(ctx, roundBack, r.failed); err != nil {
-			return s, err
-		}
 	}
 	s.Seconds = round(time.Since(begun).Seconds())
 	s.StartSeconds = round(startup.Seconds())

@@ -19,9 +19,9 @@ type line struct {
 	least       int    // what remains of it at the smallest scale
 	prepare     func(ctx context.Context, s *server, n int) error
 	write       func(ctx context.Context, s *server, n int) error // of a catch-up
-	// back is committed at the receiver, before replication goes on: the line ends when both ends have all. Native
+	// everywhere makes write run at each end, before replication goes on: the line ends when all ends have all. Native
 	// replication does not run such a line.
-	back func(ctx context.Context, s *server, n int) error
+	everywhere bool
 }
 
 // The kinds of lines.
@@ -60,18 +60,26 @@ func lines() []line {
 				return s.exec(ctx, "DELETE FROM bench_rows")
 			}},
 		{name: "apart", title: "both ways, rows apart", kind: kindCatchUp, unit: "transactions", amount: 20_000, least: 100, prepare: prepareRows,
-			write: func(ctx context.Context, s *server, n int) error { return updateRows(ctx, s, 1, n) },
-			back:  func(ctx context.Context, s *server, n int) error { return updateRows(ctx, s, n+1, 2*n) }},
+			everywhere: true, write: func(ctx context.Context, s *server, n int) error {
+				return updateRows(ctx, s, n*s.place+1, n*(s.place+1))
+			}},
 		{name: "contested", title: "both ways, the same rows", kind: kindCatchUp, unit: "transactions", amount: 20_000, least: 100, prepare: prepareRows,
-			write: func(ctx context.Context, s *server, n int) error { return updateRows(ctx, s, 1, n) },
-			back:  func(ctx context.Context, s *server, n int) error { return updateRows(ctx, s, 1, n) }},
+			everywhere: true, write: func(ctx context.Context, s *server, n int) error { return updateRows(ctx, s, 1, n) }},
 		{name: "latency", title: "latency at 50/s", kind: kindLatency, unit: "transactions", amount: latencyRate * latencySeconds, least: latencyRate,
 			prepare: prepareLatency},
 	}
 }
 
 // runBy reports whether the rival can run the line.
-func (l line) runBy(rival string) bool { return rival == pgbridgeName || l.back == nil }
+func (l line) runBy(rival string) bool {
+	switch rival {
+	case nativeName:
+		return !l.everywhere
+	case floorName:
+		return l.kind == kindCatchUp
+	}
+	return true
+}
 
 func lineNames() []string {
 	var names []string
@@ -104,13 +112,14 @@ func prepareFilled(ctx context.Context, s *server, n int) error {
 // prepareRows makes room for both ends to update n rows of their own.
 func prepareRows(ctx context.Context, s *server, n int) error { return prepareFilled(ctx, s, 2*n) }
 
-// updateRows commits one transaction for each of the rows.
+// updateRows commits one transaction for each of the rows. Each end writes another value, so that a conflict that is
+// decided differently shows.
 func updateRows(ctx context.Context, s *server, first, last int) error {
 	return s.exec(ctx, fmt.Sprintf(`DO $$ BEGIN
 		SET synchronous_commit = off;
-		FOR i IN %d..%d LOOP UPDATE bench_rows SET n = n + 1 WHERE id = i; COMMIT; END LOOP;
+		FOR i IN %d..%d LOOP UPDATE bench_rows SET n = n + %d WHERE id = i; COMMIT; END LOOP;
 		RESET synchronous_commit;
-	END $$`, first, last))
+	END $$`, first, last, 1+s.place))
 }
 
 func prepareLatency(ctx context.Context, s *server, _ int) error {

@@ -11,7 +11,8 @@
 //
 // The rivals are native (native.go): a subscription with origin = none, binary = true, streaming =
 // parallel; and pgbridge (bridges.go): two processes of the built binary with embedded brokers and
-// default settings. Neither gets a setting that the other does not get.
+// default settings. Neither gets a setting that the other does not get. A third run reads the slot to
+// nowhere: the decode floor of both (floor.go).
 //
 // Out go tables on standard output (table.go), a picture (picture.go), and build/bench.json with every single run, the CPU seconds
 // that each kind of process took, and the bridges' peak memory (usage.go). With -profile the bridges are this

@@ -30,10 +30,11 @@ type rival interface {
 const (
 	nativeName   = "native"
 	pgbridgeName = "pgbridge"
+	floorName    = "floor" // floor.go
 )
 
 // rivalNames are in the order of the report.
-func rivalNames() []string { return []string{nativeName, pgbridgeName} }
+func rivalNames() []string { return []string{nativeName, pgbridgeName, floorName} }
 
 // native is PostgreSQL's own logical replication.
 type native struct {

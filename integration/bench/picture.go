@@ -93,6 +93,9 @@ func (p *picture) legend(height int) {
 		p.put(`<rect x="%.1f" y="30" width="12" height="12" class="%s"/>`, x, name)
 		p.text(x+18, 41, "", name)
 	}
+	const x = barsLeft + 220
+	p.put(`<line x1="%d" x2="%d" y1="28" y2="44" class="floor"/>`, x+6, x+6)
+	p.text(x+18, 41, "", "decode floor: the slot read to nowhere")
 	for multiple := 0.0; multiple <= p.axis; multiple++ {
 		p.put(`<line x1="%.1f" x2="%.1f" y1="%d" y2="%d" class="grid"/>`, p.at(multiple), p.at(multiple), barsTop-4, height-12)
 		p.text(p.at(multiple)-3, barsTop-8, "small", fmt.Sprint(multiple))
@@ -117,6 +120,9 @@ func (p *picture) line(y float64, l *result) {
 			figure = fmt.Sprintf("%.2f × · %s", q, figure)
 		}
 		p.text(barsRight+8, top+12, "small", figure)
+	}
+	if q := quotient(native, l.seconds(floorName)); q != nil {
+		p.put(`<line x1="%.1f" x2="%.1f" y1="%.1f" y2="%.1f" class="floor"/>`, p.at(*q), p.at(*q), y+2, y+8+2*barHeight)
 	}
 }
 

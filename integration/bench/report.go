@@ -32,8 +32,10 @@ type result struct {
 	Amount int    `json:"amount"`
 	Unit   string `json:"unit"`
 	// Ratio is native's time divided by ours: above 1 is faster than native. For latency it is that of the medians.
-	Ratio  *float64   `json:"ratio"`
-	Rivals []*outcome `json:"rivals"` // those that ran, in the order of rivalNames
+	Ratio *float64 `json:"ratio"`
+	// OfFloor is the decode floor's time divided by ours: 1 is as fast as the server hands the work out.
+	OfFloor *float64   `json:"of_floor,omitempty"`
+	Rivals  []*outcome `json:"rivals"` // those that ran, in the order of rivalNames
 }
 
 // outcome is what one rival did on a line. What a failed run would make wrong is missing.
@@ -88,6 +90,7 @@ func (r *result) add(rival string, s sample) {
 		}
 	}
 	r.Ratio = quotient(r.seconds(nativeName), r.seconds(pgbridgeName))
+	r.OfFloor = quotient(r.seconds(floorName), r.seconds(pgbridgeName))
 }
 
 // seconds returns the rival's median, nil if there is none.

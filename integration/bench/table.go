@@ -40,7 +40,7 @@ func (r *report) rivalsOf(kind string) []string {
 func (r *report) times() [][]string {
 	rivals := r.rivalsOf(kindCatchUp)
 	head := append([]string{"line", "work"}, rivals...)
-	head = append(head, "ratio")
+	head = append(head, "ratio", "of floor")
 	for _, name := range rivals {
 		head = append(head, name+"/s")
 	}
@@ -53,7 +53,7 @@ func (r *report) times() [][]string {
 		for _, name := range rivals {
 			row = append(row, l.of(name).time())
 		}
-		row = append(row, number(l.Ratio))
+		row = append(row, number(l.Ratio), number(l.OfFloor))
 		for _, name := range rivals {
 			row = append(row, l.rate(l.seconds(name)))
 		}

@@ -27,7 +27,7 @@ type spent struct {
 	ticks        uint64
 }
 
-// ticks reads the times of both servers' processes and of the others, given by name.
+// ticks reads the times of the servers' processes and of the others, given by name.
 func (p *pair) ticks(others map[string]int) ticks {
 	t := ticks{live: map[int]spent{}, dead: map[string]uint64{}}
 	for name, pid := range others {
@@ -35,9 +35,13 @@ func (p *pair) ticks(others map[string]int) ticks {
 			t.live[pid] = spent{kind: name, ticks: st.own}
 		}
 	}
-	servers := map[int]string{p.source.cluster.Pid(): p.source.name, p.receiver.cluster.Pid(): p.receiver.name}
-	skip := []uint32{p.source.conn.PgConn().PID(), p.receiver.conn.PgConn().PID()} // the probe itself
-	found, _ := filepath.Glob("/proc/[0-9]*")                                      // fails for a bad pattern only
+	servers := map[int]string{}
+	var skip []uint32 // the probe itself
+	for _, s := range p.all() {
+		servers[s.cluster.Pid()] = s.name
+		skip = append(skip, s.conn.PgConn().PID())
+	}
+	found, _ := filepath.Glob("/proc/[0-9]*") // fails for a bad pattern only
 	for _, dir := range found {
 		pid, err := strconv.Atoi(filepath.Base(dir))
 		if err != nil || slices.Contains(skip, uint32(pid)) {
