@@ -142,10 +142,17 @@ func (b *bench) run(ctx context.Context, l line, p *pair, r rival) (sample, erro
 	if err != nil {
 		return sample{}, err
 	}
-	if l.kind == kindLatency {
-		return b.probe(ctx, p, r, n)
+	var s sample
+	switch l.kind {
+	case kindLatency:
+		s, err = b.probe(ctx, p, r, n)
+	default:
+		s, err = b.catchUp(ctx, l, p, r, n)
 	}
-	return b.catchUp(ctx, l, p, r, n)
+	if err != nil {
+		s.Seconds, s.Latency = 0, nil
+	}
+	return s, err
 }
 
 // catchUp commits the work while replication rests, and measures how long it then takes. Whoever shows
