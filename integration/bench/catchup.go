@@ -64,13 +64,15 @@ type sample struct {
 	// Seconds is the catch-up; for latency the median. 0 if the run failed.
 	Seconds float64 `json:"seconds"`
 	// StartSeconds is how long the bridge took before its catch-up began to count.
-	StartSeconds float64            `json:"start_seconds,omitempty"`
-	Latency      *percentiles       `json:"latency_ms,omitempty"`
-	CPU          map[string]float64 `json:"cpu_seconds,omitempty"`
-	PeakRSS      map[string]int64   `json:"peak_rss_bytes,omitempty"`
-	Counters     map[string]uint64  `json:"counters,omitempty"`
-	Warnings     []string           `json:"warnings,omitempty"`
-	Error        string             `json:"error,omitempty"`
+	StartSeconds float64      `json:"start_seconds,omitempty"`
+	Latency      *percentiles `json:"latency_ms,omitempty"`
+	// Rate is what was committed in a second while latency was measured.
+	Rate     float64            `json:"rate_per_second,omitempty"`
+	CPU      map[string]float64 `json:"cpu_seconds,omitempty"`
+	PeakRSS  map[string]int64   `json:"peak_rss_bytes,omitempty"`
+	Counters map[string]uint64  `json:"counters,omitempty"`
+	Warnings []string           `json:"warnings,omitempty"`
+	Error    string             `json:"error,omitempty"`
 }
 
 // text tells of a run that went well.
@@ -85,7 +87,11 @@ func (s sample) text() string {
 func (b *bench) measure(ctx context.Context, l line, name string) sample {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	p, err := newPair(ctx, b.install, b.pgbench)
+	var more []*server
+	if l.third {
+		more = append(more, &server{name: thirdNode, place: 2})
+	}
+	p, err := newPair(ctx, b.install, b.pgbench, more...)
 	if err != nil {
 		return sample{Error: err.Error()}
 	}
@@ -145,7 +151,7 @@ func (b *bench) run(ctx context.Context, l line, p *pair, r rival) (sample, erro
 	var s sample
 	switch l.kind {
 	case kindLatency:
-		s, err = b.probe(ctx, p, r, n)
+		s, err = b.probe(ctx, l, p, r, n)
 	default:
 		s, err = b.catchUp(ctx, l, p, r, n)
 	}

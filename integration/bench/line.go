@@ -22,6 +22,8 @@ type line struct {
 	// everywhere makes write run at each end, before replication goes on: the line ends when all ends have all. Native
 	// replication does not run such a line.
 	everywhere bool
+	third      bool // there is a third node
+	rate       int  // of a latency probe: rows a second
 }
 
 // The kinds of lines.
@@ -30,11 +32,8 @@ const (
 	kindLatency = "latency"  // latency.go
 )
 
-// latencySeconds is how long the latency probe runs, latencyRate how many rows it commits in a second.
-const (
-	latencySeconds = 10
-	latencyRate    = 50
-)
+// latencySeconds is how long the latency probe runs.
+const latencySeconds = 10
 
 // insertRows is how many rows one of the small inserts has.
 const insertRows = 1000
@@ -65,8 +64,23 @@ func lines() []line {
 			}},
 		{name: "contested", title: "both ways, the same rows", kind: kindCatchUp, unit: "transactions", amount: 20_000, least: 100, prepare: prepareRows,
 			everywhere: true, write: func(ctx context.Context, s *server, n int) error { return updateRows(ctx, s, 1, n) }},
-		{name: "latency", title: "latency at 50/s", kind: kindLatency, unit: "transactions", amount: latencyRate * latencySeconds, least: latencyRate,
-			prepare: prepareLatency},
+		{name: "mesh", title: "mesh of three, all write", kind: kindCatchUp, unit: "applied transactions", amount: 6 * 10_000, least: 600,
+			third: true, everywhere: true, prepare: func(ctx context.Context, s *server, n int) error { return prepareFilled(ctx, s, n/2) },
+			write: func(ctx context.Context, s *server, n int) error { // each is applied at both other nodes
+				return updateRows(ctx, s, n/6*s.place+1, n/6*(s.place+1))
+			}},
+		{name: "wide", title: "updates of 40 columns", kind: kindCatchUp, unit: "rows", amount: 100 * wideChunk, least: wideChunk,
+			prepare: prepareWide, write: writeWide},
+		{name: "toast", title: "updates beside 8 kB", kind: kindCatchUp, unit: "transactions", amount: 20_000, least: 100,
+			prepare: prepareToast, write: writeToast},
+		{name: "jsonb", title: "jsonb documents", kind: kindCatchUp, unit: "transactions", amount: 20_000, least: 100,
+			prepare: prepareDocuments, write: writeDocuments},
+		{name: "ten-tables", title: "ten tables in each", kind: kindCatchUp, unit: "transactions", amount: 10_000, least: 100,
+			prepare: prepareTenTables, write: writeTenTables},
+		{name: "latency", title: "latency at 50/s", kind: kindLatency, unit: "transactions", amount: 50 * latencySeconds, least: 50,
+			rate: 50, prepare: prepareLatency},
+		{name: "latency-1000", title: "latency at 1 000/s", kind: kindLatency, unit: "transactions", amount: 1000 * latencySeconds, least: 1000,
+			rate: 1000, prepare: prepareLatency},
 	}
 }
 

@@ -32,7 +32,7 @@ func serverSettings() map[string]string {
 // server is one end.
 type server struct {
 	name        string // source or receiver
-	place       int    // 0 is the source, 1 the receiver
+	place       int    // among all: 0 is the source, 1 the receiver
 	cluster     *pgcluster.Cluster
 	dsn         string // over the Unix socket
 	conn        *pgx.Conn
@@ -48,18 +48,19 @@ func (s *server) exec(ctx context.Context, sql string, args ...any) error {
 	return nil
 }
 
-// pair is the two servers of one run.
+// pair is the two servers of one run; a mesh has more.
 type pair struct {
 	source, receiver *server
-	dir              string // removed by close
+	more             []*server // further receivers
+	dir              string    // removed by close
 }
 
-func newPair(ctx context.Context, in pgcluster.Install, pgbenchPath string) (*pair, error) {
+func newPair(ctx context.Context, in pgcluster.Install, pgbenchPath string, more ...*server) (*pair, error) {
 	dir, err := os.MkdirTemp("", "pgbridge-bench-")
 	if err != nil {
 		return nil, err
 	}
-	p := &pair{dir: dir, source: &server{name: sourceNode}, receiver: &server{name: receiverNode, place: 1}}
+	p := &pair{dir: dir, more: more, source: &server{name: sourceNode}, receiver: &server{name: receiverNode, place: 1}}
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return nil, errors.Join(err, p.close())
 	}
@@ -84,7 +85,7 @@ func (s *server) start(ctx context.Context, in pgcluster.Install, dir string) (e
 }
 
 // all returns the ends, the source first.
-func (p *pair) all() []*server { return []*server{p.source, p.receiver} }
+func (p *pair) all() []*server { return append([]*server{p.source, p.receiver}, p.more...) }
 
 // writers returns the ends at which the line's work is committed.
 func (p *pair) writers(l line) []*server {

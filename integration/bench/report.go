@@ -48,7 +48,8 @@ type outcome struct {
 	Slowest *float64 `json:"slowest_seconds"`
 	// StartSeconds is what the bridge's start took, which is not in Seconds.
 	StartSeconds *float64     `json:"start_seconds,omitempty"`
-	Latency      *percentiles `json:"latency_ms,omitempty"` // of the run nearest to the median
+	Latency      *percentiles `json:"latency_ms,omitempty"`      // of the run nearest to the median
+	Rate         float64      `json:"rate_per_second,omitempty"` // of the same run
 	// CPU are medians, by the parts of cpuParts.
 	CPU map[string]float64 `json:"cpu_seconds,omitempty"`
 	// CPUMicros is CPU for one unit of a catch-up's work, in microseconds.
@@ -137,9 +138,10 @@ func (o *outcome) summarize() {
 	if start := median(starts); start > 0 {
 		o.StartSeconds = &start
 	}
-	o.Latency = slices.MinFunc(o.Runs, func(a, b sample) int {
+	nearest := slices.MinFunc(o.Runs, func(a, b sample) int {
 		return cmp.Compare(math.Abs(a.Seconds-m), math.Abs(b.Seconds-m))
-	}).Latency
+	})
+	o.Latency, o.Rate = nearest.Latency, nearest.Rate
 	o.CPU = map[string]float64{}
 	for part, all := range cpu {
 		if s := median(all); s > 0 {

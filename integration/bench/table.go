@@ -78,13 +78,13 @@ func (o *outcome) time() string {
 }
 
 func (r *report) latencies() [][]string {
-	t := [][]string{{"line", "rival", "p50", "spread of p50", "p90", "p99", "max", "rows"}}
+	t := [][]string{{"line", "rival", "load/s", "p50", "spread of p50", "p90", "p99", "max", "rows"}}
 	r.each(func(l *result, o *outcome) {
 		p := o.Latency
 		if p == nil {
 			return
 		}
-		t = append(t, []string{l.Title, o.Rival, number(&p.P50), fmt.Sprintf("%.2f to %.2f", *o.Fastest*1000, *o.Slowest*1000),
+		t = append(t, []string{l.Title, o.Rival, fmt.Sprintf("%.0f", o.Rate), number(&p.P50), fmt.Sprintf("%.2f to %.2f", *o.Fastest*1000, *o.Slowest*1000),
 			number(&p.P90), number(&p.P99), number(&p.Max), fmt.Sprint(p.Count)})
 	})
 	return t
