@@ -33,8 +33,17 @@ func testBench(t *testing.T) *bench {
 
 func runOnce(t *testing.T, name string, make func(*pair) rival) (sample, error) {
 	t.Helper()
+	return runLine(t, lineNamed(t, name), make)
+}
+
+func runLine(t *testing.T, l line, make func(*pair) rival, more ...*server) (sample, error) {
+	t.Helper()
 	b := testBench(t)
-	p, err := newPair(t.Context(), b.install, "")
+	pgbench, err := findPgbench(b.install)
+	if err != nil {
+		pgbench = "" // few lines need it
+	}
+	p, err := newPair(t.Context(), b.install, pgbench, more...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +53,6 @@ func runOnce(t *testing.T, name string, make func(*pair) rival) (sample, error) 
 			t.Error(err)
 		}
 	})
-	l := lineNamed(t, name)
 	if err := p.prepare(t.Context(), l, l.at(b.opts.scale)); err != nil {
 		t.Fatal(err)
 	}

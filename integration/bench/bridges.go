@@ -21,6 +21,9 @@ type bridges struct {
 	logDir  string
 	line    string // what the log files are named after
 
+	peers  int    // how many are to read the source's stream, of whom the receiver is one
+	url    string // of the source's broker
+	others *standIns
 	ends   []*process // in the order of the servers; nil when stopped
 	rested uint64     // frames in the source's stream when the bridges were stopped
 }
@@ -30,6 +33,7 @@ const (
 	sourceNode   = "source"
 	receiverNode = "receiver"
 	thirdNode    = "third"
+	clusterName  = "bench"
 )
 
 // connect writes the configuration files, lets the bridges set the servers up, and waits until all run.
@@ -40,12 +44,15 @@ func (r *bridges) connect(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if s == r.source {
+			r.url = "nats://" + address
+		}
 		fmt.Fprintf(&urls, "    %s: nats://%s\n", s.name, address)
 	}
 	for _, s := range r.all() {
 		node := s.name
-		text := fmt.Sprintf("cluster: bench\nnode: %s\ndata_dir: %s\npostgres:\n  dsn: %q\ntopology:\n  nodes:\n%s",
-			node, filepath.Join(r.dir, "bridge-"+node), s.dsn, &urls)
+		text := fmt.Sprintf("cluster: %s\nnode: %s\ndata_dir: %s\npostgres:\n  dsn: %q\ntopology:\n  nodes:\n%s",
+			clusterName, node, filepath.Join(r.dir, "bridge-"+node), s.dsn, &urls)
 		if err := os.WriteFile(r.configFile(node), []byte(text), 0o600); err != nil {
 			return err
 		}
@@ -132,6 +139,9 @@ func (r *bridges) resume(ctx context.Context) (time.Time, time.Duration, error) 
 		return launched, 0, err
 	}
 	running, err := r.ends[0].awaitRunning(ctx)
+	if err == nil && r.peers > 1 {
+		r.others, err = startStandIns(context.WithoutCancel(ctx), r.peers-1, r.url, r.rested) // close ends them
+	}
 	return running, running.Sub(launched), err
 }
 
@@ -161,7 +171,8 @@ func (r *bridges) warnings() (all []string) {
 
 // close stops all bridges in an orderly way.
 func (r *bridges) close() error {
-	var errs []error
+	errs := []error{r.others.close()}
+	r.others = nil
 	for _, p := range r.ends {
 		errs = append(errs, p.stop())
 	}

@@ -70,6 +70,7 @@ type sample struct {
 	Rate     float64            `json:"rate_per_second,omitempty"`
 	CPU      map[string]float64 `json:"cpu_seconds,omitempty"`
 	PeakRSS  map[string]int64   `json:"peak_rss_bytes,omitempty"`
+	RSS      map[string]int64   `json:"rss_bytes,omitempty"` // at the end of an idle time
 	Counters map[string]uint64  `json:"counters,omitempty"`
 	Warnings []string           `json:"warnings,omitempty"`
 	Error    string             `json:"error,omitempty"`
@@ -88,8 +89,11 @@ func (b *bench) measure(ctx context.Context, l line, name string) sample {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var more []*server
-	if l.third {
+	switch {
+	case l.third:
 		more = append(more, &server{name: thirdNode, place: 2})
+	case name == nativeName:
+		more = peerDatabases(l.peers)
 	}
 	p, err := newPair(ctx, b.install, b.pgbench, more...)
 	if err != nil {
@@ -112,7 +116,7 @@ func (b *bench) measureOn(ctx context.Context, l line, name string, p *pair) (sa
 	}
 	var r rival = &native{pair: p, both: b.opts.both}
 	if name == pgbridgeName {
-		r = &bridges{pair: p, command: b.bridgeCommand(l), logDir: filepath.Dir(b.opts.out), line: l.name}
+		r = &bridges{pair: p, command: b.bridgeCommand(l), logDir: filepath.Dir(b.opts.out), line: l.name, peers: max(l.peers, 1)}
 	}
 	s, err := b.run(ctx, l, p, r)
 	s.Warnings = r.warnings()
@@ -152,6 +156,10 @@ func (b *bench) run(ctx context.Context, l line, p *pair, r rival) (sample, erro
 	switch l.kind {
 	case kindLatency:
 		s, err = b.probe(ctx, l, p, r, n)
+	case kindSteady:
+		s, err = b.steady(ctx, p, r, n)
+	case kindIdle:
+		s, err = b.idle(ctx, p, r, n)
 	default:
 		s, err = b.catchUp(ctx, l, p, r, n)
 	}
@@ -177,7 +185,7 @@ func (b *bench) catchUp(ctx context.Context, l line, p *pair, r rival, n int) (s
 		return s, err
 	}
 	before := p.ticks(r.processes()) // as the time, without the bridges' start
-	if err := p.awaitAll(ctx, l, r.failed); err != nil {
+	if err := errors.Join(p.awaitAll(ctx, l, r.failed), r.await(ctx)); err != nil {
 		return s, err
 	}
 	s.Seconds = round(time.Since(begun).Seconds())

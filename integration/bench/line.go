@@ -23,6 +23,8 @@ type line struct {
 	// replication does not run such a line.
 	everywhere bool
 	third      bool // there is a third node
+	peers      int  // that receive; 0 is 1
+	long       bool // runs with -long
 	rate       int  // of a latency probe: rows a second
 }
 
@@ -30,6 +32,8 @@ type line struct {
 const (
 	kindCatchUp = "catch-up" // catchup.go
 	kindLatency = "latency"  // latency.go
+	kindSteady  = "steady"   // steady.go
+	kindIdle    = "idle"     // idle.go
 )
 
 // latencySeconds is how long the latency probe runs.
@@ -41,7 +45,7 @@ const insertRows = 1000
 func lines() []line {
 	return []line{
 		{name: "pgbench-n", title: "pgbench -N", kind: kindCatchUp, unit: "transactions", amount: 100_000, least: 400,
-			prepare: preparePgbench, write: func(ctx context.Context, s *server, n int) error { return runPgbench(ctx, s, n, "-N") }},
+			prepare: preparePgbench, write: writeSmall},
 		{name: "tpcb", title: "pgbench (tpcb-like)", kind: kindCatchUp, unit: "transactions", amount: 50_000, least: 400,
 			prepare: preparePgbench, write: func(ctx context.Context, s *server, n int) error { return runPgbench(ctx, s, n) }},
 		{name: "one-insert", title: "one insert", kind: kindCatchUp, unit: "rows", amount: 1_000_000, least: 1000,
@@ -81,6 +85,12 @@ func lines() []line {
 			rate: 50, prepare: prepareLatency},
 		{name: "latency-1000", title: "latency at 1 000/s", kind: kindLatency, unit: "transactions", amount: 1000 * latencySeconds, least: 1000,
 			rate: 1000, prepare: prepareLatency},
+		{name: "backlog", title: "five minutes' mix", kind: kindCatchUp, unit: "transactions", amount: backlogFull, least: 400,
+			long: true, prepare: prepareBacklog, write: writeBacklog},
+		{name: "steady", title: "at half the highest rate", kind: kindSteady, unit: "seconds", amount: 60, least: 4,
+			long: true, prepare: prepareSteady},
+		{name: "idle", title: "idle", kind: kindIdle, unit: "seconds", amount: 60, least: 5, long: true, prepare: prepareEmpty},
+		peersLine(1), peersLine(2), peersLine(4), peersLine(8),
 	}
 }
 
@@ -88,9 +98,9 @@ func lines() []line {
 func (l line) runBy(rival string) bool {
 	switch rival {
 	case nativeName:
-		return !l.everywhere
+		return !l.everywhere && l.kind != kindIdle
 	case floorName:
-		return l.kind == kindCatchUp
+		return l.kind == kindCatchUp && l.peers == 0
 	}
 	return true
 }

@@ -54,6 +54,7 @@ type options struct {
 	svg     string        // picture; "" is beside the JSON
 	timeout time.Duration // for one catch-up
 	profile bool
+	long    bool // the long lines instead of the others
 	both    bool // native replicates in both directions
 }
 
@@ -99,6 +100,7 @@ func parseFlags(args []string) (options, error) {
 	f.StringVar(&o.svg, "svg", "", "SVG `file` of the ratios (default beside the JSON)")
 	f.DurationVar(&o.timeout, "timeout", 5*time.Minute, "how long one catch-up may take")
 	f.BoolVar(&o.profile, "profile", false, "leave CPU and allocation profiles of both bridges, one pair per line")
+	f.BoolVar(&o.long, "long", false, "run the long lines instead of the others, if -only names none")
 	f.BoolVar(&o.both, "native-both", false, "let native replicate in both directions, as pgbridge always does")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -135,6 +137,14 @@ func (o options) validate() error {
 // runs reports whether the rival is among those that were asked for.
 func (o options) runs(rival string) bool { return o.rivals == nil || slices.Contains(o.rivals, rival) }
 
+// chooses reports whether the line is to run.
+func (o options) chooses(l line) bool {
+	if o.only != nil {
+		return slices.Contains(o.only, l.name)
+	}
+	return l.long == o.long
+}
+
 // runAll runs the chosen lines, writes the report after each of them, and prints the table at the end.
 func runAll(ctx context.Context, o options) error {
 	b, err := newBench(ctx, o)
@@ -144,7 +154,7 @@ func runAll(ctx context.Context, o options) error {
 	r := &report{At: time.Now().UTC(), Scale: o.scale, Repeat: o.repeat, NativeBothWays: o.both,
 		Machine: readMachine(), Versions: b.versions(ctx), Settings: serverSettings()}
 	for _, l := range lines() {
-		if o.only != nil && !slices.Contains(o.only, l.name) {
+		if !o.chooses(l) {
 			continue
 		}
 		result, err := b.runLine(ctx, l)
@@ -169,7 +179,7 @@ func runAll(ctx context.Context, o options) error {
 	return r.failure()
 }
 
-// runLine runs one line: the rivals take turns, and the one that begins changes with each round.
+// runLine runs one line: the rivals take turns, and the one that begins changes with each round. The floor is read once.
 func (b *bench) runLine(ctx context.Context, l line) (*result, error) {
 	result := newResult(l, b.opts.scale)
 	for round := range b.opts.repeat {
@@ -178,7 +188,7 @@ func (b *bench) runLine(ctx context.Context, l line) (*result, error) {
 			slices.Reverse(order)
 		}
 		for _, name := range order {
-			if !b.opts.runs(name) || !l.runBy(name) {
+			if !b.opts.runs(name) || !l.runBy(name) || name == floorName && round > 0 { // it varies little
 				continue
 			}
 			s := b.measure(ctx, l, name)

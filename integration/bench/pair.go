@@ -26,6 +26,9 @@ func serverSettings() map[string]string {
 		"autovacuum":         "off",
 		"fsync":              "on",
 		"synchronous_commit": "on",
+		// Room for eight subscriptions on one server.
+		"max_worker_processes":            "40",
+		"max_logical_replication_workers": "20",
 	}
 }
 
@@ -36,6 +39,7 @@ type server struct {
 	cluster     *pgcluster.Cluster
 	dsn         string // over the Unix socket
 	conn        *pgx.Conn
+	guest       bool // a database on the receiver's cluster
 	pgbenchPath string
 	sentinelLSN uint64 // nothing of the work is committed here or beyond, but the sentinel
 }
@@ -66,8 +70,16 @@ func newPair(ctx context.Context, in pgcluster.Install, pgbenchPath string, more
 	}
 	err = p.onAll(func(s *server) error {
 		s.pgbenchPath = pgbenchPath
+		if s.guest {
+			return nil
+		}
 		return s.start(ctx, in, filepath.Join(dir, s.name))
 	})
+	for _, s := range more {
+		if s.guest && err == nil {
+			err = s.open(ctx, p.receiver)
+		}
+	}
 	if err != nil {
 		return nil, errors.Join(err, p.close())
 	}
@@ -114,6 +126,9 @@ func (p *pair) close() error {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 			defer cancel()
 			s.conn.Close(ctx) // the server goes anyway
+		}
+		if s.guest {
+			return nil
 		}
 		return s.cluster.Close()
 	})

@@ -131,6 +131,9 @@ func (r *result) figure(rival string) string {
 	if o := r.of(rival); o != nil && o.Latency != nil {
 		return fmt.Sprintf("p50 %.2f ms", o.Latency.P50)
 	}
+	if r.Kind == kindIdle {
+		return fmt.Sprintf("%.1f %% of a core", r.of(rival).CPU[sourceNode+" bridge"]*100 / *r.seconds(rival))
+	}
 	return r.rate(r.seconds(rival)) + "/s"
 }
 

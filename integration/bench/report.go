@@ -55,6 +55,7 @@ type outcome struct {
 	// CPUMicros is CPU for one unit of a catch-up's work, in microseconds.
 	CPUMicros map[string]float64 `json:"cpu_us_per_unit,omitempty"`
 	PeakRSS   map[string]int64   `json:"peak_rss_bytes,omitempty"` // the highest of all runs
+	RSS       map[string]int64   `json:"rss_bytes,omitempty"`      // of idle bridges, the highest of all runs
 	Runs      []sample           `json:"runs"`
 }
 
@@ -118,7 +119,7 @@ func (o *outcome) summarize() {
 	cpu := map[string][]float64{}
 	for _, s := range o.Runs {
 		if s.Error != "" {
-			o.PeakRSS = nil
+			o.PeakRSS, o.RSS = nil, nil
 			return
 		}
 		times, starts = append(times, s.Seconds), append(starts, s.StartSeconds)
@@ -126,12 +127,7 @@ func (o *outcome) summarize() {
 		for _, part := range cpuParts() {
 			cpu[part] = append(cpu[part], parts[part])
 		}
-		for name, bytes := range s.PeakRSS {
-			if o.PeakRSS == nil {
-				o.PeakRSS = map[string]int64{}
-			}
-			o.PeakRSS[name] = max(o.PeakRSS[name], bytes)
-		}
+		o.PeakRSS, o.RSS = highest(o.PeakRSS, s.PeakRSS), highest(o.RSS, s.RSS)
 	}
 	m, fastest, slowest := median(times), slices.Min(times), slices.Max(times)
 	o.Seconds, o.Fastest, o.Slowest = &m, &fastest, &slowest
@@ -150,6 +146,18 @@ func (o *outcome) summarize() {
 	}
 }
 
+// highest returns the higher values of both, which may be nil.
+func highest(a, b map[string]int64) map[string]int64 {
+	if a == nil {
+		return b
+	}
+	both := maps.Clone(a)
+	for name, n := range b {
+		both[name] = max(both[name], n)
+	}
+	return both
+}
+
 // median of at least one number, rounded to a hundredth of a millisecond.
 func median(all []float64) float64 {
 	all = slices.Sorted(slices.Values(all))
@@ -162,13 +170,14 @@ func median(all []float64) float64 {
 const (
 	partWalsender = "walsender"
 	partApply     = "apply"
+	partSource    = "at the source" // walsender and source bridge: the cost of having peers
 	partRest      = "rest"
 	partAll       = "all"
 )
 
 // cpuParts are in the order of the report.
 func cpuParts() []string {
-	return []string{partWalsender, sourceNode + " bridge", partApply, receiverNode + " bridge", partRest, partAll}
+	return []string{partWalsender, sourceNode + " bridge", partSource, partApply, receiverNode + " bridge", partRest, partAll}
 }
 
 // byPart sums the kinds of processes up.
@@ -178,9 +187,13 @@ func byPart(kinds map[string]float64) map[string]float64 {
 		switch kind {
 		case sourceNode + " walsender":
 			sum[partWalsender] += seconds
+			sum[partSource] += seconds
 		case receiverNode + " apply workers", receiverNode + " backends":
 			sum[partApply] += seconds
-		case sourceNode + " bridge", receiverNode + " bridge":
+		case sourceNode + " bridge":
+			sum[kind] += seconds
+			sum[partSource] += seconds
+		case receiverNode + " bridge":
 			sum[kind] += seconds
 		default:
 			sum[partRest] += seconds

@@ -27,6 +27,7 @@ func (r *report) print(w io.Writer) {
 	printTable(w, "Catch-up: median, and the fastest and slowest run.", r.times())
 	printTable(w, "Latency: milliseconds, of the run nearest to the median.", r.latencies())
 	printTable(w, "CPU: seconds, and microseconds for one unit of the work.", r.cpu())
+	printTable(w, "Idle bridges.", r.idle())
 	printTable(w, "Memory: the bridges' highest peak; and what was counted in the last run.", r.memory())
 }
 
@@ -117,6 +118,16 @@ func (r *report) cpu() [][]string {
 			row = append(row, cell)
 		}
 		t = append(t, row)
+	})
+	return t
+}
+
+func (r *report) idle() [][]string {
+	t := [][]string{{"process", "resident", "share of a core"}}
+	r.each(func(l *result, o *outcome) {
+		for _, name := range slices.Sorted(maps.Keys(o.RSS)) {
+			t = append(t, []string{name, fmt.Sprintf("%d MiB", o.RSS[name]>>20), fmt.Sprintf("%.2f %%", o.CPU[name]*100 / *o.Seconds)})
+		}
 	})
 	return t
 }
