@@ -11,10 +11,11 @@
 //
 // The rivals are native (native.go): a subscription with origin = none, binary = true, streaming =
 // parallel; and pgbridge (bridges.go): two processes of the built binary with embedded brokers and
-// default settings. Neither gets a setting that the other does not get.
+// default settings. Neither gets a setting that the other does not get. A third run reads the slot to
+// nowhere: the decode floor of both (floor.go).
 //
-// Out goes a table on standard output, and build/bench.json with every single run, the CPU seconds that
-// each kind of process took, and the bridges' peak memory (usage.go). With -profile the bridges are this
+// Out go tables on standard output (table.go), a picture (picture.go), and build/bench.json with every single run, the CPU seconds
+// that each kind of process took, and the bridges' peak memory (usage.go). With -profile the bridges are this
 // program itself, started again (profile.go), and leave pprof files beside the JSON.
 //
 // It knows bridge through its command line, its configuration file, its log and its status; only with
@@ -45,12 +46,15 @@ import (
 type options struct {
 	scale   float64       // share of the full amount of work
 	only    []string      // names of lines; nil is all
-	rivals  []string      // names of rivals; nil is both
+	rivals  []string      // names of rivals; nil is all
 	repeat  int           // runs of each line
 	binary  string        // pgbridge
 	out     string        // JSON file
+	tables  string        // Markdown file; "" is none
+	svg     string        // picture; "" is beside the JSON
 	timeout time.Duration // for one catch-up
 	profile bool
+	long    bool // the long lines instead of the others
 	both    bool // native replicates in both directions
 }
 
@@ -88,17 +92,21 @@ func parseFlags(args []string) (options, error) {
 	}
 	f.Float64Var(&o.scale, "scale", scale, "share of the full amount of work (BENCH_SCALE)")
 	f.StringVar(&only, "only", "", "run these `lines`: "+strings.Join(lineNames(), ","))
-	f.StringVar(&rivals, "rivals", "", "run these `rivals`: native,pgbridge")
+	f.StringVar(&rivals, "rivals", "", "run these `rivals`: "+strings.Join(rivalNames(), ","))
 	f.IntVar(&o.repeat, "repeat", 1, "runs of each line; the median counts")
 	f.StringVar(&o.binary, "binary", filepath.Join("bin", "pgbridge"), "the built `pgbridge`")
 	f.StringVar(&o.out, "out", filepath.Join("build", "bench.json"), "JSON `file`; profiles and logs go beside it")
+	f.StringVar(&o.tables, "markdown", "", "write the tables to this `file` too")
+	f.StringVar(&o.svg, "svg", "", "SVG `file` of the ratios (default beside the JSON)")
 	f.DurationVar(&o.timeout, "timeout", 5*time.Minute, "how long one catch-up may take")
 	f.BoolVar(&o.profile, "profile", false, "leave CPU and allocation profiles of both bridges, one pair per line")
+	f.BoolVar(&o.long, "long", false, "run the long lines instead of the others, if -only names none")
 	f.BoolVar(&o.both, "native-both", false, "let native replicate in both directions, as pgbridge always does")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
 	o.only, o.rivals = fields(only), fields(rivals)
+	o.svg = cmp.Or(o.svg, strings.TrimSuffix(o.out, filepath.Ext(o.out))+".svg")
 	return o, o.validate()
 }
 
@@ -116,8 +124,8 @@ func (o options) validate() error {
 		}
 	}
 	for _, name := range o.rivals {
-		if name != nativeName && name != pgbridgeName {
-			return fmt.Errorf("-rivals: no rival %q; there are %s, %s", name, nativeName, pgbridgeName)
+		if !slices.Contains(rivalNames(), name) {
+			return fmt.Errorf("-rivals: no rival %q; there are %s", name, strings.Join(rivalNames(), ", "))
 		}
 	}
 	if o.scale <= 0 || o.repeat < 1 {
@@ -129,6 +137,14 @@ func (o options) validate() error {
 // runs reports whether the rival is among those that were asked for.
 func (o options) runs(rival string) bool { return o.rivals == nil || slices.Contains(o.rivals, rival) }
 
+// chooses reports whether the line is to run.
+func (o options) chooses(l line) bool {
+	if o.only != nil {
+		return slices.Contains(o.only, l.name)
+	}
+	return l.long == o.long
+}
+
 // runAll runs the chosen lines, writes the report after each of them, and prints the table at the end.
 func runAll(ctx context.Context, o options) error {
 	b, err := newBench(ctx, o)
@@ -138,7 +154,7 @@ func runAll(ctx context.Context, o options) error {
 	r := &report{At: time.Now().UTC(), Scale: o.scale, Repeat: o.repeat, NativeBothWays: o.both,
 		Machine: readMachine(), Versions: b.versions(ctx), Settings: serverSettings()}
 	for _, l := range lines() {
-		if o.only != nil && !slices.Contains(o.only, l.name) {
+		if !o.chooses(l) {
 			continue
 		}
 		result, err := b.runLine(ctx, l)
@@ -151,20 +167,28 @@ func runAll(ctx context.Context, o options) error {
 		}
 	}
 	r.print(os.Stdout)
-	fmt.Printf("\nwritten to %s\n", o.out)
+	if err := r.draw(o.svg); err != nil {
+		return err
+	}
+	fmt.Printf("\nwritten to %s and %s\n", o.out, o.svg)
+	if o.tables != "" {
+		if err := r.printTo(o.tables); err != nil {
+			return err
+		}
+	}
 	return r.failure()
 }
 
-// runLine runs one line: the rivals take turns, and the one that begins changes with each round.
+// runLine runs one line: the rivals take turns, and the one that begins changes with each round. The floor is read once.
 func (b *bench) runLine(ctx context.Context, l line) (*result, error) {
 	result := newResult(l, b.opts.scale)
 	for round := range b.opts.repeat {
-		order := []string{nativeName, pgbridgeName}
+		order := rivalNames()
 		if round%2 == 1 {
 			slices.Reverse(order)
 		}
 		for _, name := range order {
-			if !b.opts.runs(name) || l.back != nil && name == nativeName {
+			if !b.opts.runs(name) || !l.runBy(name) || name == floorName && round > 0 { // it varies little
 				continue
 			}
 			s := b.measure(ctx, l, name)
