@@ -375,9 +375,10 @@ func (w *worker) prepareFixed(ctx context.Context) error {
 	}
 	fixed := func(name, sql string) *statement { return &statement{name: name, sql: sql, sent: true, ready: true} }
 	w.beginStatement, w.commitStatement = fixed("begin", "BEGIN"), fixed("commit", "COMMIT")
+	w.impatientStatement = fixed("impatient", "SET LOCAL lock_timeout = '"+bundleLockTimeout+"'")
 	w.xidStatement = fixed("xid", "SELECT pg_current_xact_id()")
 	for _, s := range []*statement{w.positionStatement, w.tombstoneStatement, w.bundleStatement, w.beginStatement, w.commitStatement, w.xidStatement,
-		fixed("chain", "COMMIT AND CHAIN"), fixed("impatient", "SET LOCAL lock_timeout = '"+bundleLockTimeout+"'")} {
+		fixed("chain", "COMMIT AND CHAIN"), w.impatientStatement} {
 		if _, err := w.conn.PgConn().Prepare(ctx, s.name, s.sql, s.types); err != nil {
 			if hasCode(err, "42P01") { // a version before this one has set it up
 				err = ErrNotSetUp

@@ -1,11 +1,14 @@
 package apply
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"io"
 	"math"
 	"slices"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgbridge/pgbridge/wire"
 )
@@ -351,9 +354,14 @@ func (p *planner) moveFrom(seq uint64) {
 		binary.BigEndian.PutUint32(scratch[:], uint32(last.Stamp-b.txns[b.rows[i].last].Stamp))
 		behind.add(scratch[:4], false)
 	}
-	p.params = append(p.params[:0], int64Param(int64(last.Seq)), int64Param(int64(last.Stamp)), int64Param(int64(last.resume)),
-		int64Param(int64(last.Stamp)), int64Param(int64(seq)), binaryParam(keys.value(oidInt8)), binaryParam(behind.value(oidInt4)))
+	p.params = appendMove(p.params[:0], seq, last, keys, behind)
 	p.exec(p.w.bundleStatement, p.params)
+}
+
+// appendMove appends the parameters of bundleStatement.
+func appendMove(ps []param, from uint64, last *txn, keys, behind *array) []param {
+	return append(ps, int64Param(int64(last.Seq)), int64Param(int64(last.Stamp)), int64Param(int64(last.resume)),
+		int64Param(int64(last.Stamp)), int64Param(int64(from)), binaryParam(keys.value(oidInt8)), binaryParam(behind.value(oidInt4)))
 }
 
 // addBundle plans waiting transactions as one into the current batch and returns how many; 0 if they must go by
@@ -412,4 +420,89 @@ func (w *worker) addBundle() (int, error) {
 	}
 	w.inbox.takeMany(n)
 	return n, nil
+}
+
+// carefulBundle returns t, which comes next, with those behind it that can go the careful path together: they only insert
+// and update rows, and what their authors had seen is the same.
+func (w *worker) carefulBundle(t *txn) []*txn {
+	w.upcoming = w.inbox.upcoming(w.upcoming[:0], min(w.straight, w.opts.BatchTransactions))
+	if w.apart > 0 || len(w.upcoming) < bundleFrom {
+		return []*txn{t}
+	}
+	n, size, rows := 0, 0, 0
+	for _, u := range w.upcoming {
+		if u.run != nil || !u.up.Equal(t.up) || !u.low.Equal(t.low) || u.Stamp-t.Stamp >= math.MaxInt32 || !w.announceable(u) {
+			break
+		}
+		changes, ok := plain(u)
+		if size, rows = size+len(u.body), rows+changes; !ok || size > bundleBytes || rows > windowChanges {
+			break
+		}
+		n++
+	}
+	if n < bundleFrom {
+		return []*txn{t}
+	}
+	return slices.Clone(w.upcoming[:n])
+}
+
+// plain reports how many changes t makes, and whether they only insert rows and update them without another key.
+func plain(t *txn) (int, bool) {
+	changes, err := newChanges(t)
+	if err != nil {
+		return 0, false
+	}
+	for n := 0; ; n++ {
+		rec, _, err := changes.next()
+		if err != nil {
+			return n, errors.Is(err, io.EOF)
+		}
+		_, tuples, err := wire.ParseChange(rec.Payload)
+		if err != nil || rec.Kind != wire.KindInsert && (rec.Kind != wire.KindUpdate || len(tuples) == 0 || tuples[0] != 'N') {
+			return n, false
+		}
+	}
+}
+
+// carefullyTogether applies transactions on the careful path as a bundle. Whatever is in the way, but for what capture has
+// not read yet, makes the first of them go alone, as carefully does it.
+func (w *worker) carefullyTogether(ctx context.Context, all []*txn) error {
+	c := newCarefulRun(w, all)
+	err := c.attempt(ctx)
+	if errors.Is(err, errUnknown) {
+		if err := c.wait(ctx); err != nil {
+			return err
+		}
+		err = c.attempt(ctx)
+	}
+	var pg *pgconn.PgError
+	var unheard *unheardError
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.Is(err, errUnknown), errors.Is(err, errSurprise), errors.As(err, &unheard), isBlocked(err), errors.As(err, &pg) && !lost(err):
+		w.apart = len(all)
+		return w.carefully(ctx, all[0])
+	}
+	return err
+}
+
+// moveOver queues the statement that moves the position over all of the bundle and keeps its rows' own stamps.
+func (c *carefulRun) moveOver() error {
+	var keys, behind array
+	keys.reset()
+	behind.reset()
+	los := map[uint64]bool{}
+	for k, t := range c.wrote {
+		if los[k.Lo] {
+			return errSurprise // the bundle could not tell two rows apart
+		}
+		los[k.Lo] = true
+		keys.add(binary.BigEndian.AppendUint64(nil, k.Lo), false)
+		behind.add(binary.BigEndian.AppendUint32(nil, uint32(c.final().Stamp-t.Stamp)), false)
+	}
+	c.push("move position", c.bundleStatement, appendMove(nil, c.all[0].Seq-1, c.final(), &keys, &behind))
+	return nil
 }

@@ -31,8 +31,12 @@ func TestBundlesLeaveWhatTransactionsWould(t *testing.T) {
 		INSERT INTO uniq SELECT i, i FROM generate_series(1, 6) i`)
 	p.wal.tell(origin.Vector{{Origin: nodeA, Seq: p.seq, Stamp: p.last}}) // large values may be left unchanged
 	changes := []func() string{
-		func() string { return fmt.Sprintf(`UPDATE t SET v = '%d', n = %d WHERE id = %d`, r.IntN(99), r.IntN(99), 1+r.IntN(30)) },
-		func() string { return fmt.Sprintf(`UPDATE t SET m = 'ok', a = '{%d,2}' WHERE id = %d`, r.IntN(9), 1+r.IntN(30)) },
+		func() string {
+			return fmt.Sprintf(`UPDATE t SET v = '%d', n = %d WHERE id = %d`, r.IntN(99), r.IntN(99), 1+r.IntN(30))
+		},
+		func() string {
+			return fmt.Sprintf(`UPDATE t SET m = 'ok', a = '{%d,2}' WHERE id = %d`, r.IntN(9), 1+r.IntN(30))
+		},
 		func() string {
 			return fmt.Sprintf(`INSERT INTO t VALUES (%d, 'new', NULL, 'ok', NULL) ON CONFLICT DO NOTHING`, 1+r.IntN(30))
 		},
@@ -58,7 +62,7 @@ func TestBundlesLeaveWhatTransactionsWould(t *testing.T) {
 			for range 1 + r.IntN(3) {
 				sql += changes[r.IntN(len(changes))]() + "; "
 			}
-			p.from.Exec(t, sql+"COMMIT")
+			p.commit(sql + "COMMIT")
 		}
 		p.ship(nil, false)
 		p.await()
@@ -83,6 +87,14 @@ func TestTriggersSeeEachTransaction(t *testing.T) {
 	p.await()
 	if n := p.to.Value(t, `SELECT count(DISTINCT what) FROM seen`); n != "20" {
 		t.Errorf("the trigger saw %s of 20 changes", n)
+	}
+}
+
+// commit runs SQL at the origin over the connection that is there: there is much of it.
+func (p *pair) commit(sql string) {
+	p.t.Helper()
+	if _, err := p.src.Exec(p.t.Context(), sql); err != nil {
+		p.t.Fatalf("%s: %v", sql, err)
 	}
 }
 
@@ -288,5 +300,49 @@ func TestBundlesAreForgotten(t *testing.T) {
 	p.wal.tell(seen)
 	if n := purged(); n != "0" {
 		t.Errorf("%s bundles", n)
+	}
+}
+
+// TestContestedBundles: transactions that conflict go the careful path together, each decided by its own stamp, and every
+// loser is recorded.
+func TestContestedBundles(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT, "c")
+	const n = 400
+	p.do(fmt.Sprintf(`INSERT INTO t SELECT i, 'x', 0 FROM generate_series(1, %d) i`, n))
+	for i := range n {
+		id := 1 + i%(n/2) // each twice
+		if i == n*3/4 {   // the second half of the rows' second updates is later than the local ones
+			p.to.Exec(t, `UPDATE t SET v = 'local'`)
+		}
+		p.commit(fmt.Sprintf(`UPDATE t SET v = 'remote %d', n = %[1]d WHERE id = %d`, i, id))
+	}
+	p.ship(nil, false)
+	p.await()
+	for id, want := range map[int]string{1: "local", n / 4: "local", n/4 + 1: fmt.Sprintf("remote %d", n*3/4), n / 2: fmt.Sprintf("remote %d", n-1), n/2 + 1: "local"} {
+		if got := p.to.Value(t, fmt.Sprintf(`SELECT v FROM t WHERE id = %d`, id)); got != want {
+			t.Errorf("row %d is %q, want %q", id, got, want)
+		}
+	}
+	got := p.to.Query(t, `SELECT outcome, count(*), count(DISTINCT remote_seq), count(DISTINCT local_stamp) FROM pgbridge.conflict GROUP BY 1 ORDER BY 1`)
+	if want := []string{"local wins|300|300|1", "remote wins|100|100|1"}; strings.Join(got, " ") != strings.Join(want, " ") {
+		t.Errorf("history %q, want %q", got, want)
+	}
+	if st := p.status(); st.Careful < n*9/10 || st.Bundled < n/2 {
+		t.Errorf("status %+v", st)
+	}
+	// Each row that a bundle wrote keeps the stamp of its own transaction: one that is later by a microsecond wins.
+	seen := p.to.Query(t, `SELECT DISTINCT b.seq FROM pgbridge.bundle b`)
+	if len(seen) == 0 {
+		t.Fatal("no bundle has been kept")
+	}
+	stamp := parseStamp(t, p.to.Value(t, fmt.Sprintf(`SELECT remote_stamp FROM pgbridge.conflict WHERE remote_seq = %d`, 2+n*3/4)))
+	p.update(nodeC, wire.Begin{Seq: 1, Stamp: stamp - 1}, nil, n/4+1, "c, before")
+	p.update(nodeC, wire.Begin{Seq: 2, Stamp: stamp + 1}, nil, n/4+1, "c")
+	awaitTrue(t, func() bool { return p.a.progress.vector().Covers(nodeC, 2) })
+	if got := p.to.Value(t, fmt.Sprintf(`SELECT v FROM t WHERE id = %d`, n/4+1)); got != "c" {
+		t.Errorf("row %d is %q", n/4+1, got)
+	}
+	if got := p.to.Query(t, `SELECT outcome FROM pgbridge.conflict WHERE remote_origin LIKE 'c%' ORDER BY id`); strings.Join(got, " ") != "local wins remote wins" {
+		t.Errorf("history of c %q", got)
 	}
 }

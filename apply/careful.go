@@ -23,10 +23,12 @@ var errUnknown = errors.New("capture has not read this yet")
 // comes back.
 const carefulTries = 8
 
-// carefulRun is one transaction on the careful path.
+// carefulRun is one transaction on the careful path, or a bundle of them.
 type carefulRun struct {
 	*worker
-	t *txn
+	t *txn // the one whose changes are being decided
+	// all are those of the bundle, or t alone. What their authors had seen is the same.
+	all []*txn
 	// waited: capture has passed a point of the WAL that lies behind the first look, and everything
 	// that it has read is visible here.
 	waited bool
@@ -50,8 +52,12 @@ type carefulRun struct {
 	// blind: something was unknown, and the attempt only looks on, for what else is.
 	blind bool
 	// beaten: the rows of tables with large values that the transaction wrote and that stay as they were. Others
-	// may rely on what this node's users saw, and must hear of it (PROOF.md R8, R16).
+	// may rely on what this node's users saw, and must hear of it (PROOF.md R8, R16). told are those of the bundle's
+	// earlier transactions.
 	beaten lostRows
+	told   []wire.Loss
+	// wrote says which of all wrote a key last. Only kept for a bundle.
+	wrote map[wire.KeyHash]*txn
 	// bare is why conflicts are recorded without the rows' images; empty: with them.
 	bare string
 }
@@ -80,10 +86,17 @@ const (
 	windowUnsure  = 100_000 // local writers that are unknown before an attempt gives up
 )
 
+func newCarefulRun(w *worker, all []*txn) *carefulRun {
+	return &carefulRun{worker: w, t: all[0], all: all, known: map[uint32]bool{}, recalls: map[*mapping]map[uint64]bool{}, doubted: map[wire.KeyHash]uint32{}}
+}
+
+// final is the last of the transactions.
+func (c *carefulRun) final() *txn { return c.all[len(c.all)-1] }
+
 // carefully applies t row by row: it locks each row, looks at what is there, decides by the policy and
 // records who lost. Only here does a conflict cost anything.
 func (w *worker) carefully(ctx context.Context, t *txn) error {
-	c := &carefulRun{worker: w, t: t, known: map[uint32]bool{}, recalls: map[*mapping]map[uint64]bool{}, doubted: map[wire.KeyHash]uint32{}}
+	c := newCarefulRun(w, []*txn{t})
 	var err error
 	for range carefulTries {
 		if err = c.attempt(ctx); err == nil {
@@ -214,21 +227,26 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 	defer func() {
 		if err != nil {
 			c.locks.release(h)
-			c.absence.withdraw(c.origin, c.t.Seq)
+			c.absence.withdraw(c.origin, c.all[0].Seq)
 		}
 	}()
+	c.t = c.all[0]
 	c.rows, c.unsure, c.queue = map[wire.KeyHash]*rowState{}, map[uint32]bool{}, c.queue[:0]
 	c.lost, c.buried, c.wiped, c.losses = keySet{}, keySet{}, nil, 0
-	c.blind, c.beaten = false, lostRows{}
+	c.blind, c.beaten, c.told = false, lostRows{}, nil
 	c.push("begin", c.beginStatement, nil)
+	if len(c.all) > 1 {
+		c.wrote = map[wire.KeyHash]*txn{}
+		c.push("set time-out", c.impatientStatement, nil)
+	}
 	err = c.changes(ctx)
-	if err == nil && len(c.beaten) > 0 {
+	if told := c.tell(); err == nil && len(told) > 0 {
 		if err = c.flush(ctx); err == nil { // others hear that it lost when it is sure that it does
-			err = c.markers.lose(ctx, c.t.entry(), c.beaten.losses(c.t.version()))
+			err = c.markers.lose(ctx, c.final().entry(), told)
 		}
 	}
 	if err == nil {
-		c.inbox.take()
+		c.inbox.takeMany(len(c.all))
 		c.push("commit", c.commitStatement, nil)
 		if err = c.flush(ctx); err != nil {
 			c.inbox.rewind()
@@ -240,18 +258,43 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 	for _, n := range c.wiped {
 		c.absence.truncate(tombstone{c.t.version(), c.t.Seq}, n)
 	}
-	c.careful.Add(1) // before whoever waits for the transaction hears of it
+	c.careful.Add(uint64(len(c.all))) // before whoever waits for the transaction hears of it
 	c.conflicts.Add(uint64(c.losses))
-	c.land([]landing{{t: c.t, held: h, tomb: tombstone{c.t.version(), c.t.Seq}, buried: c.buried.all()}})
+	landed := make([]landing, len(c.all))
+	for i, t := range c.all {
+		landed[i].t = t
+	}
+	landed[0].held, landed[0].tomb, landed[0].buried = h, tombstone{c.t.version(), c.t.Seq}, c.buried.all()
+	c.land(landed)
 	return nil
+}
+
+// turn lets t be the transaction whose changes are decided from here on. What the ones before it have lost, it may win.
+func (c *carefulRun) turn(t *txn) {
+	if t == c.t {
+		return
+	}
+	c.told, c.beaten, c.t = c.tell(), lostRows{}, t
+	for _, r := range c.rows {
+		r.lost = false
+	}
+}
+
+// tell returns the rows on which the transactions so far lose.
+func (c *carefulRun) tell() []wire.Loss {
+	if len(c.beaten) == 0 {
+		return c.told
+	}
+	return append(c.told, c.beaten.losses(c.t.version())...)
 }
 
 // last is the transaction up to which one marker announces: those that are to go the careful path behind t, too.
 func (c *carefulRun) last() *txn {
-	if t := c.inbox.ahead(c.straight+1, func(t *txn) bool { return t == c.t || t.run == nil && c.announceable(t) }); t != nil {
+	final := c.final()
+	if t := c.inbox.ahead(c.straight+1, func(t *txn) bool { return t.Seq <= final.Seq || t.run == nil && c.announceable(t) }); t != nil && t.Seq > final.Seq {
 		return t
 	}
-	return c.t
+	return final
 }
 
 // rollBack ends the transaction that is open, if status, as ReadyForQuery tells it, says that one is.
@@ -271,7 +314,7 @@ func (c *carefulRun) claim() (*held, error) {
 	if h.whole {
 		return h, nil
 	}
-	err := c.each(func(rec wire.Record, m *mapping, ch *wire.Change) error {
+	err := c.each(func(_ *txn, m *mapping, ch *wire.Change) error {
 		if m == nil {
 			h.whole, h.keys = true, nil
 			return nil
@@ -290,9 +333,18 @@ func (c *carefulRun) claim() (*held, error) {
 	return h, err
 }
 
-// each walks the transaction's changes; the change is valid during the call only.
-func (c *carefulRun) each(row func(wire.Record, *mapping, *wire.Change) error, truncate func([]*mapping) error) error {
-	changes, err := newForeseen(c.worker, c.t)
+// each walks the transactions' changes; the change is valid during the call only.
+func (c *carefulRun) each(row func(*txn, *mapping, *wire.Change) error, truncate func([]*mapping) error) error {
+	for _, t := range c.all {
+		if err := c.eachOf(t, row, truncate); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *carefulRun) eachOf(t *txn, row func(*txn, *mapping, *wire.Change) error, truncate func([]*mapping) error) error {
+	changes, err := newForeseen(c.worker, t)
 	if err != nil {
 		return err
 	}
@@ -331,7 +383,7 @@ func (c *carefulRun) each(row func(wire.Record, *mapping, *wire.Change) error, t
 			return err
 		}
 		m.readable(&ch)
-		if err := row(rec, m, &ch); err != nil {
+		if err := row(t, m, &ch); err != nil {
 			return err
 		}
 	}
@@ -349,8 +401,8 @@ func (c *carefulRun) changes(ctx context.Context) error {
 		pending, size = pending[:0], 0
 		return err
 	}
-	err := c.each(func(_ wire.Record, m *mapping, ch *wire.Change) error {
-		pending = append(pending, copyStep(m, ch))
+	err := c.each(func(t *txn, m *mapping, ch *wire.Change) error {
+		pending = append(pending, copyStep(t, m, ch))
 		if size += pending[len(pending)-1].size(); len(pending) < windowChanges && size < windowBytes {
 			return nil
 		}
@@ -387,6 +439,9 @@ func (c *carefulRun) changes(ctx context.Context) error {
 	}
 	if err != nil {
 		return err
+	}
+	if len(c.all) > 1 {
+		return c.moveOver()
 	}
 	t := c.t
 	c.push("move position", c.positionStatement, []param{

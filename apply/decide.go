@@ -12,20 +12,21 @@ import (
 
 // step is one change with its keys, in memory of its own.
 type step struct {
+	t        *txn
 	m        *mapping
 	ch       wire.Change
 	from, to wire.KeyHash // the key before and after; equal unless an update moves the row
 }
 
-func copyStep(m *mapping, ch *wire.Change) step {
-	clone := func(t []wire.Value) []wire.Value {
-		out := make([]wire.Value, len(t))
-		for i, v := range t {
+func copyStep(t *txn, m *mapping, ch *wire.Change) step {
+	clone := func(tuple []wire.Value) []wire.Value {
+		out := make([]wire.Value, len(tuple))
+		for i, v := range tuple {
 			out[i] = wire.Value{Format: v.Format, Data: append([]byte(nil), v.Data...)}
 		}
 		return out
 	}
-	return step{m: m, ch: wire.Change{Kind: ch.Kind, Relation: ch.Relation, OldFull: ch.OldFull, Old: clone(ch.Old), New: clone(ch.New)}}
+	return step{t: t, m: m, ch: wire.Change{Kind: ch.Kind, Relation: ch.Relation, OldFull: ch.OldFull, Old: clone(ch.Old), New: clone(ch.New)}}
 }
 
 // before is the tuple that holds the row's key before the change.
@@ -87,6 +88,7 @@ func (c *carefulRun) steps(ctx context.Context, pending []step) error {
 		return nil
 	}
 	for i := range pending {
+		c.turn(pending[i].t)
 		if err := c.step(ctx, &pending[i]); err != nil {
 			return err
 		}
@@ -108,7 +110,7 @@ func (c *carefulRun) unsettledBase(pending []step) bool {
 			continue
 		}
 		for _, k := range []wire.KeyHash{s.from, s.to} {
-			if c.unsettled(s.m, k, c.t) {
+			if c.unsettled(s.m, k, s.t) {
 				return true
 			}
 		}
@@ -121,7 +123,7 @@ func (c *carefulRun) register(pending []step) {
 	for i := range pending {
 		s := &pending[i]
 		if s.ch.Kind != wire.KindDelete {
-			c.absence.create(s.m.name(), s.to, registration{c.origin, c.t.Seq}, c.t.version())
+			c.absence.create(s.m.name(), s.to, registration{c.origin, s.t.Seq}, s.t.version())
 		}
 	}
 }
@@ -178,6 +180,9 @@ func (c *carefulRun) write(m *mapping, tuple []wire.Value, k wire.KeyHash, kind 
 	}
 	found := r.found
 	r.found, r.mine = true, true
+	if c.wrote != nil {
+		c.wrote[k] = c.t
+	}
 	if found {
 		return c.overwrite(m, tuple)
 	}

@@ -65,7 +65,7 @@ type worker struct {
 	bundleMessages                               []byte // in front of a bundle's rows
 
 	positionStatement, tombstoneStatement         *statement
-	bundleStatement                               *statement
+	bundleStatement, impatientStatement           *statement
 	beginStatement, commitStatement, xidStatement *statement
 
 	atOnce int // transactions in the next batch: few after a failure, then more again
@@ -114,7 +114,7 @@ type landing struct {
 }
 
 // maxWary bounds worker.wary.
-const maxWary = 63
+const maxWary = 1023
 
 // run applies until ctx ends or the connection is lost.
 func (w *worker) run(ctx context.Context) error {
@@ -203,7 +203,12 @@ func (w *worker) step(ctx context.Context) error {
 		if ok, err := w.alone(ctx, t); !ok {
 			return err
 		}
-		w.straight--
+		all := w.carefulBundle(t)
+		w.straight = max(w.straight-len(all), 0)
+		if len(all) > 1 {
+			return w.carefullyTogether(ctx, all)
+		}
+		w.apart = max(w.apart-1, 0)
 		return w.carefully(ctx, t)
 	}
 	err = w.gather()

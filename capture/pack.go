@@ -17,6 +17,10 @@ const (
 	// freshCommit is how old a commit may be to leave at once although its frame is not full. Clocks of
 	// server and bridge may differ; then it leaves after the linger time.
 	freshCommit = 20 * time.Millisecond
+	// lateShare and lateLinger: behind, a frame waits for more to fill it for a fourth of the time by which its last commit
+	// is late anyway, up to this: each frame costs a sync of the broker's disk.
+	lateShare  = 4
+	lateLinger = 50 * time.Millisecond
 	// chunkLinger is how long chunks of unfinished transactions wait for a frame to fill.
 	chunkLinger = 100 * time.Millisecond
 	// bodyReserve is what is left below the largest possible body for the records that end a frame:
@@ -151,6 +155,8 @@ func (t *tagger) tendDraft(ctx context.Context, now time.Time, drained bool) (ti
 	linger := t.opts.Linger
 	if t.draft.firstSeq == 0 { // nobody can apply anything of it yet
 		linger = max(linger, chunkLinger)
+	} else {
+		linger = max(linger, min(now.Sub(t.draft.last.Time())/lateShare, lateLinger))
 	}
 	left := linger - now.Sub(t.draft.since)
 	idle := drained && t.pub.InFlight() == 0 && !t.inline() && t.fresh(now)
