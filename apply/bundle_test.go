@@ -173,6 +173,22 @@ func TestBundledRowsKeepTheirStamps(t *testing.T) {
 	}
 }
 
+// TestRowOfSeveralTransactions: it bears the stamp of the last one that wrote it.
+func TestRowOfSeveralTransactions(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT, "c")
+	p.inserts()
+	for i := range 10 {
+		p.commit(fmt.Sprintf(`UPDATE t SET v = 'y' WHERE id = %d`, 1+i%9)) // row 1 first and last
+	}
+	p.ship(nil, false)
+	p.await()
+	p.update(nodeC, wire.Begin{Seq: 1, Stamp: p.last - 1}, nil, 1, "c") // above the first, below the last
+	awaitTrue(t, func() bool { return p.a.progress.vector().Covers(nodeC, 1) })
+	if got := p.to.Value(t, `SELECT v FROM t WHERE id = 1`); got != "y" {
+		t.Errorf("row 1 is %q", got)
+	}
+}
+
 // TestSeenPartOfABundleIsNoConflict: the author of a write had seen a bundle's first transactions, which wrote the row,
 // and not the last one.
 func TestSeenPartOfABundleIsNoConflict(t *testing.T) {
