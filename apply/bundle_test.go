@@ -327,14 +327,15 @@ func TestContestedBundles(t *testing.T) {
 	p.do(fmt.Sprintf(`INSERT INTO t SELECT i, 'x', 0 FROM generate_series(1, %d) i`, n))
 	for i := range n {
 		id := 1 + i%(n/2) // each twice
-		if i == n*3/4 {   // the second half of the rows' second updates is later than the local ones
+		if i == n*3/4 { // from here on the updates are later than the local ones
 			p.to.Exec(t, `UPDATE t SET v = 'local'`)
+			id-- // the row that the transaction before it loses on
 		}
 		p.commit(fmt.Sprintf(`UPDATE t SET v = 'remote %d', n = %[1]d WHERE id = %d`, i, id))
 	}
 	p.ship(nil, false)
 	p.await()
-	for id, want := range map[int]string{1: "local", n / 4: "local", n/4 + 1: fmt.Sprintf("remote %d", n*3/4), n / 2: fmt.Sprintf("remote %d", n-1), n/2 + 1: "local"} {
+	for id, want := range map[int]string{1: "local", n/4 - 1: "local", n / 4: fmt.Sprintf("remote %d", n*3/4), n/4 + 1: "local", n / 2: fmt.Sprintf("remote %d", n-1), n/2 + 1: "local"} {
 		if got := p.to.Value(t, fmt.Sprintf(`SELECT v FROM t WHERE id = %d`, id)); got != want {
 			t.Errorf("row %d is %q, want %q", id, got, want)
 		}
@@ -352,11 +353,11 @@ func TestContestedBundles(t *testing.T) {
 		t.Fatal("no bundle has been kept")
 	}
 	stamp := parseStamp(t, p.to.Value(t, fmt.Sprintf(`SELECT remote_stamp FROM pgbridge.conflict WHERE remote_seq = %d`, 2+n*3/4)))
-	p.update(nodeC, wire.Begin{Seq: 1, Stamp: stamp - 1}, nil, n/4+1, "c, before")
-	p.update(nodeC, wire.Begin{Seq: 2, Stamp: stamp + 1}, nil, n/4+1, "c")
+	p.update(nodeC, wire.Begin{Seq: 1, Stamp: stamp - 1}, nil, n/4, "c, before")
+	p.update(nodeC, wire.Begin{Seq: 2, Stamp: stamp + 1}, nil, n/4, "c")
 	awaitTrue(t, func() bool { return p.a.progress.vector().Covers(nodeC, 2) })
-	if got := p.to.Value(t, fmt.Sprintf(`SELECT v FROM t WHERE id = %d`, n/4+1)); got != "c" {
-		t.Errorf("row %d is %q", n/4+1, got)
+	if got := p.to.Value(t, fmt.Sprintf(`SELECT v FROM t WHERE id = %d`, n/4)); got != "c" {
+		t.Errorf("row %d is %q", n/4, got)
 	}
 	if got := p.to.Query(t, `SELECT outcome FROM pgbridge.conflict WHERE remote_origin LIKE 'c%' ORDER BY id`); strings.Join(got, " ") != "local wins remote wins" {
 		t.Errorf("history of c %q", got)

@@ -11,6 +11,11 @@ import (
 // TestUnchangedValueWaitsUntilTheRowIsSettled: capture has not read yet that a local delete beats the insert of
 // the row whose large value an update leaves as it is (R19; the model's TrustNew).
 func TestUnchangedValueWaitsUntilTheRowIsSettled(t *testing.T) {
+	t.Run("one update", func(t *testing.T) { unchangedValueWaits(t, 1) })
+	t.Run("a bundle", func(t *testing.T) { unchangedValueWaits(t, 2*bundleFrom) })
+}
+
+func unchangedValueWaits(t *testing.T, updates int) {
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), `CREATE TABLE t (id int PRIMARY KEY, v text, big text);
 		ALTER TABLE t ALTER big SET STORAGE EXTERNAL`)
 	p.do(`INSERT INTO t VALUES (1, 'x', repeat('b', 10000))`)
@@ -26,7 +31,9 @@ func TestUnchangedValueWaitsUntilTheRowIsSettled(t *testing.T) {
 		p.a.LocalDelete("public", "t", key, tab.hasher.Hash(key, nil), v, 1, 500)
 		p.wal.tell(origin.Vector{inserted})
 	})
-	p.from.Exec(t, `UPDATE t SET v = 'y' WHERE id = 1`)
+	for range updates {
+		p.commit(`UPDATE t SET v = 'y' WHERE id = 1`)
+	}
 	p.ship(nil, false)
 	awaitTrue(t, func() bool {
 		st := p.status()
