@@ -17,6 +17,6 @@
 // When one transaction cannot be applied (a table is missing here), its origin waits with a reason that
 // [Applier.Status] shows, the others go on, and nothing is lost. When a peer is away its queue is empty.
 //
-// Begin with applier.go, then worker.go (the optimistic path), guard.go, plan.go, careful.go with decide.go, and
+// Begin with applier.go, then worker.go (the optimistic path), guard.go, plan.go, bundle.go, careful.go with decide.go, and
 // absence.go for what is known about rows that are not there.
 package apply
