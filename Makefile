@@ -24,11 +24,13 @@ UNIT := $$(go list ./... | grep -v '/integration$$')
 # What one fuzz test, and one run of the soak, may take.
 FUZZTIME ?= 20s
 SOAKTIMEOUT ?= 6h
+# How long each micro-benchmark runs, or 100x: that often.
+MICROBENCHTIME ?= 1s
 # Which cluster tests, and how: make integration RUN=TestCrash RACE=-race
 RUN ?= .
 RACE ?=
 
-.PHONY: help build demo test lint unit integration compose fuzz soak bench postgres clean
+.PHONY: help build demo test lint unit integration compose fuzz soak bench microbench postgres clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +81,9 @@ bench: build ## against native logical replication, to build/bench.json
 	scripts/postgres.sh 18
 	@mkdir -p build
 	go run ./integration/bench $(BENCHFLAGS)
+
+microbench: ## codec, vectors, capture's rows and apply's plans, with their allocations; RUN=BenchmarkPlan picks some
+	go test -run '^$$' -bench '$(RUN)' -benchmem -benchtime $(MICROBENCHTIME) ./wire ./origin ./capture ./apply
 
 postgres: ## fetch the PostgreSQL binaries that tests run, into a cache outside the repository
 	@scripts/postgres.sh $(PG)
