@@ -30,10 +30,10 @@ MICROBENCHTIME ?= 1s
 RUN ?= .
 RACE ?=
 
-.PHONY: help build demo test lint unit integration compose fuzz soak bench microbench postgres clean
+.PHONY: help build demo test lint unit integration compose fuzz soak bench bench-rivals microbench postgres clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## bin/pgbridge, a static binary
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/pgbridge ./cmd/pgbridge
@@ -81,6 +81,11 @@ bench: build ## against native logical replication, to build/bench.json
 	scripts/postgres.sh 18
 	@mkdir -p build
 	go run ./integration/bench $(BENCHFLAGS)
+
+bench-rivals: build ## against pglogical and Bucardo too, all on PostgreSQL 15, to build/bench-rivals.json
+	scripts/rivals.sh
+	@mkdir -p build
+	go run ./integration/bench -major 15 -rivals native,pgbridge,pglogical,bucardo -out build/bench-rivals.json $(BENCHFLAGS)
 
 microbench: ## codec, vectors, capture's rows and apply's plans, with their allocations; RUN=BenchmarkPlan picks some
 	go test -run '^$$' -bench '$(RUN)' -benchmem -benchtime $(MICROBENCHTIME) ./wire ./origin ./capture ./apply

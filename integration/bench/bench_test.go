@@ -24,11 +24,11 @@ func (r wrong) resume(ctx context.Context) (time.Time, time.Duration, error) {
 
 func testBench(t *testing.T) *bench {
 	t.Helper()
-	in, err := pgcluster.Find(major)
+	in, err := pgcluster.Find(defaultMajor)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &bench{install: in, opts: options{scale: 0.001, repeat: 1, timeout: time.Minute}}
+	return &bench{install: in, opts: options{scale: 0.001, repeat: 1, timeout: time.Minute, major: defaultMajor}}
 }
 
 func runOnce(t *testing.T, name string, make func(*pair) rival) (sample, error) {
@@ -54,7 +54,7 @@ func runOnce(t *testing.T, name string, make func(*pair) rival) (sample, error) 
 }
 
 func TestEqualRowsHaveATime(t *testing.T) {
-	s, err := runOnce(t, "one-update", func(p *pair) rival { return &native{pair: p, both: true} })
+	s, err := runOnce(t, "one-update", func(p *pair) rival { return &native{pair: p, both: true, major: defaultMajor} })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,14 +64,14 @@ func TestEqualRowsHaveATime(t *testing.T) {
 }
 
 func TestDifferentRowsHaveNoTime(t *testing.T) {
-	s, err := runOnce(t, "many-inserts", func(p *pair) rival { return wrong{&native{pair: p}} })
+	s, err := runOnce(t, "many-inserts", func(p *pair) rival { return wrong{&native{pair: p, major: defaultMajor}} })
 	if !errors.Is(err, errDifferent) {
 		t.Fatalf("a row too many at the receiver: %+v, %v", s, err)
 	}
 }
 
 func TestFailureOfARivalEndsTheWait(t *testing.T) {
-	s, err := runOnce(t, "one-insert", func(p *pair) rival { return &failing{native: &native{pair: p}} })
+	s, err := runOnce(t, "one-insert", func(p *pair) rival { return &failing{native: &native{pair: p, major: defaultMajor}} })
 	if !errors.Is(err, errAway) {
 		t.Errorf("a rival that has ended: %+v, %v", s, err)
 	}

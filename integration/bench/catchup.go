@@ -13,8 +13,8 @@ import (
 	"github.com/pgbridge/pgbridge/integration/pgcluster"
 )
 
-// major is the PostgreSQL that both rivals run on.
-const major = 18
+// defaultMajor is the PostgreSQL that all rivals run on where the command line does not say another one.
+const defaultMajor = 18
 
 // bench is what all runs share.
 type bench struct {
@@ -25,7 +25,7 @@ type bench struct {
 }
 
 func newBench(ctx context.Context, o options) (*bench, error) {
-	in, err := pgcluster.Find(major)
+	in, err := findInstall(o)
 	if err != nil {
 		return nil, err
 	}
@@ -63,8 +63,10 @@ func findPgbench(in pgcluster.Install) (string, error) {
 type sample struct {
 	// Seconds is the catch-up; for latency the median. 0 if the run failed.
 	Seconds float64 `json:"seconds"`
-	// StartSeconds is how long the bridge took before its catch-up began to count.
-	StartSeconds float64            `json:"start_seconds,omitempty"`
+	// StartSeconds is how long the bridge, or Bucardo's sync, took before its catch-up began to count.
+	StartSeconds float64 `json:"start_seconds,omitempty"`
+	// WriteSeconds is how long committing the work took, while replication rested.
+	WriteSeconds float64            `json:"write_seconds,omitempty"`
 	Latency      *percentiles       `json:"latency_ms,omitempty"`
 	CPU          map[string]float64 `json:"cpu_seconds,omitempty"`
 	PeakRSS      map[string]int64   `json:"peak_rss_bytes,omitempty"`
@@ -85,14 +87,11 @@ func (s sample) text() string {
 func (b *bench) measure(ctx context.Context, l line, name string) sample {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	p, err := newPair(ctx, b.install, b.pgbench)
+	p, err := newPairWith(ctx, b.install, rivalSettings(name, b.opts.major), b.pgbench)
 	if err != nil {
 		return sample{Error: err.Error()}
 	}
-	var r rival = &native{pair: p, both: b.opts.both}
-	if name == pgbridgeName {
-		r = &bridges{pair: p, command: b.bridgeCommand(l), logDir: filepath.Dir(b.opts.out), line: l.name}
-	}
+	r := b.newRival(name, l, p)
 	s, err := b.run(ctx, l, p, r)
 	s.Warnings = r.warnings()
 	if err = errors.Join(err, r.close(), p.close()); err != nil {
@@ -146,9 +145,11 @@ func (b *bench) catchUp(ctx context.Context, l line, p *pair, r rival, n int) (s
 	if err := r.pause(ctx); err != nil {
 		return s, err
 	}
+	written := time.Now()
 	if err := errors.Join(l.write(ctx, p.source, n), p.source.markEnd(ctx, roundEnd)); err != nil {
 		return s, err
 	}
+	s.WriteSeconds = round(time.Since(written).Seconds())
 	if l.back != nil {
 		if err := errors.Join(l.back(ctx, p.receiver, n), p.receiver.markEnd(ctx, roundBack)); err != nil {
 			return s, err
@@ -156,7 +157,7 @@ func (b *bench) catchUp(ctx context.Context, l line, p *pair, r rival, n int) (s
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, b.opts.timeout, fmt.Errorf("not caught up after %s", b.opts.timeout))
 	defer cancel()
-	before := p.ticks(nil)
+	before := p.ticks(r.processes()) // none of the bridges' yet
 	begun, startup, err := r.resume(ctx)
 	if err != nil {
 		return s, err

@@ -11,7 +11,9 @@
 //
 // The rivals are native (native.go): a subscription with origin = none, binary = true, streaming =
 // parallel; and pgbridge (bridges.go): two processes of the built binary with embedded brokers and
-// default settings. Neither gets a setting that the other does not get.
+// default settings. Neither gets a setting that the other does not get. -rivals and -major ask for
+// others, and for another server: pglogical (pglogical.go) and Bucardo (bucardo.go); rivals.go says what
+// each of them needs.
 //
 // Out goes a table on standard output, and build/bench.json with every single run, the CPU seconds that
 // each kind of process took, and the bridges' peak memory (usage.go). With -profile the bridges are this
@@ -45,7 +47,8 @@ import (
 type options struct {
 	scale   float64       // share of the full amount of work
 	only    []string      // names of lines; nil is all
-	rivals  []string      // names of rivals; nil is both
+	rivals  []string      // names of rivals; nil is native and pgbridge
+	major   int           // of the PostgreSQL that all run on
 	repeat  int           // runs of each line
 	binary  string        // pgbridge
 	out     string        // JSON file
@@ -88,7 +91,8 @@ func parseFlags(args []string) (options, error) {
 	}
 	f.Float64Var(&o.scale, "scale", scale, "share of the full amount of work (BENCH_SCALE)")
 	f.StringVar(&only, "only", "", "run these `lines`: "+strings.Join(lineNames(), ","))
-	f.StringVar(&rivals, "rivals", "", "run these `rivals`: native,pgbridge")
+	f.StringVar(&rivals, "rivals", "", "run these `rivals`: "+rivalList()+"; the first two are the default")
+	f.IntVar(&o.major, "major", defaultMajor, "the PostgreSQL that all rivals run on")
 	f.IntVar(&o.repeat, "repeat", 1, "runs of each line; the median counts")
 	f.StringVar(&o.binary, "binary", filepath.Join("bin", "pgbridge"), "the built `pgbridge`")
 	f.StringVar(&o.out, "out", filepath.Join("build", "bench.json"), "JSON `file`; profiles and logs go beside it")
@@ -115,10 +119,11 @@ func (o options) validate() error {
 			return fmt.Errorf("-only: no line %q; there are %s", name, strings.Join(lineNames(), ", "))
 		}
 	}
-	for _, name := range o.rivals {
-		if name != nativeName && name != pgbridgeName {
-			return fmt.Errorf("-rivals: no rival %q; there are %s, %s", name, nativeName, pgbridgeName)
-		}
+	if name := unknownRival(o.rivals); name != "" {
+		return fmt.Errorf("-rivals: no rival %q; there are %s", name, rivalList())
+	}
+	if o.both && o.major < 16 {
+		return fmt.Errorf("-native-both: before PostgreSQL 16 a subscription hands on what it received, and changes go round for ever; not with -major %d", o.major)
 	}
 	if o.scale <= 0 || o.repeat < 1 {
 		return errors.New("-scale and -repeat must be above 0")
@@ -127,7 +132,7 @@ func (o options) validate() error {
 }
 
 // runs reports whether the rival is among those that were asked for.
-func (o options) runs(rival string) bool { return o.rivals == nil || slices.Contains(o.rivals, rival) }
+func (o options) runs(rival string) bool { return slices.Contains(o.order(0), rival) }
 
 // runAll runs the chosen lines, writes the report after each of them, and prints the table at the end.
 func runAll(ctx context.Context, o options) error {
@@ -159,12 +164,8 @@ func runAll(ctx context.Context, o options) error {
 func (b *bench) runLine(ctx context.Context, l line) (*result, error) {
 	result := newResult(l, b.opts.scale)
 	for round := range b.opts.repeat {
-		order := []string{nativeName, pgbridgeName}
-		if round%2 == 1 {
-			slices.Reverse(order)
-		}
-		for _, name := range order {
-			if !b.opts.runs(name) || l.back != nil && name == nativeName {
+		for _, name := range b.opts.order(round) {
+			if !canRun(name, l) {
 				continue
 			}
 			s := b.measure(ctx, l, name)

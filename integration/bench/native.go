@@ -35,29 +35,36 @@ const (
 // native is PostgreSQL's own logical replication.
 type native struct {
 	*pair
-	both bool // from the receiver to the source too
+	both  bool // from the receiver to the source too
+	major int
 }
 
-// subscriptionOptions are all that differs from the defaults; the rows are there already.
-const subscriptionOptions = "WITH (origin = none, binary = true, streaming = parallel, copy_data = false)"
+// subscriptionOptions are all that differs from the defaults; the rows are there already. Before 16 a change could not
+// be told from one that was received, and nothing was applied in parallel.
+func subscriptionOptions(major int) string {
+	if major < 16 {
+		return "WITH (binary = true, streaming = on, copy_data = false)"
+	}
+	return "WITH (origin = none, binary = true, streaming = parallel, copy_data = false)"
+}
 
 func (r *native) connect(ctx context.Context) error {
-	if err := subscribe(ctx, r.receiver, r.source); err != nil {
+	if err := r.subscribe(ctx, r.receiver, r.source); err != nil {
 		return err
 	}
 	if r.both {
-		return subscribe(ctx, r.source, r.receiver)
+		return r.subscribe(ctx, r.source, r.receiver)
 	}
 	return nil
 }
 
 // subscribe makes to receive what from commits.
-func subscribe(ctx context.Context, to, from *server) error {
+func (r *native) subscribe(ctx context.Context, to, from *server) error {
 	if err := from.exec(ctx, "CREATE PUBLICATION bench_"+from.name+" FOR ALL TABLES"); err != nil {
 		return err
 	}
 	return to.exec(ctx, fmt.Sprintf("CREATE SUBSCRIPTION bench_%s CONNECTION '%s' PUBLICATION bench_%s %s",
-		to.name, from.dsn, from.name, subscriptionOptions))
+		to.name, from.dsn, from.name, subscriptionOptions(r.major)))
 }
 
 // pause leaves the other direction alone: nothing comes from there.

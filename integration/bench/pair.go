@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -53,7 +54,15 @@ type pair struct {
 	dir              string // removed by close
 }
 
+// newPair starts both servers with serverSettings.
 func newPair(ctx context.Context, in pgcluster.Install, pgbenchPath string) (*pair, error) {
+	return newPairWith(ctx, in, nil, pgbenchPath)
+}
+
+// newPairWith starts both servers with more settings.
+func newPairWith(ctx context.Context, in pgcluster.Install, more map[string]string, pgbenchPath string) (*pair, error) {
+	settings := serverSettings()
+	maps.Copy(settings, more)
 	dir, err := os.MkdirTemp("", "pgbridge-bench-")
 	if err != nil {
 		return nil, err
@@ -64,7 +73,7 @@ func newPair(ctx context.Context, in pgcluster.Install, pgbenchPath string) (*pa
 	}
 	err = p.onBoth(func(s *server) error {
 		s.pgbenchPath = pgbenchPath
-		return s.start(ctx, in, filepath.Join(dir, s.name))
+		return s.start(ctx, in, settings, filepath.Join(dir, s.name))
 	})
 	if err != nil {
 		return nil, errors.Join(err, p.close())
@@ -72,8 +81,8 @@ func newPair(ctx context.Context, in pgcluster.Install, pgbenchPath string) (*pa
 	return p, nil
 }
 
-func (s *server) start(ctx context.Context, in pgcluster.Install, dir string) (err error) {
-	s.cluster, err = pgcluster.Start(ctx, pgcluster.Options{Install: in, Dir: dir, Settings: serverSettings()})
+func (s *server) start(ctx context.Context, in pgcluster.Install, settings map[string]string, dir string) (err error) {
+	s.cluster, err = pgcluster.Start(ctx, pgcluster.Options{Install: in, Dir: dir, Settings: settings})
 	if err != nil {
 		return err
 	}
@@ -157,7 +166,7 @@ func (s *server) awaitEnd(ctx context.Context, round int, failed func() error) e
 const tablesSQL = `
 SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'r' AND c.relpersistence = 'p'
-  AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgbridge') AND n.nspname NOT LIKE 'pg_toast%'
+  AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgbridge', 'pglogical', 'bucardo') AND n.nspname NOT LIKE 'pg_toast%'
 ORDER BY 1`
 
 // compare returns an error that names the tables whose rows are not the same at both ends.

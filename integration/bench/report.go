@@ -42,6 +42,8 @@ type result struct {
 	PgbridgeLatency      *percentiles `json:"pgbridge_latency_ms,omitempty"`
 	NativeRuns           []sample     `json:"native_runs"`
 	PgbridgeRuns         []sample     `json:"pgbridge_runs"`
+	// OtherRuns are those of the rivals beside native, by name.
+	OtherRuns map[string][]sample `json:"other_runs,omitempty"`
 }
 
 func newResult(l line, scale float64) *result {
@@ -50,10 +52,16 @@ func newResult(l line, scale float64) *result {
 
 // add takes a run in.
 func (r *result) add(rival string, s sample) {
-	if rival == nativeName {
+	switch rival {
+	case nativeName:
 		r.NativeRuns = append(r.NativeRuns, s)
-	} else {
+	case pgbridgeName:
 		r.PgbridgeRuns = append(r.PgbridgeRuns, s)
+	default:
+		if r.OtherRuns == nil {
+			r.OtherRuns = map[string][]sample{}
+		}
+		r.OtherRuns[rival] = append(r.OtherRuns[rival], s)
 	}
 	r.NativeSeconds, r.NativeLatency = medianRun(r.NativeRuns)
 	r.PgbridgeSeconds, r.PgbridgeLatency = medianRun(r.PgbridgeRuns)
@@ -123,7 +131,7 @@ func (r *report) write(path string) error {
 func (r *report) failure() error {
 	var failed []string
 	for _, l := range r.Lines {
-		for _, s := range slices.Concat(l.NativeRuns, l.PgbridgeRuns) {
+		for _, s := range l.allRuns() {
 			if s.Error != "" {
 				failed = append(failed, l.Name)
 				break
@@ -143,6 +151,7 @@ func (r *report) print(w io.Writer) {
 		fmt.Fprintf(w, "%s: %s\n", name, r.Versions[name])
 	}
 	r.printTimes(w)
+	r.printOthers(w)
 	r.printUsage(w)
 }
 
@@ -181,25 +190,20 @@ func (r *report) printTimes(w io.Writer) {
 func (r *report) printUsage(w io.Writer) {
 	t := [][]string{{"line", "rival", "CPU s", "of which", "peak memory of the bridges", "counted"}}
 	for _, l := range r.Lines {
-		for _, rival := range []struct {
-			name string
-			runs []sample
-		}{{nativeName, l.NativeRuns}, {pgbridgeName, l.PgbridgeRuns}} {
-			if len(rival.runs) == 0 {
-				continue
-			}
-			s := rival.runs[len(rival.runs)-1]
+		for _, name := range l.rivals() {
+			runs := l.runs(name)
+			s := runs[len(runs)-1]
 			var parts, peaks, counts []string
 			for _, kind := range slices.Sorted(maps.Keys(s.CPU)) {
 				parts = append(parts, fmt.Sprintf("%s %.2f", kind, s.CPU[kind]))
 			}
-			for _, name := range slices.Sorted(maps.Keys(s.PeakRSS)) {
-				peaks = append(peaks, fmt.Sprintf("%s %d MiB", name, s.PeakRSS[name]>>20))
+			for _, process := range slices.Sorted(maps.Keys(s.PeakRSS)) {
+				peaks = append(peaks, fmt.Sprintf("%s %d MiB", process, s.PeakRSS[process]>>20))
 			}
-			for _, name := range slices.Sorted(maps.Keys(s.Counters)) {
-				counts = append(counts, fmt.Sprintf("%d %s", s.Counters[name], name))
+			for _, counter := range slices.Sorted(maps.Keys(s.Counters)) {
+				counts = append(counts, fmt.Sprintf("%d %s", s.Counters[counter], counter))
 			}
-			t = append(t, []string{l.Title, rival.name, fmt.Sprintf("%.2f", total(s.CPU)), strings.Join(parts, ", "),
+			t = append(t, []string{l.Title, name, fmt.Sprintf("%.2f", total(s.CPU)), strings.Join(parts, ", "),
 				strings.Join(peaks, ", "), strings.Join(counts, ", ")})
 		}
 	}
