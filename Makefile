@@ -30,7 +30,7 @@ MICROBENCHTIME ?= 1s
 RUN ?= .
 RACE ?=
 
-.PHONY: help build demo test lint unit integration compose fuzz soak bench bench-rivals microbench postgres clean
+.PHONY: help build demo test lint unit integration compose fuzz soak bench bench-long bench-rivals microbench postgres clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,12 +75,17 @@ fuzz: ## each fuzz test for FUZZTIME
 	done
 
 soak: postgres ## the long versions of the cluster tests: many crashes, big transactions
-	PGBRIDGE_TEST_SOAK=1 go test -count=1 -v -timeout $(SOAKTIMEOUT) -run '$(RUN)' ./integration
+	PGBRIDGE_TEST_SOAK=1 go test -count=1 -v -timeout $(SOAKTIMEOUT) -run '$(RUN)' ./integration ./integration/bench
 
-bench: build ## against native logical replication, to build/bench.json
+bench: build ## against native logical replication, to build/bench.json and bench.svg
 	scripts/postgres.sh 18
 	@mkdir -p build
 	go run ./integration/bench $(BENCHFLAGS)
+
+bench-long: build ## the lines that take long: a backlog, steady load, idle bridges, many peers
+	scripts/postgres.sh 18
+	@mkdir -p build
+	go run ./integration/bench -long -out build/bench-long.json $(BENCHFLAGS)
 
 bench-rivals: build ## against pglogical and Bucardo too, all on PostgreSQL 15, to build/bench-rivals.json
 	scripts/rivals.sh

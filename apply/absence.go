@@ -393,6 +393,14 @@ func (a *absence) holdLSN() uint64 {
 	return a.takes.lowest()
 }
 
+// mayTakeBack reports whether a local delete that capture, which has read up to passed, has told of may still take rows
+// back.
+func (a *absence) mayTakeBack(passed uint64) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return passed < a.rescan || a.takes.lowest() != 0
+}
+
 // purge drops the tombstones that stable says nobody can ask for any more (R22); it returns how many
 // are left.
 func (a *absence) purge(stable func(o origin.Origin) uint64) int {

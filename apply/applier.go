@@ -361,22 +361,34 @@ func (w *worker) prepareFixed(ctx context.Context) error {
 			SELECT 1/count(*), pg_replication_origin_xact_setup('0/0', $4) FROM p`, w.id),
 	}
 	w.tombstoneStatement = &statement{
-		name: "tombstone", sent: true, ready: true, types: []uint32{oidInt8, 23, oidInt8, 17},
+		name: "tombstone", sent: true, ready: true, types: []uint32{oidInt8, oidInt4, oidInt8, oidBytea},
 		sql: fmt.Sprintf(`INSERT INTO pgbridge.tombstone (origin, epoch, seq, part, stamp, keys) VALUES (%s, %d, $1, $2, $3, $4)`,
 			literal(w.origin.Node), w.origin.Epoch),
+	}
+	w.bundleStatement = &statement{
+		name: "bundle", sent: true, ready: true,
+		types: []uint32{oidInt8, oidInt8, oidInt8, oidTimestamptz, oidInt8, oidInt8Array, oidInt4Array},
+		sql: fmt.Sprintf(`WITH p AS (UPDATE pgbridge.position SET seq = $1, stamp = $2, stream_seq = $3
+			WHERE id = %d AND seq = $5 RETURNING 1), b AS (INSERT INTO pgbridge.bundle (id, at, seq, keys, behind)
+			VALUES (%[1]d, $4, $1, $6, $7))
+			SELECT 1/count(*), pg_replication_origin_xact_setup('0/0', $4) FROM p`, w.id),
 	}
 	fixed := func(name, sql string) *statement { return &statement{name: name, sql: sql, sent: true, ready: true} }
 	w.beginStatement, w.commitStatement = fixed("begin", "BEGIN"), fixed("commit", "COMMIT")
 	w.xidStatement = fixed("xid", "SELECT pg_current_xact_id()")
-	for _, s := range []*statement{w.positionStatement, w.tombstoneStatement, w.beginStatement, w.commitStatement, w.xidStatement,
-		fixed("chain", "COMMIT AND CHAIN")} {
+	for _, s := range []*statement{w.positionStatement, w.tombstoneStatement, w.bundleStatement, w.beginStatement, w.commitStatement, w.xidStatement,
+		fixed("chain", "COMMIT AND CHAIN"), fixed("impatient", "SET LOCAL lock_timeout = '"+bundleLockTimeout+"'")} {
 		if _, err := w.conn.PgConn().Prepare(ctx, s.name, s.sql, s.types); err != nil {
+			if hasCode(err, "42P01") { // a version before this one has set it up
+				err = ErrNotSetUp
+			}
 			return fmt.Errorf("prepare %s: %w", s.name, explain(err))
 		}
 	}
 	w.beginMessages = appendRun(nil, "begin", nil)
 	w.chainMessages = appendRun(nil, "chain", nil)
 	w.commitMessages = appendRun(nil, "commit", nil)
+	w.bundleMessages = appendRun(nil, "impatient", nil)
 	return nil
 }
 
@@ -393,7 +405,7 @@ func (a *Applier) openTakebacks(ctx context.Context, ids *remotes) error {
 	if err := setOrigin(ctx, conn, ownOriginName(a.opts.Cluster, a.opts.Node)); err != nil {
 		return err
 	}
-	a.takes = &takebacks{conn: conn, own: a.own, ids: ids.ids, origins: ids.origins, catalog: a.catalog,
+	a.takes = &takebacks{conn: conn, own: a.own, ids: ids.ids, origins: ids.origins, catalog: a.catalog, digests: rowkey.NewDigests(a.catalog.ask),
 		absence: a.absence, progress: a.progress, markers: a.markers,
 		failed: func(err error) { a.opts.Logger.Warn("take-back waits", "err", err.Error()) }}
 	return nil

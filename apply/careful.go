@@ -242,7 +242,7 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 	}
 	c.careful.Add(1) // before whoever waits for the transaction hears of it
 	c.conflicts.Add(uint64(c.losses))
-	c.land(&landing{t: c.t, held: h, tomb: tombstone{c.t.version(), c.t.Seq}, buried: c.buried.all()})
+	c.land([]landing{{t: c.t, held: h, tomb: tombstone{c.t.version(), c.t.Seq}, buried: c.buried.all()}})
 	return nil
 }
 

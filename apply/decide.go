@@ -181,7 +181,7 @@ func (c *carefulRun) write(m *mapping, tuple []wire.Value, k wire.KeyHash, kind 
 	if found {
 		return c.overwrite(m, tuple)
 	}
-	return c.change(m, m.statement("ki", m.insertSQL), tuple, m.insertSet(), nil)
+	return c.change(m, m.statement("ki", m.insertSQL), tuple, m.insertSet(nil), nil)
 }
 
 // lose notes that the row stays as it is, whatever the transaction does to it.
@@ -202,7 +202,7 @@ func (c *carefulRun) overwrite(m *mapping, tuple []wire.Value) error {
 		s := m.statement("ku"+shape(set), func() (string, []uint32) { return m.updateSQL(set, nil) })
 		return c.change(m, s, tuple, set, tuple)
 	}
-	set = slices.DeleteFunc(m.insertSet(), func(i int) bool { return tuple[i].Format == wire.Unchanged })
+	set = slices.DeleteFunc(m.insertSet(nil), func(i int) bool { return tuple[i].Format == wire.Unchanged })
 	s := m.statement("kr"+shape(set), func() (string, []uint32) { return m.replaceSQL(set) })
 	return c.change(m, s, tuple, set, tuple)
 }
@@ -236,9 +236,8 @@ func (c *carefulRun) trueBase(m *mapping, r *rowState, k wire.KeyHash) error {
 		"such values only come along with ALTER TABLE %s REPLICA IDENTITY FULL", c.t.Seq, m.local.quoted, m.local.quoted)
 }
 
-// insertSet lists the remote columns that an insert writes.
-func (m *mapping) insertSet() []int {
-	var set []int
+// insertSet appends the remote columns that an insert writes.
+func (m *mapping) insertSet(set []int) []int {
 	for i, li := range m.cols {
 		if li >= 0 {
 			set = append(set, i)

@@ -36,6 +36,10 @@ const genuine = `(SELECT age(r.xmin) > age(t.xmin) AND COALESCE(pg_xact_commit_t
 const (
 	oidXID         = 28
 	oidInt8        = 20
+	oidInt4        = 23
+	oidInt8Array   = 1016
+	oidInt4Array   = 1007
+	oidBytea       = 17
 	oidTimestamptz = 1184
 )
 

@@ -166,18 +166,19 @@ func (b *inbox) full() (bool, <-chan struct{}) {
 }
 
 func (b *inbox) add(ctx context.Context, txns []*txn) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	defer b.signal()
 	for _, t := range txns {
-		b.mu.Lock()
 		for b.bytes > 0 && b.bytes+t.size > b.opts.InboxBytes {
-			if !b.waits {
-				b.waits = true
-				b.signal()
-			}
+			b.waits = true
+			b.signal()
 			changed := b.changed
 			b.mu.Unlock()
 			select {
 			case <-changed:
 			case <-ctx.Done():
+				b.mu.Lock()
 				return context.Cause(ctx)
 			}
 			b.mu.Lock()
@@ -185,16 +186,13 @@ func (b *inbox) add(ctx context.Context, txns []*txn) error {
 		}
 		if !t.vectorOnly {
 			if t.Seq <= b.last { // seen already: a duplicate by the dense numbering
-				b.mu.Unlock()
 				if t.run != nil {
 					t.run.remove()
 				}
 				continue
 			}
 			if t.Seq != b.last+1 {
-				last := b.last
-				b.mu.Unlock()
-				return fmt.Errorf("%w: %s:%d comes after %d", ErrGap, b.origin, t.Seq, last)
+				return fmt.Errorf("%w: %s:%d comes after %d", ErrGap, b.origin, t.Seq, b.last)
 			}
 			b.last = t.Seq
 		}
@@ -204,8 +202,6 @@ func (b *inbox) add(ctx context.Context, txns []*txn) error {
 			b.queue = append(b.queue, t)
 		}
 		b.bytes += t.size
-		b.signal()
-		b.mu.Unlock()
 	}
 	return nil
 }
@@ -253,6 +249,41 @@ func (b *inbox) ahead(n int, ok func(*txn) bool) (last *txn) {
 	return last
 }
 
+// enough reports whether n entries of the queue have not been taken, or push waits for room; if not, the channel is
+// closed at the next change.
+func (b *inbox) enough(n int) (bool, <-chan struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.queue)-b.taken >= n || b.waits, b.changed
+}
+
+// upcoming appends up to n of the transactions that have not been taken yet.
+func (b *inbox) upcoming(to []*txn, n int) []*txn {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, t := range b.queue[b.taken:] {
+		if n == 0 {
+			break
+		}
+		if !t.vectorOnly {
+			to, n = append(to, t), n-1
+		}
+	}
+	return to
+}
+
+// takeMany marks the next n transactions as being applied.
+func (b *inbox) takeMany(n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for n > 0 {
+		if !b.queue[b.taken].vectorOnly { // else landed will come to it
+			n--
+		}
+		b.taken++
+	}
+}
+
 // take marks the transaction that peek returned as being applied.
 func (b *inbox) take() {
 	b.mu.Lock()
@@ -260,14 +291,16 @@ func (b *inbox) take() {
 	b.taken++
 }
 
-// landed removes the oldest transaction, which is applied, and hands the vectors behind it to passed.
-func (b *inbox) landed(passed func(*txn)) {
+// landed removes the oldest n transactions, which are applied, and hands the vectors among and behind them to passed.
+func (b *inbox) landed(n int, passed func(*txn)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.pop()
-	b.taken--
-	for b.taken > 0 && b.queue[0].vectorOnly {
-		passed(b.queue[0])
+	for n > 0 || b.taken > 0 && b.queue[0].vectorOnly {
+		if t := b.queue[0]; t.vectorOnly {
+			passed(t)
+		} else {
+			n--
+		}
 		b.pop()
 		b.taken--
 	}

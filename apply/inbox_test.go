@@ -94,7 +94,7 @@ func TestVectorsDoNotPileUp(t *testing.T) {
 	}
 	b.take()
 	var low origin.Vector
-	b.landed(func(x *txn) { low = x.low })
+	b.landed(1, func(x *txn) { low = x.low })
 	b.peek(func(x *txn) { low = x.low })
 	if low.Seq(other) != 1000 {
 		t.Errorf("the last vector that was passed on is %v", low)

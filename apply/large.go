@@ -43,7 +43,7 @@ func (w *worker) applyRun(ctx context.Context, t *txn) error {
 // stream plans the run and writes it out as it goes. The server reads at a local file's pace; nothing
 // here waits for the network or for another node (PROOF.md R4).
 func (w *worker) stream(ctx context.Context, t *txn, h *held) error {
-	b := &batch{done: make(chan struct{}), txns: []landing{{t: t, held: h}}}
+	b := &batch{done: make(chan struct{}), txns: []landing{{t: t, held: h}}, commits: []int{1}}
 	w.current = b
 	p := &w.planner
 	p.out = append(p.out[:0], w.beginMessages...)

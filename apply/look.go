@@ -2,6 +2,7 @@ package apply
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -29,9 +30,21 @@ const (
 	lookColumns = `t.xmin::text, c.timestamp IS NULL,
 		COALESCE((extract(epoch FROM c.timestamp) * 1000000)::int8, 0), COALESCE(c.roident, 0),
 		c.timestamp IS NULL AND age(t.xmin) BETWEEN -1000000 AND 0,
-		COALESCE(` + genuine + `, true), t.tableoid::text || t.ctid::text`
+		COALESCE(` + genuine + `, true), `
+	lookPlace   = `t.tableoid::text || t.ctid::text`
 	lookVersion = `LATERAL pg_xact_commit_timestamp_origin(t.xmin) c`
 )
+
+// lookSQL is what a look asks of each row; lo is an expression for Lo of its key's hash. What is before the last column
+// tells how far a row's own stamp is below its commit's, if it was written by a bundle: -1 if the bundle does not know
+// the key.
+func lookSQL(lo string) string {
+	return lookColumns + "(SELECT COALESCE(b.behind[array_position(b.keys, " + lo + ")], -1) FROM pgbridge.bundle b " +
+		"WHERE b.id = c.roident::int AND b.at = c.timestamp), " + lookPlace
+}
+
+// lookAtSQL is lookSQL for one key.
+func lookAtSQL(k wire.KeyHash) string { return lookSQL(fmt.Sprintf("(%d)::int8", int64(k.Lo))) }
 
 // lookAll locks the rows of all keys in pending that the transaction has not lost before, and finds out their
 // versions; it reports whether capture must read on before something can be decided.
@@ -132,9 +145,15 @@ func (c *carefulRun) fetch(ctx context.Context, m *mapping, g *keyGroup) error {
 		}
 		ps = append(ps, binaryParam(a.value(m.local.cols[m.cols[i]].param())))
 	}
+	var lows array
+	lows.reset()
+	for _, k := range g.hashes {
+		lows.add(binary.BigEndian.AppendUint64(nil, k.Lo), false)
+	}
+	ps = append(ps, binaryParam(lows.value(oidInt8)))
 	lock := m.statement("kl", func() (string, []uint32) { return m.keysSQL("SELECT 1 FROM ", "", " ORDER BY v.n FOR UPDATE OF t") })
 	c.push("lock rows of "+m.local.quoted, lock, ps)
-	at := m.statement("kv", func() (string, []uint32) { return m.keysSQL("SELECT v.n, "+lookColumns+" FROM ", ", "+lookVersion, "") })
+	at := m.statement("kv", func() (string, []uint32) { return m.keysSQL("SELECT v.n, "+lookSQL("v.lo")+" FROM ", ", "+lookVersion, "") })
 	c.queue = append(c.queue, queued{what: "look at rows of " + m.local.quoted, s: at, ps: ps, take: func(rows [][][]byte) {
 		for _, r := range rows {
 			n, _ := strconv.Atoi(string(r[0])) // the server's own count
@@ -144,7 +163,8 @@ func (c *carefulRun) fetch(ctx context.Context, m *mapping, g *keyGroup) error {
 	return nil
 }
 
-// keysSQL builds a query over the rows t whose keys are given as arrays, with their place v.n in them.
+// keysSQL builds a query over the rows t whose keys are given as arrays, then Lo of their hashes, with their place v.n
+// in them.
 func (m *mapping) keysSQL(query, from, end string) (string, []uint32) {
 	var types []uint32
 	var args, names, where []string
@@ -154,6 +174,8 @@ func (m *mapping) keysSQL(query, from, end string) (string, []uint32) {
 		args, names = append(args, fmt.Sprintf("$%d", n+1)), append(names, fmt.Sprintf("k%d", n+1))
 		where = append(where, fmt.Sprintf("%s %s v.k%d", col.compared(), col.equals, n+1))
 	}
+	types = append(types, oidInt8Array)
+	args, names = append(args, fmt.Sprintf("$%d", len(types))), append(names, "lo")
 	return fmt.Sprintf("%sunnest(%s) WITH ORDINALITY v(%s, n), %s t%s WHERE %s%s", query,
 		strings.Join(args, ", "), strings.Join(names, ", "), m.local.rows, from, strings.Join(where, " AND "), end), types
 }
@@ -180,7 +202,7 @@ func (c *carefulRun) fetchSingly(ctx context.Context, m *mapping, g *keyGroup) e
 		if _, err := c.exec(ctx, "SELECT 1 FROM "+m.local.rows+" t WHERE "+where+" FOR UPDATE", types, ps); err != nil {
 			return fmt.Errorf("lock row of %s: %w", m.local.quoted, err)
 		}
-		rows, err := c.exec(ctx, "SELECT "+lookColumns+" FROM "+m.local.rows+" t, "+lookVersion+" WHERE "+where, types, ps)
+		rows, err := c.exec(ctx, "SELECT "+lookAtSQL(g.hashes[i])+" FROM "+m.local.rows+" t, "+lookVersion+" WHERE "+where, types, ps)
 		if err != nil {
 			return fmt.Errorf("look at row of %s: %w", m.local.quoted, err)
 		}
@@ -243,6 +265,17 @@ func (c *carefulRun) present(m *mapping, row [][]byte, k wire.KeyHash) (look, er
 	w.id = c.xmax + uint64(int64(int32(w.xmin-uint32(c.xmax)))) // of all that end in xmin, the nearest
 	if unknown == "t" {
 		return c.forgotten(l, m, w)
+	}
+	if behind := row[6]; behind != nil { // null: no bundle wrote it
+		n, err := strconv.ParseInt(string(behind), 10, 64)
+		if err != nil {
+			return l, fmt.Errorf("read row version: %w", err)
+		}
+		if n < 0 && id != c.id { // the key has changed since
+			w.genuine = false
+			return c.hidden(l, m, w)
+		}
+		w.stamp -= origin.Stamp(max(n, 0))
 	}
 	l, err := c.signed(l, m, w, id)
 	if c.doubtful(l, w, err) {

@@ -253,7 +253,7 @@ func (p *pair) await() {
 	defer cancel()
 	err := p.a.progress.hold(ctx, origin.Vector{{Origin: nodeA, Seq: p.seq}}, origin.Origin{}, origin.Origin{}, func(origin.Entry) {})
 	if errors.Is(err, context.DeadlineExceeded) {
-		p.t.Fatalf("not applied: %+v", p.a.Status())
+		p.t.Fatalf("not applied: %+v; %v", p.a.Status(), p.stop())
 	}
 }
 

@@ -63,6 +63,8 @@ type planner struct {
 	twice     bool // a row is changed twice, or there are too many
 	scattered bool // changes go out as they come
 
+	b bundle
+
 	run    pending
 	params []param
 	key    []wire.Value
@@ -87,7 +89,7 @@ type pending struct {
 // plan appends the whole transaction t, without its BEGIN and COMMIT.
 func (p *planner) plan(t *txn) error {
 	p.t, p.large, p.parts, p.buried = t, t.run != nil, 0, nil
-	p.print = footprint{locks: p.print.locks[:0], creates: p.print.creates[:0], deletes: p.print.deletes[:0]}
+	p.resetPrint()
 	p.upGuard, p.lowGuard = p.w.guardParams(t.up), nil
 	p.run = pending{rows: p.run.rows[:0]}
 	p.waiting, p.held, p.heldBytes, p.touched, p.twice, p.scattered = p.waiting[:0], p.held[:0], p.heldBytes[:0], p.touched[:0], false, p.large
@@ -121,6 +123,10 @@ func (p *planner) plan(t *txn) error {
 		p.position()
 	}
 	return nil
+}
+
+func (p *planner) resetPrint() {
+	p.print = footprint{locks: p.print.locks[:0], creates: p.print.creates[:0], deletes: p.print.deletes[:0]}
 }
 
 func (p *planner) record(rec wire.Record, relations map[uint32]*wire.Relation) error {
@@ -196,12 +202,7 @@ func (p *planner) insert(m *mapping) error {
 	if err := p.creates(m, k); err != nil {
 		return err
 	}
-	p.set = p.set[:0]
-	for i, li := range m.cols {
-		if li >= 0 {
-			p.set = append(p.set, i)
-		}
-	}
+	p.set = m.insertSet(p.set[:0])
 	if !allBinary(c.New, p.set) {
 		return p.single(wire.KindInsert, m, p.set, nil, false)
 	}

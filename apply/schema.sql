@@ -35,6 +35,17 @@ CREATE TABLE IF NOT EXISTS pgbridge.tombstone (
 );
 ALTER TABLE pgbridge.tombstone ALTER COLUMN keys SET STORAGE EXTERNAL;
 
+-- The rows' own stamps where several remote transactions of one origin were applied as one, which bears the last one's.
+CREATE TABLE IF NOT EXISTS pgbridge.bundle (
+    id     int         NOT NULL,             -- of the origin, as in position
+    at     timestamptz NOT NULL,             -- the stamp of the commit
+    seq    bigint      NOT NULL,             -- of the last transaction
+    keys   bigint[]    NOT NULL,             -- of the rows, half of their hash
+    behind int[]       NOT NULL,             -- microseconds that a row's own stamp is below the commit's
+    PRIMARY KEY (id, at)
+);
+ALTER TABLE pgbridge.bundle ALTER COLUMN keys SET STORAGE EXTERNAL, ALTER COLUMN behind SET STORAGE EXTERNAL;
+
 -- Losing row versions, with both images: json, since jsonb cannot hold every value that json can.
 CREATE TABLE IF NOT EXISTS pgbridge.conflict (
     id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/pgbridge/pgbridge/origin"
 )
 
 const (
@@ -24,7 +26,7 @@ func (a *Applier) sweep(ctx context.Context, wal WAL) error {
 			_, low := wal.Vectors()
 			a.absence.settle(low)
 		case <-purge.C:
-			if err := a.purge(ctx); err != nil {
+			if err := a.purge(ctx, wal); err != nil {
 				return err
 			}
 		case <-ctx.Done():
@@ -34,7 +36,8 @@ func (a *Applier) sweep(ctx context.Context, wal WAL) error {
 }
 
 // purge drops what is stable, in memory and in the tombstone table (PROOF.md R22).
-func (a *Applier) purge(ctx context.Context) error {
+func (a *Applier) purge(ctx context.Context, wal WAL) error {
+	decided := a.decided(wal)
 	a.absence.purge(a.heard.stableSeq)
 	a.catalog.mu.Lock()
 	defer a.catalog.mu.Unlock()
@@ -43,6 +46,11 @@ func (a *Applier) purge(ctx context.Context) error {
 			w.origin.Node, int64(w.origin.Epoch), int64(a.heard.stableSeq(w.origin)))
 		if err != nil {
 			return fmt.Errorf("purge tombstones: %w", err)
+		}
+		_, err = a.catalog.conn.Exec(ctx, `DELETE FROM pgbridge.bundle WHERE id = $1 AND seq <= $2`,
+			int64(w.id), int64(min(a.heard.stableSeq(w.origin), decided.Seq(w.origin))))
+		if err != nil {
+			return fmt.Errorf("purge bundles: %w", err)
 		}
 	}
 	if d := a.opts.ConflictRetention; d > 0 {
@@ -58,6 +66,16 @@ func (a *Applier) purge(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// decided returns, for each origin, up to where no local delete that stands in the WAL in front of its transactions'
+// commits can still take their rows back: capture has read them all, and none of them waits.
+func (a *Applier) decided(wal WAL) origin.Vector {
+	_, low := wal.Vectors()
+	if a.absence.mayTakeBack(wal.Passed()) {
+		return nil
+	}
+	return low
 }
 
 // cutName splits the name of a table that a TRUNCATE's tombstone holds.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/rowkey"
 	"github.com/pgbridge/pgbridge/wire"
 )
 
@@ -23,6 +25,7 @@ type takebacks struct {
 	ids      []uint32 // roidents of the remote origins
 	origins  []origin.Origin
 	catalog  *catalog
+	digests  *rowkey.Digests
 	absence  *absence
 	progress *progress
 	markers  *markers
@@ -76,6 +79,17 @@ func (b *takebacks) takeAll(ctx context.Context, due []take) (err error) {
 	failed, err := b.execute(ctx, due, statements)
 	if err != nil && len(failed) == 0 {
 		return err
+	}
+	for _, t := range due {
+		if t.key != nil || slices.ContainsFunc(failed, func(f take) bool { return f.commit == t.commit }) {
+			continue
+		}
+		if lateErr := b.takeBundled(ctx, t, statements); lateErr != nil {
+			if lost(lateErr) {
+				return errors.Join(err, lateErr)
+			}
+			failed, err = append(failed, t), lateErr
+		}
 	}
 	if _, err := b.markers.flush(ctx); err != nil {
 		return err
@@ -169,7 +183,7 @@ func (b *takebacks) execute(ctx context.Context, due []take, statements map[dele
 		if s.name == "" {
 			continue
 		}
-		ps := []param{int64Param(int64(t.version.Stamp))}
+		ps := []param{int64Param(int64(t.version.Stamp)), int64Param(int64(t.hash.Lo))}
 		for i, v := range t.key {
 			if v.Format == wire.Binary {
 				ps = append(ps, binaryParam(widened(v.Data, s.widths[i])))
@@ -209,9 +223,51 @@ func (b *takebacks) execute(ctx context.Context, due []take, statements map[dele
 	return failed, errors.Join(err, p.Close())
 }
 
-// sql builds the delete: $1 is the local delete's stamp, then the key, if it is one row.
+// takeBundled takes back what the delete of a whole table leaves: rows of bundles whose commit is later than the local
+// delete, but which may be older themselves. Only their keys tell.
+func (b *takebacks) takeBundled(ctx context.Context, t take, statements map[deletion]deleteStatement) error {
+	tab, err := b.catalog.table(ctx, t.table.schema, t.table.name)
+	if isBlocked(err) {
+		return nil // dropped meanwhile
+	}
+	if err != nil {
+		return err
+	}
+	cols, formats := tab.keyColumns()
+	r := b.conn.PgConn().ExecParams(ctx, fmt.Sprintf("SELECT %s FROM %s t, LATERAL pg_xact_commit_timestamp_origin(t.xmin) c, pgbridge.bundle b "+
+		"WHERE b.id = c.roident::int AND b.at = c.timestamp AND b.at >= $1 AND "+
+		"b.at - (SELECT max(x) FROM unnest(b.behind) x) * interval '1 microsecond' <= $1", cols, tab.rows),
+		[][]byte{int64Param(int64(t.version.Stamp)).value}, []uint32{oidTimestamptz}, []int16{1}, formats).Read()
+	if r.Err != nil {
+		return fmt.Errorf("take back rows of %s: %w", tab.quoted, r.Err)
+	}
+	var keyed []take
+	for _, row := range r.Rows {
+		one := take{table: t.table, key: keyValues(row, formats), version: t.version}
+		if one.hash, err = b.digests.Hash(ctx, tab.hasher, one.key); err != nil {
+			return fmt.Errorf("take back rows of %s: %w", tab.quoted, err)
+		}
+		keyed = append(keyed, one)
+	}
+	if len(keyed) == 0 {
+		return nil
+	}
+	if err := b.prepare(ctx, keyed, statements); err != nil {
+		return err
+	}
+	_, err = b.execute(ctx, keyed, statements)
+	return err
+}
+
+// sql builds the delete: $1 is the local delete's stamp, $2 Lo of the key's hash, then the key, if it is one row. A row of
+// a bundle bears its commit's stamp, which is not below its own (bundle.go).
 func (b *takebacks) sql(tab *table, t *take) (string, []uint32) {
-	types := []uint32{oidTimestamptz}
+	types := []uint32{oidTimestamptz, oidInt8}
+	stamp := "c.timestamp"
+	if len(t.key) > 0 {
+		stamp = "c.timestamp - COALESCE((SELECT b.behind[array_position(b.keys, $2)] FROM pgbridge.bundle b " +
+			"WHERE b.id = c.roident::int AND b.at = c.timestamp), 0) * interval '1 microsecond'"
+	}
 	var older []string
 	for i, id := range b.ids {
 		// Equal stamps are decided by the origin's name, like everywhere (origin.Version.Later).
@@ -219,7 +275,7 @@ func (b *takebacks) sql(tab *table, t *take) (string, []uint32) {
 		if b.own.Compare(b.origins[i]) > 0 {
 			op = "<="
 		}
-		older = append(older, fmt.Sprintf("WHEN c.roident = %d THEN c.timestamp %s $1", id, op))
+		older = append(older, fmt.Sprintf("WHEN c.roident = %d THEN %s %s $1", id, stamp, op))
 	}
 	sql := fmt.Sprintf("DELETE FROM %s t WHERE (SELECT CASE WHEN c.timestamp IS NULL THEN false %s ELSE false END "+
 		"FROM pg_xact_commit_timestamp_origin(t.xmin) c)", tab.rows, strings.Join(older, " "))

@@ -42,12 +42,12 @@ func (c *carefulRun) truncateRow(ctx context.Context, m *mapping, tableoid, ctid
 	if _, err := c.exec(ctx, "SELECT 1 FROM "+m.local.rows+" t WHERE "+where+" FOR UPDATE", nil, ps); err != nil {
 		return fmt.Errorf("lock row of %s: %w", m.local.quoted, err)
 	}
-	rows, err := c.exec(ctx, "SELECT "+lookColumns+" FROM "+m.local.rows+" t, "+lookVersion+" WHERE "+where, nil, ps)
-	if err != nil || len(rows) == 0 {
+	k, found, err := c.keyHashOf(ctx, m, where, ps)
+	if err != nil || !found {
 		return err
 	}
-	k, err := c.keyHashOf(ctx, m, where, ps)
-	if err != nil {
+	rows, err := c.exec(ctx, "SELECT "+lookAtSQL(k)+" FROM "+m.local.rows+" t, "+lookVersion+" WHERE "+where, nil, ps)
+	if err != nil || len(rows) == 0 {
 		return err
 	}
 	l, err := c.present(m, rows[0], k)
@@ -68,27 +68,39 @@ func (c *carefulRun) truncateRow(ctx context.Context, m *mapping, tableoid, ctid
 	return err
 }
 
-// keyHashOf hashes the key of the row that where finds, as capture hashes it.
-func (c *carefulRun) keyHashOf(ctx context.Context, m *mapping, where string, ps []param) (wire.KeyHash, error) {
-	var cols []string
-	var formats []int16
-	for _, i := range m.local.key {
-		col := &m.local.cols[i]
-		cols, formats = append(cols, "t."+col.quoted), append(formats, col.typ.format())
-	}
+// keyHashOf hashes the key of the row that where finds, as capture hashes it; false if there is no row.
+func (c *carefulRun) keyHashOf(ctx context.Context, m *mapping, where string, ps []param) (wire.KeyHash, bool, error) {
+	cols, formats := m.local.keyColumns()
 	values, paramFormats := raw(ps)
-	r := c.conn.PgConn().ExecParams(ctx, "SELECT "+strings.Join(cols, ", ")+" FROM "+m.local.rows+" t WHERE "+where,
-		values, nil, paramFormats, formats).Read()
+	r := c.conn.PgConn().ExecParams(ctx, "SELECT "+cols+" FROM "+m.local.rows+" t WHERE "+where, values, nil, paramFormats, formats).Read()
 	if r.Err != nil || len(r.Rows) == 0 {
-		return wire.KeyHash{}, r.Err
+		return wire.KeyHash{}, false, r.Err
 	}
 	tuple := make([]wire.Value, len(m.cols))
-	for n, v := range r.Rows[0] {
-		f := wire.Text
-		if formats[n] != 0 {
-			f = wire.Binary
-		}
-		tuple[m.key[n]] = wire.Value{Format: f, Data: v}
+	for n, v := range keyValues(r.Rows[0], formats) {
+		tuple[m.key[n]] = v
 	}
-	return c.planner.hash(m, tuple)
+	k, err := c.planner.hash(m, tuple)
+	return k, true, err
+}
+
+// keyColumns lists the columns of the key of alias t for a SELECT, and the format codes in which capture gets them.
+func (t *table) keyColumns() (cols string, formats []int16) {
+	var names []string
+	for _, i := range t.key {
+		names, formats = append(names, "t."+t.cols[i].quoted), append(formats, t.cols[i].typ.format())
+	}
+	return strings.Join(names, ", "), formats
+}
+
+// keyValues are the values of a key's columns that came in those formats.
+func keyValues(row [][]byte, formats []int16) []wire.Value {
+	key := make([]wire.Value, len(formats))
+	for i := range key {
+		key[i] = wire.Value{Format: wire.Text, Data: row[i]}
+		if formats[i] != 0 {
+			key[i].Format = wire.Binary
+		}
+	}
+	return key
 }

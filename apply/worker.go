@@ -57,12 +57,15 @@ type worker struct {
 	mapped   uint64
 	combined map[string]*combination // by the shapes of their changes
 	retired  retired
+	upcoming []*txn // scratch of addBundle
 
 	// Between two transactions of a batch stands one COMMIT AND CHAIN, which is cheaper than a COMMIT and a
 	// BEGIN.
 	beginMessages, chainMessages, commitMessages []byte
+	bundleMessages                               []byte // in front of a bundle's rows
 
 	positionStatement, tombstoneStatement         *statement
+	bundleStatement                               *statement
 	beginStatement, commitStatement, xidStatement *statement
 
 	atOnce int // transactions in the next batch: few after a failure, then more again
@@ -70,6 +73,9 @@ type worker struct {
 	// many it will be after the next failure: conflicts come in swarms, and what fails costs a round trip and a line in
 	// the server's log.
 	straight, wary int
+	// bundled is how many transactions the next bundle may hold, apart how many of the next go by themselves: those of a
+	// bundle that failed, so that the one that is to blame is found.
+	bundled, apart int
 
 	current *batch      // being planned
 	flight  chan *batch // to the receiver
@@ -78,17 +84,20 @@ type worker struct {
 	waiting   atomic.Pointer[string] // why nothing moves; nil if it does
 	applied   atomic.Uint64          // transactions, since the start
 	careful   atomic.Uint64          // of them, by the careful path
+	bundles   atomic.Uint64          // of them, together with others
 	conflicts atomic.Uint64
 }
 
 // batch is a group of transactions between two Syncs of the protocol.
 type batch struct {
 	txns        []landing
+	commits     []int // how many of txns each commit holds, a bundle more than one
 	parses      []*statement
 	firstCommit int        // where the first COMMIT, or COMMIT AND CHAIN, stands in the messages
 	mu          sync.Mutex // guards txns[0] and parses of a large transaction while it is under way
 	// The receiver writes these, the worker reads them after done is closed; failed at any time.
-	acked  int
+	acked  int // of txns
+	ended  int // of commits
 	parsed int
 	status byte
 	err    error
@@ -109,7 +118,7 @@ const maxWary = 63
 
 // run applies until ctx ends or the connection is lost.
 func (w *worker) run(ctx context.Context) error {
-	w.ctx, w.atOnce = ctx, w.opts.BatchTransactions
+	w.ctx, w.atOnce, w.bundled = ctx, w.opts.BatchTransactions, w.opts.BatchTransactions
 	var receiver sync.WaitGroup
 	w.flight = make(chan *batch, inFlight)
 	receiver.Go(w.receive)
@@ -171,6 +180,9 @@ func (w *worker) step(ctx context.Context) error {
 	if err := w.tidy(ctx); err != nil {
 		return err
 	}
+	if ok, err := w.worthwhile(ctx); !ok {
+		return err
+	}
 	t, err := w.nextTxn(ctx)
 	if err != nil || t == nil {
 		return err
@@ -213,6 +225,26 @@ func (w *worker) step(ctx context.Context) error {
 		}
 	}
 	return err
+}
+
+// worthwhile waits until enough transactions are there for the next batch, or those in flight have landed: while the
+// server is busy, more in a batch cost it less (bundle.go), and nobody waits for longer. It reports false if what was in
+// flight must be seen to first.
+func (w *worker) worthwhile(ctx context.Context) (bool, error) {
+	for len(w.pending) > 0 {
+		enough, changed := w.inbox.enough(min(w.atOnce, bundleFrom<<(2*len(w.pending)), w.opts.BatchTransactions))
+		if enough {
+			return true, nil
+		}
+		select {
+		case <-w.pending[0].done:
+			return false, w.reap(ctx, len(w.pending)-1)
+		case <-changed:
+		case <-ctx.Done():
+			return false, context.Cause(ctx)
+		}
+	}
+	return true, nil
 }
 
 // yield waits until another origin's transaction has released keys. Whoever waits holds nothing: what
@@ -318,9 +350,16 @@ func (w *worker) gather() error {
 		if len(w.current.txns) > 0 && !w.announceable(t) {
 			return nil
 		}
+		if n, err := w.addBundle(); n > 0 || err != nil {
+			if err != nil {
+				w.apart = bundleFrom // it is met again by itself
+			}
+			continue
+		}
 		if err := w.add(t); err != nil {
 			return err
 		}
+		w.apart = max(w.apart-1, 0)
 		w.inbox.take()
 	}
 	return nil
@@ -335,33 +374,45 @@ func (w *worker) announceable(t *txn) bool {
 // add plans t into the current batch, or leaves the batch as it was.
 func (w *worker) add(t *txn) error {
 	p, b := &w.planner, w.current
-	out, parses := len(p.out), len(b.parses)
-	if len(b.txns) > 0 {
-		p.out = append(p.out, w.chainMessages...)
-	} else {
-		p.out = append(p.out, w.beginMessages...)
-	}
+	out, parses, landed := len(p.out), len(b.parses), len(b.txns)
+	w.begins(landed)
 	held, err := w.planSmall(t)
 	if err != nil {
 		if held != nil { // it has begun, and does not go on
 			w.locks.release(held)
 			w.absence.withdraw(w.origin, t.Seq)
 		}
-		p.out = p.out[:out]
-		for _, s := range b.parses[parses:] {
-			s.sent = false
-		}
-		b.parses = b.parses[:parses]
+		w.unplan(out, parses)
 		return err
 	}
 	held.keep()
 	l := landing{t: t, held: held}
 	l.tomb, l.buried = p.deleted()
-	if len(b.txns) == 0 {
+	b.txns, b.commits = append(b.txns, l), append(b.commits, 1)
+	if landed == 0 {
 		b.firstCommit = len(p.out)
 	}
-	b.txns = append(b.txns, l)
 	return nil
+}
+
+// begins appends what opens a transaction, behind so many others of the batch.
+func (w *worker) begins(landed int) {
+	p := &w.planner
+	if landed > 0 {
+		p.out = append(p.out, w.chainMessages...)
+	} else {
+		p.out = append(p.out, w.beginMessages...)
+	}
+}
+
+// unplan takes out of the batch's messages what stands behind out, and the statements that it prepares.
+func (w *worker) unplan(out, parses int) {
+	b := w.current
+	w.planner.out = w.planner.out[:out]
+	for _, s := range b.parses[parses:] {
+		s.sent = false
+	}
+	b.parses = b.parses[:parses]
 }
 
 // busyError means that another origin's transaction holds a key of this one.
@@ -375,6 +426,13 @@ func (w *worker) planSmall(t *txn) (*held, error) {
 	if err := p.plan(t); err != nil {
 		return nil, err
 	}
+	return w.claim(t)
+}
+
+// claim takes the locks of the transaction whose footprint the planner has, then registers what it creates. If it
+// returns what it holds with an error, the transaction has begun.
+func (w *worker) claim(t *txn) (*held, error) {
+	p := &w.planner
 	h := &held{origin: w.origin, keys: append([]wire.KeyHash(nil), p.print.locks...)}
 	if ok, freed := w.locks.try(h); !ok {
 		return nil, &busyError{freed}
@@ -438,6 +496,7 @@ func (w *worker) reap(ctx context.Context, n int) error {
 		}
 		w.pending = w.pending[1:]
 		w.atOnce = min(2*w.atOnce, w.opts.BatchTransactions)
+		w.bundled = min(2*w.bundled, w.opts.BatchTransactions)
 		w.wary /= 2
 	}
 	return nil
@@ -465,8 +524,6 @@ func (w *worker) recover(ctx context.Context) error {
 		w.giveBack(b)
 	}
 	w.pending = w.pending[:0]
-	w.atOnce = 1 // where one failed, the next may: what fails behind it is planned in vain
-	w.straight, w.wary = w.wary, min(2*w.wary+1, maxWary)
 	w.inbox.rewind()
 	culprit := first.txns[first.acked].t
 	w.absence.withdraw(w.origin, culprit.Seq)
@@ -474,6 +531,12 @@ func (w *worker) recover(ctx context.Context) error {
 		return err
 	}
 	w.log.Debug("optimistic path failed", "origin", w.origin.String(), "seq", culprit.Seq, "err", first.err)
+	if n := first.commits[first.ended]; n > 1 {
+		w.apart, w.bundled = n, max(w.bundled/4, bundleFrom)
+		return nil
+	}
+	w.atOnce = 1 // where one failed, the next may: what fails behind it is planned in vain
+	w.straight, w.wary = w.wary, min(2*w.wary+1, maxWary)
 	return w.carefully(ctx, culprit)
 }
 
@@ -487,18 +550,25 @@ func (w *worker) giveBack(b *batch) {
 	}
 }
 
-// land does what follows an acknowledged COMMIT, in this order: tombstones into the index, then the
-// key locks free (R21), then the news to those who wait.
-func (w *worker) land(l *landing) {
-	if len(l.buried) > 0 {
-		w.absence.bury(l.tomb, l.buried)
+// land does what follows an acknowledged COMMIT of one transaction or a bundle, in this order: tombstones into the index,
+// then the key locks free (R21), then the news to those who wait.
+func (w *worker) land(landed []landing) {
+	for i := range landed {
+		l := &landed[i]
+		if len(l.buried) > 0 {
+			w.absence.bury(l.tomb, l.buried)
+		}
+		w.locks.release(l.held)
 	}
-	w.locks.release(l.held)
-	w.heard.hear(w.origin, l.t.Seq, l.t.low)
-	w.applied.Add(1)
+	last := landed[len(landed)-1].t
+	w.heard.hear(w.origin, last.Seq, last.low)
+	w.applied.Add(uint64(len(landed)))
+	if len(landed) > 1 {
+		w.bundles.Add(uint64(len(landed)))
+	}
 	w.say("")
-	w.progress.advance(l.t.entry())
-	w.inbox.landed(w.passed)
+	w.progress.advance(last.entry())
+	w.inbox.landed(len(landed), w.passed)
 }
 
 // receive reads the server's answers to the batches, in order, until the flight channel is closed.
@@ -530,9 +600,10 @@ func (w *worker) collect(b *batch) error {
 			switch string(m.CommandTag) {
 			case "COMMIT":
 				b.mu.Lock()
-				w.land(&b.txns[b.acked])
+				n := b.commits[b.ended]
+				w.land(b.txns[b.acked : b.acked+n])
 				b.mu.Unlock()
-				b.acked++
+				b.acked, b.ended = b.acked+n, b.ended+1
 			case "ROLLBACK":
 				failure = errors.Join(failure, errSurprise)
 			case "UPDATE 0": // only a combination ends in a bare UPDATE, that of the position

@@ -28,33 +28,55 @@ func testBench(t *testing.T) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &bench{install: in, opts: options{scale: 0.001, repeat: 1, timeout: time.Minute, major: defaultMajor}}
+	return &bench{install: in, settings: smallServer(), opts: options{scale: 0.001, repeat: 1, timeout: time.Minute, major: defaultMajor}}
+}
+
+// smallServer are settings for a server that comes and goes sooner.
+func smallServer() map[string]string {
+	return map[string]string{"shared_buffers": "64MB", "wal_buffers": "4MB"}
 }
 
 func runOnce(t *testing.T, name string, make func(*pair) rival) (sample, error) {
 	t.Helper()
+	return runLine(t, lineNamed(t, name), make)
+}
+
+func runLine(t *testing.T, l line, make func(*pair) rival, more ...*server) (sample, error) {
+	t.Helper()
 	b := testBench(t)
-	p, err := newPair(t.Context(), b.install, "")
+	pgbench, err := findPgbench(b.install)
+	if err != nil {
+		pgbench = "" // few lines need it
+	}
+	p, err := newPair(t.Context(), b.install, pgbench, b.settings, more...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	r := make(p)
-	defer func() {
+	t.Cleanup(func() {
 		if err := errors.Join(r.close(), p.close()); err != nil {
 			t.Error(err)
 		}
-	}()
+	})
+	if err := p.prepare(t.Context(), l, l.at(b.opts.scale)); err != nil {
+		t.Fatal(err)
+	}
+	return b.run(t.Context(), l, p, r)
+}
+
+func lineNamed(t *testing.T, name string) line {
+	t.Helper()
 	for _, l := range lines() {
 		if l.name == name {
-			return b.run(t.Context(), l, p, r)
+			return l
 		}
 	}
 	t.Fatalf("no line %s", name)
-	return sample{}, nil
+	return line{}
 }
 
 func TestEqualRowsHaveATime(t *testing.T) {
-	s, err := runOnce(t, "one-update", func(p *pair) rival { return &native{pair: p, both: true, major: defaultMajor} })
+	s, err := runOnce(t, "one-update", func(p *pair) rival { return &native{pair: p, both: true} })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,15 +85,25 @@ func TestEqualRowsHaveATime(t *testing.T) {
 	}
 }
 
+func TestFloorReadsAllWork(t *testing.T) {
+	for _, name := range []string{"one-insert", "apart"} {
+		l := lineNamed(t, name)
+		s := testBench(t).measure(t.Context(), l, floorName)
+		if s.Error != "" || s.Seconds <= 0 || s.Counters["bytes"] < 50*uint64(l.least) {
+			t.Errorf("%s: %+v", name, s)
+		}
+	}
+}
+
 func TestDifferentRowsHaveNoTime(t *testing.T) {
-	s, err := runOnce(t, "many-inserts", func(p *pair) rival { return wrong{&native{pair: p, major: defaultMajor}} })
-	if !errors.Is(err, errDifferent) {
+	s, err := runOnce(t, "many-inserts", func(p *pair) rival { return wrong{&native{pair: p}} })
+	if !errors.Is(err, errDifferent) || s.Seconds != 0 {
 		t.Fatalf("a row too many at the receiver: %+v, %v", s, err)
 	}
 }
 
 func TestFailureOfARivalEndsTheWait(t *testing.T) {
-	s, err := runOnce(t, "one-insert", func(p *pair) rival { return &failing{native: &native{pair: p, major: defaultMajor}} })
+	s, err := runOnce(t, "one-insert", func(p *pair) rival { return &failing{native: &native{pair: p}} })
 	if !errors.Is(err, errAway) {
 		t.Errorf("a rival that has ended: %+v, %v", s, err)
 	}
@@ -84,9 +116,9 @@ func TestFailedRunsHaveNoTime(t *testing.T) {
 	if r.Ratio == nil {
 		t.Error("two good runs have no ratio")
 	}
-	r.add(pgbridgeName, sample{Error: "not converged"})
-	if r.PgbridgeSeconds != nil || r.Ratio != nil {
-		t.Errorf("a run that did not converge has time %v and ratio %v", r.PgbridgeSeconds, r.Ratio)
+	r.add(pgbridgeName, sample{Error: "not converged", PeakRSS: map[string]int64{"source bridge": 1}})
+	if o := r.of(pgbridgeName); o.Seconds != nil || o.PeakRSS != nil || r.Ratio != nil {
+		t.Errorf("a run that did not converge has %+v and ratio %v", o, r.Ratio)
 	}
 	if (&report{Lines: []*result{r}}).failure() == nil {
 		t.Error("a run that did not converge is no failure")
@@ -116,15 +148,20 @@ func (r *failing) failed() error {
 func TestResultTakesMedians(t *testing.T) {
 	r := newResult(lines()[0], 1)
 	for _, s := range []float64{2, 9, 4} {
-		r.add(nativeName, sample{Seconds: s})
+		r.add(nativeName, sample{Seconds: s, PeakRSS: map[string]int64{"x": int64(s)},
+			CPU: map[string]float64{"source walsender": s, "source background": 1}})
 		r.add(pgbridgeName, sample{Seconds: s / 2, StartSeconds: s / 10})
 	}
-	if *r.NativeSeconds != 4 || *r.PgbridgeSeconds != 2 || *r.Ratio != 2 || *r.PgbridgeStartSeconds != 0.4 {
-		t.Errorf("native %v, pgbridge %v, ratio %v, start %v", *r.NativeSeconds, *r.PgbridgeSeconds, *r.Ratio, *r.PgbridgeStartSeconds)
+	n, p := r.of(nativeName), r.of(pgbridgeName)
+	if *n.Seconds != 4 || *n.Fastest != 2 || *n.Slowest != 9 || *p.Seconds != 2 || *r.Ratio != 2 || *p.StartSeconds != 0.4 {
+		t.Errorf("native %+v, pgbridge %+v, ratio %v", n, p, *r.Ratio)
+	}
+	if n.CPU[partWalsender] != 4 || n.CPU[partAll] != 5 || n.CPUMicros[partWalsender] != 40 || n.PeakRSS["x"] != 9 {
+		t.Errorf("%d transactions: CPU %v, each %v, memory %v", r.Amount, n.CPU, n.CPUMicros, n.PeakRSS)
 	}
 	r.add(nativeName, sample{Seconds: 5})
-	if *r.NativeSeconds != 4.5 {
-		t.Errorf("median of four: %v", *r.NativeSeconds)
+	if *r.of(nativeName).Seconds != 4.5 {
+		t.Errorf("median of four: %v", *r.of(nativeName).Seconds)
 	}
 }
 

@@ -21,29 +21,38 @@ type bridges struct {
 	logDir  string
 	line    string // what the log files are named after
 
-	sourceEnd, receiverEnd *process
-	rested                 uint64 // frames in the source's stream when the bridges were stopped
+	peers  int    // how many are to read the source's stream, of whom the receiver is one
+	url    string // of the source's broker
+	others *standIns
+	ends   []*process // in the order of the servers; nil when stopped
+	rested uint64     // frames in the source's stream when the bridges were stopped
 }
 
-// nodes are the names of the two ends in the bridges' configuration.
+// The names of the servers, also in the bridges' configuration.
 const (
 	sourceNode   = "source"
 	receiverNode = "receiver"
+	thirdNode    = "third"
+	clusterName  = "bench"
 )
 
-// connect writes the configuration files, lets the bridges set the servers up, and waits until both run.
+// connect writes the configuration files, lets the bridges set the servers up, and waits until all run.
 func (r *bridges) connect(ctx context.Context) error {
 	var urls strings.Builder
-	for _, node := range []string{sourceNode, receiverNode} {
+	for _, s := range r.all() {
 		address, err := freeAddress()
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(&urls, "    %s: nats://%s\n", node, address)
+		if s == r.source {
+			r.url = "nats://" + address
+		}
+		fmt.Fprintf(&urls, "    %s: nats://%s\n", s.name, address)
 	}
-	for node, s := range map[string]*server{sourceNode: r.source, receiverNode: r.receiver} {
-		text := fmt.Sprintf("cluster: bench\nnode: %s\ndata_dir: %s\npostgres:\n  dsn: %q\ntopology:\n  nodes:\n%s",
-			node, filepath.Join(r.dir, "bridge-"+node), s.dsn, &urls)
+	for _, s := range r.all() {
+		node := s.name
+		text := fmt.Sprintf("cluster: %s\nnode: %s\ndata_dir: %s\npostgres:\n  dsn: %q\ntopology:\n  nodes:\n%s",
+			clusterName, node, filepath.Join(r.dir, "bridge-"+node), s.dsn, &urls)
 		if err := os.WriteFile(r.configFile(node), []byte(text), 0o600); err != nil {
 			return err
 		}
@@ -54,7 +63,7 @@ func (r *bridges) connect(ctx context.Context) error {
 	if err := r.launch(); err != nil {
 		return err
 	}
-	for _, p := range []*process{r.sourceEnd, r.receiverEnd} {
+	for _, p := range r.ends {
 		if _, err := p.awaitRunning(ctx); err != nil {
 			return err
 		}
@@ -77,13 +86,16 @@ func freeAddress() (string, error) {
 	return l.Addr().String(), l.Close()
 }
 
-// launch starts both bridges at once.
-func (r *bridges) launch() (err error) {
-	if r.sourceEnd, err = startProcess(r.command(sourceNode, r.configFile(sourceNode)), r.logFile(sourceNode)); err != nil {
-		return err
+// launch starts all bridges at once.
+func (r *bridges) launch() error {
+	for _, s := range r.all() {
+		p, err := startProcess(r.command(s.name, r.configFile(s.name)), r.logFile(s.name))
+		if err != nil {
+			return err
+		}
+		r.ends = append(r.ends, p)
 	}
-	r.receiverEnd, err = startProcess(r.command(receiverNode, r.configFile(receiverNode)), r.logFile(receiverNode))
-	return err
+	return nil
 }
 
 func (r *bridges) pause(ctx context.Context) error {
@@ -93,10 +105,11 @@ func (r *bridges) pause(ctx context.Context) error {
 }
 
 // counters tells how many frames the source's bridge has published since pause, and how many conflicts
-// the receiver's has met since it started: there should be none.
+// those of the receivers have met since they started: there should be none.
 func (r *bridges) counters(ctx context.Context) (map[string]uint64, error) {
 	count := map[string]uint64{}
-	for _, node := range []string{sourceNode, receiverNode} {
+	for _, s := range r.all() {
+		node := s.name
 		cfg, err := config.Load(r.configFile(node), nil)
 		if err != nil {
 			return nil, err
@@ -118,30 +131,51 @@ func (r *bridges) counters(ctx context.Context) (map[string]uint64, error) {
 	return count, nil
 }
 
-// resume starts both bridges and waits until the source's runs, which is when it begins to read the WAL:
+// resume starts all bridges and waits until the source's runs, which is when it begins to read the WAL:
 // from then on catching up counts. What the receiver's bridge still lacks then counts too.
 func (r *bridges) resume(ctx context.Context) (time.Time, time.Duration, error) {
 	launched := time.Now()
 	if err := r.launch(); err != nil {
 		return launched, 0, err
 	}
-	running, err := r.sourceEnd.awaitRunning(ctx)
+	running, err := r.ends[0].awaitRunning(ctx)
+	if err == nil && r.peers > 1 {
+		r.others, err = startStandIns(context.WithoutCancel(ctx), r.peers-1, r.url, r.rested) // close ends them
+	}
 	return running, running.Sub(launched), err
 }
 
-func (r *bridges) failed() error { return errors.Join(r.sourceEnd.ended(), r.receiverEnd.ended()) }
+func (r *bridges) failed() error {
+	for _, p := range r.ends {
+		if err := p.ended(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 func (r *bridges) processes() map[string]int {
-	return map[string]int{"source bridge": r.sourceEnd.pid(), "receiver bridge": r.receiverEnd.pid()}
+	pids := map[string]int{}
+	for i, p := range r.ends {
+		pids[r.all()[i].name+" bridge"] = p.pid()
+	}
+	return pids
 }
 
-func (r *bridges) warnings() []string {
-	return append(r.sourceEnd.complaints(), r.receiverEnd.complaints()...)
+func (r *bridges) warnings() (all []string) {
+	for _, p := range r.ends {
+		all = append(all, p.complaints()...)
+	}
+	return all
 }
 
-// close stops both bridges in an orderly way.
+// close stops all bridges in an orderly way.
 func (r *bridges) close() error {
-	err := errors.Join(r.sourceEnd.stop(), r.receiverEnd.stop())
-	r.sourceEnd, r.receiverEnd = nil, nil
-	return err
+	errs := []error{r.others.close()}
+	r.others = nil
+	for _, p := range r.ends {
+		errs = append(errs, p.stop())
+	}
+	r.ends = nil
+	return errors.Join(errs...)
 }

@@ -86,7 +86,7 @@ func (r *bucardo) connect(ctx context.Context) error {
 	if err := r.run(ctx, "bucardo", "start"); err != nil {
 		return err
 	}
-	return r.await(ctx, hasKid)
+	return r.awaitProcesses(ctx, hasKid)
 }
 
 // hasKid reports whether the process that does the work is there.
@@ -125,7 +125,7 @@ func (r *bucardo) pause(ctx context.Context) error {
 	if err := r.notify(ctx, "pause_sync_"+bucardoSync); err != nil {
 		return err
 	}
-	return r.await(ctx, func(p map[string]int) bool {
+	return r.awaitProcesses(ctx, func(p map[string]int) bool {
 		return !hasKid(p) && p[bucardoController] == 0 && syscall.Kill(controller, 0) != nil
 	})
 }
@@ -136,7 +136,7 @@ func (r *bucardo) resume(ctx context.Context) (time.Time, time.Duration, error) 
 	if err := r.notify(ctx, "resume_sync_"+bucardoSync); err != nil {
 		return asked, 0, err
 	}
-	err := r.await(ctx, hasKid)
+	err := r.awaitProcesses(ctx, hasKid)
 	begun := time.Now()
 	return begun, begun.Sub(asked), err
 }
@@ -149,8 +149,10 @@ func (r *bucardo) notify(ctx context.Context, what string) error {
 	return nil
 }
 
-// await waits until the daemon's processes are as they should be.
-func (r *bucardo) await(ctx context.Context, there func(map[string]int) bool) error {
+func (r *bucardo) await(context.Context) error { return nil }
+
+// awaitProcesses waits until the daemon's processes are as they should be.
+func (r *bucardo) awaitProcesses(ctx context.Context, there func(map[string]int) bool) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("waited for %s", startTimeout))
 	defer cancel()
 	for {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"os/exec"
@@ -22,6 +23,8 @@ type bench struct {
 	install pgcluster.Install
 	pgbench string // path
 	self    string // path of this program, for -profile
+	// settings are the servers', on top of serverSettings: none but in tests, whose servers are small.
+	settings map[string]string
 }
 
 func newBench(ctx context.Context, o options) (*bench, error) {
@@ -66,13 +69,16 @@ type sample struct {
 	// StartSeconds is how long the bridge, or Bucardo's sync, took before its catch-up began to count.
 	StartSeconds float64 `json:"start_seconds,omitempty"`
 	// WriteSeconds is how long committing the work took, while replication rested.
-	WriteSeconds float64            `json:"write_seconds,omitempty"`
-	Latency      *percentiles       `json:"latency_ms,omitempty"`
-	CPU          map[string]float64 `json:"cpu_seconds,omitempty"`
-	PeakRSS      map[string]int64   `json:"peak_rss_bytes,omitempty"`
-	Counters     map[string]uint64  `json:"counters,omitempty"`
-	Warnings     []string           `json:"warnings,omitempty"`
-	Error        string             `json:"error,omitempty"`
+	WriteSeconds float64      `json:"write_seconds,omitempty"`
+	Latency      *percentiles `json:"latency_ms,omitempty"`
+	// Rate is what was committed in a second while latency was measured.
+	Rate     float64            `json:"rate_per_second,omitempty"`
+	CPU      map[string]float64 `json:"cpu_seconds,omitempty"`
+	PeakRSS  map[string]int64   `json:"peak_rss_bytes,omitempty"`
+	RSS      map[string]int64   `json:"rss_bytes,omitempty"` // at the end of an idle time
+	Counters map[string]uint64  `json:"counters,omitempty"`
+	Warnings []string           `json:"warnings,omitempty"`
+	Error    string             `json:"error,omitempty"`
 }
 
 // text tells of a run that went well.
@@ -87,17 +93,38 @@ func (s sample) text() string {
 func (b *bench) measure(ctx context.Context, l line, name string) sample {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	p, err := newPairWith(ctx, b.install, rivalSettings(name, b.opts.major), b.pgbench)
+	var more []*server
+	switch {
+	case l.third:
+		more = append(more, &server{name: thirdNode, place: 2})
+	case name == nativeName:
+		more = peerDatabases(l.peers)
+	}
+	settings := rivalSettings(name, b.opts.major)
+	maps.Copy(settings, b.settings)
+	p, err := newPair(ctx, b.install, b.pgbench, settings, more...)
 	if err != nil {
 		return sample{Error: err.Error()}
+	}
+	s, err := b.measureOn(ctx, l, name, p)
+	if err = errors.Join(err, p.close()); err != nil {
+		s.Seconds, s.Latency, s.Error = 0, nil, err.Error()
+	}
+	return s
+}
+
+// measureOn runs a line on new servers.
+func (b *bench) measureOn(ctx context.Context, l line, name string, p *pair) (sample, error) {
+	if err := p.prepare(ctx, l, l.at(b.opts.scale)); err != nil {
+		return sample{}, err
+	}
+	if name == floorName {
+		return b.floor(ctx, l, p, l.at(b.opts.scale))
 	}
 	r := b.newRival(name, l, p)
 	s, err := b.run(ctx, l, p, r)
 	s.Warnings = r.warnings()
-	if err = errors.Join(err, r.close(), p.close()); err != nil {
-		s.Seconds, s.Latency, s.Error = 0, nil, err.Error()
-	}
-	return s
+	return s, errors.Join(err, r.close())
 }
 
 // bridgeCommand returns what runs a bridge.
@@ -114,16 +141,12 @@ func (b *bench) bridgeCommand(l line) func(node, config string) []string {
 // Rounds of the sentinel.
 const (
 	roundWarm = 1
-	roundEnd  = 2
-	roundBack = 3 // from the receiver
+	roundEnd  = 2 // of the source; those of the others follow
 )
 
-// run prepares both ends, sets replication up and measures.
+// run sets replication up and measures.
 func (b *bench) run(ctx context.Context, l line, p *pair, r rival) (sample, error) {
 	n := l.at(b.opts.scale)
-	if err := p.prepare(ctx, l, n); err != nil {
-		return sample{}, err
-	}
 	if err := r.connect(ctx); err != nil {
 		return sample{}, err
 	}
@@ -133,10 +156,21 @@ func (b *bench) run(ctx context.Context, l line, p *pair, r rival) (sample, erro
 	if err != nil {
 		return sample{}, err
 	}
-	if l.write == nil {
-		return b.probe(ctx, p, r, n)
+	var s sample
+	switch l.kind {
+	case kindLatency:
+		s, err = b.probe(ctx, l, p, r, n)
+	case kindSteady:
+		s, err = b.steady(ctx, p, r, n)
+	case kindIdle:
+		s, err = b.idle(ctx, p, r, n)
+	default:
+		s, err = b.catchUp(ctx, l, p, r, n)
 	}
-	return b.catchUp(ctx, l, p, r, n)
+	if err != nil {
+		s.Seconds, s.Latency = 0, nil
+	}
+	return s, err
 }
 
 // catchUp commits the work while replication rests, and measures how long it then takes. Whoever shows
@@ -146,29 +180,19 @@ func (b *bench) catchUp(ctx context.Context, l line, p *pair, r rival, n int) (s
 		return s, err
 	}
 	written := time.Now()
-	if err := errors.Join(l.write(ctx, p.source, n), p.source.markEnd(ctx, roundEnd)); err != nil {
+	if err := p.commit(ctx, l, n); err != nil {
 		return s, err
 	}
 	s.WriteSeconds = round(time.Since(written).Seconds())
-	if l.back != nil {
-		if err := errors.Join(l.back(ctx, p.receiver, n), p.receiver.markEnd(ctx, roundBack)); err != nil {
-			return s, err
-		}
-	}
 	ctx, cancel := context.WithTimeoutCause(ctx, b.opts.timeout, fmt.Errorf("not caught up after %s", b.opts.timeout))
 	defer cancel()
-	before := p.ticks(r.processes()) // none of the bridges' yet
 	begun, startup, err := r.resume(ctx)
 	if err != nil {
 		return s, err
 	}
-	if err := p.receiver.awaitEnd(ctx, roundEnd, r.failed); err != nil {
+	before := p.ticks(r.processes()) // as the time, without the bridges' start
+	if err := errors.Join(p.awaitAll(ctx, l, r.failed), r.await(ctx)); err != nil {
 		return s, err
-	}
-	if l.back != nil {
-		if err := p.source.awaitEnd(ctx, roundBack, r.failed); err != nil {
-			return s, err
-		}
 	}
 	s.Seconds = round(time.Since(begun).Seconds())
 	s.StartSeconds = round(startup.Seconds())

@@ -38,9 +38,6 @@ func percentilesOf(took []time.Duration) percentiles {
 	return percentiles{P50: at(0.50), P90: at(0.90), P99: at(0.99), Max: at(1), Count: len(took)}
 }
 
-// warmCommits are made and awaited before the probe's first sample.
-const warmCommits = latencyRate
-
 // lookPause is how long the probe rests between two looks at the receiver while a row is on its way. A
 // look takes about a tenth of a millisecond; without the pause it would take a core away from what is
 // measured.
@@ -54,41 +51,49 @@ type committed struct {
 
 // probe commits single rows at a fixed rate, and measures from each COMMIT's return to the first answer
 // of the receiver that shows the row. A slow row does not hold the next one up.
-func (b *bench) probe(ctx context.Context, p *pair, r rival, n int) (s sample, err error) {
+func (b *bench) probe(ctx context.Context, l line, p *pair, r rival, n int) (s sample, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, b.opts.timeout, fmt.Errorf("not all rows visible after %s", b.opts.timeout))
 	defer cancel()
-	rows := make(chan committed, warmCommits+n) // room for all, so that writing never waits
-	var took []time.Duration
-	before := p.ticks(r.processes())
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		defer close(rows)
-		return writeRows(ctx, p.source, warmCommits+n, rows)
-	})
-	g.Go(func() (err error) {
-		took, err = awaitRows(ctx, p.receiver.conn, rows, r.failed)
-		return err
-	})
-	if err := g.Wait(); err != nil {
+	before, begun := p.ticks(r.processes()), time.Now()
+	took, err := p.probeRows(ctx, l.rate, n, r.failed)
+	if err != nil {
 		return s, err
 	}
-	latency := percentilesOf(took[warmCommits:])
+	s.Rate = math.Round(float64(len(took)) / time.Since(begun).Seconds())
+	latency := percentilesOf(took[len(took)-n:])
 	s.Latency, s.Seconds = &latency, latency.P50/1000
 	s.CPU, s.PeakRSS = p.ticks(r.processes()).since(before), peakRSS(r.processes())
-	whole := context.WithoutCancel(ctx) // the group's has ended
-	if s.Counters, err = r.counters(whole); err != nil {
+	if s.Counters, err = r.counters(ctx); err != nil {
 		return s, err
 	}
-	return s, p.compare(whole)
+	return s, p.compare(ctx)
 }
 
-// writeRows commits one row at each tick.
-func writeRows(ctx context.Context, s *server, n int, rows chan<- committed) error {
-	tick := time.NewTicker(time.Second / latencyRate)
-	defer tick.Stop()
+// probeRows commits rows at the source for one second and then n more, and returns how long each took to be shown by
+// the receiver.
+func (p *pair) probeRows(ctx context.Context, rate, n int, failed func() error) (took []time.Duration, err error) {
+	all := rate + n                     // the first second warms up
+	rows := make(chan committed, all)   // room for all, so that writing never waits
+	g, ctx := errgroup.WithContext(ctx) // ends with the first error
+	g.Go(func() error {
+		defer close(rows)
+		return writeRows(ctx, p.source, rate, all, rows)
+	})
+	g.Go(func() (err error) {
+		took, err = awaitRows(ctx, p.receiver.conn, rows, failed)
+		return err
+	})
+	err = g.Wait() // sets took
+	return took, err
+}
+
+// writeRows commits rows at that rate. A commit that takes longer than its share is made up for by those after it.
+func writeRows(ctx context.Context, s *server, rate, n int, rows chan<- committed) error {
+	begun := time.Now()
 	for id := 1; id <= n; id++ {
+		due := begun.Add(time.Duration(id) * time.Second / time.Duration(rate))
 		select {
-		case <-tick.C:
+		case <-time.After(time.Until(due)):
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

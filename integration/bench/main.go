@@ -1,7 +1,7 @@
 // Command bench measures pgbridge against PostgreSQL's own logical replication, on one machine, in one
 // run, on the same work.
 //
-// Each line (line.go) is run by each rival in turn on two new PostgreSQL 18 servers of its own, with the
+// Each line (line.go) is run by each rival in turn on two new PostgreSQL servers of its own, with the
 // same settings (pair.go). Catch-up: both ends get the line's tables and rows, replication is set up and
 // seen to work, it is stopped, the work is committed at the source, and the clock runs from the moment
 // at which replication goes on (catchup.go says which that is) until the receiver shows a row that was
@@ -11,12 +11,13 @@
 //
 // The rivals are native (native.go): a subscription with origin = none, binary = true, streaming =
 // parallel; and pgbridge (bridges.go): two processes of the built binary with embedded brokers and
-// default settings. Neither gets a setting that the other does not get. -rivals and -major ask for
-// others, and for another server: pglogical (pglogical.go) and Bucardo (bucardo.go); rivals.go says what
-// each of them needs.
+// default settings. Neither gets a setting that the other does not get. A third run reads the slot to
+// nowhere: the decode floor of both (floor.go). -rivals and -major ask for others, and for another server
+// than PostgreSQL 18: pglogical (pglogical.go) and Bucardo (bucardo.go); rivals.go says what each of them
+// needs.
 //
-// Out goes a table on standard output, and build/bench.json with every single run, the CPU seconds that
-// each kind of process took, and the bridges' peak memory (usage.go). With -profile the bridges are this
+// Out go tables on standard output (table.go), a picture (picture.go), and build/bench.json with every single run, the CPU seconds
+// that each kind of process took, and the bridges' peak memory (usage.go). With -profile the bridges are this
 // program itself, started again (profile.go), and leave pprof files beside the JSON.
 //
 // It knows bridge through its command line, its configuration file, its log and its status; only with
@@ -47,13 +48,16 @@ import (
 type options struct {
 	scale   float64       // share of the full amount of work
 	only    []string      // names of lines; nil is all
-	rivals  []string      // names of rivals; nil is native and pgbridge
+	rivals  []string      // names of rivals; nil is standard()
 	major   int           // of the PostgreSQL that all run on
 	repeat  int           // runs of each line
 	binary  string        // pgbridge
 	out     string        // JSON file
+	tables  string        // Markdown file; "" is none
+	svg     string        // picture; "" is beside the JSON
 	timeout time.Duration // for one catch-up
 	profile bool
+	long    bool // the long lines instead of the others
 	both    bool // native replicates in both directions
 }
 
@@ -91,18 +95,22 @@ func parseFlags(args []string) (options, error) {
 	}
 	f.Float64Var(&o.scale, "scale", scale, "share of the full amount of work (BENCH_SCALE)")
 	f.StringVar(&only, "only", "", "run these `lines`: "+strings.Join(lineNames(), ","))
-	f.StringVar(&rivals, "rivals", "", "run these `rivals`: "+rivalList()+"; the first two are the default")
+	f.StringVar(&rivals, "rivals", "", "run these `rivals`: "+rivalList()+"; by default "+strings.Join(standard(), ","))
 	f.IntVar(&o.major, "major", defaultMajor, "the PostgreSQL that all rivals run on")
 	f.IntVar(&o.repeat, "repeat", 1, "runs of each line; the median counts")
 	f.StringVar(&o.binary, "binary", filepath.Join("bin", "pgbridge"), "the built `pgbridge`")
 	f.StringVar(&o.out, "out", filepath.Join("build", "bench.json"), "JSON `file`; profiles and logs go beside it")
+	f.StringVar(&o.tables, "markdown", "", "write the tables to this `file` too")
+	f.StringVar(&o.svg, "svg", "", "SVG `file` of the ratios (default beside the JSON)")
 	f.DurationVar(&o.timeout, "timeout", 5*time.Minute, "how long one catch-up may take")
 	f.BoolVar(&o.profile, "profile", false, "leave CPU and allocation profiles of both bridges, one pair per line")
+	f.BoolVar(&o.long, "long", false, "run the long lines instead of the others, if -only names none")
 	f.BoolVar(&o.both, "native-both", false, "let native replicate in both directions, as pgbridge always does")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
 	o.only, o.rivals = fields(only), fields(rivals)
+	o.svg = cmp.Or(o.svg, strings.TrimSuffix(o.out, filepath.Ext(o.out))+".svg")
 	return o, o.validate()
 }
 
@@ -134,6 +142,14 @@ func (o options) validate() error {
 // runs reports whether the rival is among those that were asked for.
 func (o options) runs(rival string) bool { return slices.Contains(o.order(0), rival) }
 
+// chooses reports whether the line is to run.
+func (o options) chooses(l line) bool {
+	if o.only != nil {
+		return slices.Contains(o.only, l.name)
+	}
+	return l.long == o.long
+}
+
 // runAll runs the chosen lines, writes the report after each of them, and prints the table at the end.
 func runAll(ctx context.Context, o options) error {
 	b, err := newBench(ctx, o)
@@ -143,7 +159,7 @@ func runAll(ctx context.Context, o options) error {
 	r := &report{At: time.Now().UTC(), Scale: o.scale, Repeat: o.repeat, NativeBothWays: o.both,
 		Machine: readMachine(), Versions: b.versions(ctx), Settings: serverSettings()}
 	for _, l := range lines() {
-		if o.only != nil && !slices.Contains(o.only, l.name) {
+		if !o.chooses(l) {
 			continue
 		}
 		result, err := b.runLine(ctx, l)
@@ -156,16 +172,24 @@ func runAll(ctx context.Context, o options) error {
 		}
 	}
 	r.print(os.Stdout)
-	fmt.Printf("\nwritten to %s\n", o.out)
+	if err := r.draw(o.svg); err != nil {
+		return err
+	}
+	fmt.Printf("\nwritten to %s and %s\n", o.out, o.svg)
+	if o.tables != "" {
+		if err := r.printTo(o.tables); err != nil {
+			return err
+		}
+	}
 	return r.failure()
 }
 
-// runLine runs one line: the rivals take turns, and the one that begins changes with each round.
+// runLine runs one line: the rivals take turns, and the one that begins changes with each round. The floor is read once.
 func (b *bench) runLine(ctx context.Context, l line) (*result, error) {
 	result := newResult(l, b.opts.scale)
 	for round := range b.opts.repeat {
 		for _, name := range b.opts.order(round) {
-			if !canRun(name, l) {
+			if !l.runBy(name) || name == floorName && round > 0 { // it varies little
 				continue
 			}
 			s := b.measure(ctx, l, name)

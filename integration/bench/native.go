@@ -15,6 +15,8 @@ type rival interface {
 	// resume starts it again. It returns the moment from which catching up counts, and how long it took
 	// to get there.
 	resume(ctx context.Context) (begun time.Time, startup time.Duration, err error)
+	// await waits for receivers that are no servers.
+	await(ctx context.Context) error
 	// failed says why replication cannot go on, nil if it can.
 	failed() error
 	// processes names the processes that are not PostgreSQL's.
@@ -30,13 +32,13 @@ type rival interface {
 const (
 	nativeName   = "native"
 	pgbridgeName = "pgbridge"
+	floorName    = "floor" // floor.go
 )
 
 // native is PostgreSQL's own logical replication.
 type native struct {
 	*pair
-	both  bool // from the receiver to the source too
-	major int
+	both bool // from the receiver to the source too
 }
 
 // subscriptionOptions are all that differs from the defaults; the rows are there already. Before 16 a change could not
@@ -49,38 +51,60 @@ func subscriptionOptions(major int) string {
 }
 
 func (r *native) connect(ctx context.Context) error {
-	if err := r.subscribe(ctx, r.receiver, r.source); err != nil {
+	if err := subscribe(ctx, r.source, r.receivers()...); err != nil {
 		return err
 	}
 	if r.both {
-		return r.subscribe(ctx, r.source, r.receiver)
+		return subscribe(ctx, r.receiver, r.source)
 	}
 	return nil
 }
 
-// subscribe makes to receive what from commits.
-func (r *native) subscribe(ctx context.Context, to, from *server) error {
+func (r *native) receivers() []*server { return r.all()[1:] }
+
+// subscribe makes all receive what from commits.
+func subscribe(ctx context.Context, from *server, all ...*server) error {
 	if err := from.exec(ctx, "CREATE PUBLICATION bench_"+from.name+" FOR ALL TABLES"); err != nil {
 		return err
 	}
+	for _, to := range all {
+		if err := subscribeOne(ctx, to, from); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func subscribeOne(ctx context.Context, to, from *server) error {
 	return to.exec(ctx, fmt.Sprintf("CREATE SUBSCRIPTION bench_%s CONNECTION '%s' PUBLICATION bench_%s %s",
-		to.name, from.dsn, from.name, subscriptionOptions(r.major)))
+		to.name, from.dsn, from.name, subscriptionOptions(to.major())))
 }
 
 // pause leaves the other direction alone: nothing comes from there.
 func (r *native) pause(ctx context.Context) error {
-	if err := r.receiver.exec(ctx, "ALTER SUBSCRIPTION bench_receiver DISABLE"); err != nil {
-		return err
+	for _, to := range r.receivers() {
+		if err := to.exec(ctx, "ALTER SUBSCRIPTION bench_"+to.name+" DISABLE"); err != nil {
+			return err
+		}
 	}
+	for _, to := range r.receivers() {
+		if err := r.awaitDisabled(ctx, to); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *native) awaitDisabled(ctx context.Context, to *server) error {
 	for {
 		var busy bool
-		const sql = "SELECT EXISTS (SELECT FROM pg_stat_subscription WHERE subname = 'bench_receiver' AND pid IS NOT NULL)"
-		if err := r.receiver.conn.QueryRow(ctx, sql).Scan(&busy); err != nil {
+		const sql = "SELECT EXISTS (SELECT FROM pg_stat_subscription WHERE subname = $1 AND pid IS NOT NULL)"
+		if err := to.conn.QueryRow(ctx, sql, "bench_"+to.name).Scan(&busy); err != nil {
 			return err
 		}
 		if !busy {
-			const sql = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = 'bench_receiver' AND active)"
-			if err := r.source.conn.QueryRow(ctx, sql).Scan(&busy); err != nil {
+			const sql = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND active)"
+			if err := r.source.conn.QueryRow(ctx, sql, "bench_"+to.name).Scan(&busy); err != nil {
 				return err
 			}
 		}
@@ -98,8 +122,15 @@ func (r *native) pause(ctx context.Context) error {
 // resume counts from the statement's start: the launcher is woken when it commits.
 func (r *native) resume(ctx context.Context) (time.Time, time.Duration, error) {
 	begun := time.Now()
-	return begun, 0, r.receiver.exec(ctx, "ALTER SUBSCRIPTION bench_receiver ENABLE")
+	for _, to := range r.receivers() {
+		if err := to.exec(ctx, "ALTER SUBSCRIPTION bench_"+to.name+" ENABLE"); err != nil {
+			return begun, 0, err
+		}
+	}
+	return begun, 0, nil
 }
+
+func (r *native) await(context.Context) error { return nil }
 
 func (r *native) failed() error             { return nil }
 func (r *native) processes() map[string]int { return nil }

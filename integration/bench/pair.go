@@ -7,7 +7,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -28,17 +27,25 @@ func serverSettings() map[string]string {
 		"autovacuum":         "off",
 		"fsync":              "on",
 		"synchronous_commit": "on",
+		// Room for eight subscriptions on one server.
+		"max_worker_processes":            "40",
+		"max_logical_replication_workers": "20",
 	}
 }
 
 // server is one end.
 type server struct {
 	name        string // source or receiver
+	place       int    // among all: 0 is the source, 1 the receiver
 	cluster     *pgcluster.Cluster
 	dsn         string // over the Unix socket
 	conn        *pgx.Conn
+	guest       bool // a database on the receiver's cluster
 	pgbenchPath string
+	sentinelLSN uint64 // nothing of the work is committed here or beyond, but the sentinel
 }
+
+func (s *server) major() int { return s.cluster.Install().Major }
 
 // exec runs SQL on the one connection to the server.
 func (s *server) exec(ctx context.Context, sql string, args ...any) error {
@@ -48,33 +55,37 @@ func (s *server) exec(ctx context.Context, sql string, args ...any) error {
 	return nil
 }
 
-// pair is the two servers of one run.
+// pair is the two servers of one run; a mesh has more.
 type pair struct {
 	source, receiver *server
-	dir              string // removed by close
+	more             []*server // further receivers
+	dir              string    // removed by close
 }
 
-// newPair starts both servers with serverSettings.
-func newPair(ctx context.Context, in pgcluster.Install, pgbenchPath string) (*pair, error) {
-	return newPairWith(ctx, in, nil, pgbenchPath)
-}
-
-// newPairWith starts both servers with more settings.
-func newPairWith(ctx context.Context, in pgcluster.Install, more map[string]string, pgbenchPath string) (*pair, error) {
-	settings := serverSettings()
-	maps.Copy(settings, more)
+// newPair starts the servers with serverSettings and these on top, which may be nil.
+func newPair(ctx context.Context, in pgcluster.Install, pgbenchPath string, settings map[string]string, more ...*server) (*pair, error) {
+	all := serverSettings()
+	maps.Copy(all, settings)
 	dir, err := os.MkdirTemp("", "pgbridge-bench-")
 	if err != nil {
 		return nil, err
 	}
-	p := &pair{dir: dir, source: &server{name: "source"}, receiver: &server{name: "receiver"}}
+	p := &pair{dir: dir, more: more, source: &server{name: sourceNode}, receiver: &server{name: receiverNode, place: 1}}
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return nil, errors.Join(err, p.close())
 	}
-	err = p.onBoth(func(s *server) error {
+	err = p.onAll(func(s *server) error {
 		s.pgbenchPath = pgbenchPath
-		return s.start(ctx, in, settings, filepath.Join(dir, s.name))
+		if s.guest {
+			return nil
+		}
+		return s.start(ctx, in, all, filepath.Join(dir, s.name))
 	})
+	for _, s := range more {
+		if s.guest && err == nil {
+			err = s.open(ctx, p.receiver)
+		}
+	}
 	if err != nil {
 		return nil, errors.Join(err, p.close())
 	}
@@ -91,10 +102,21 @@ func (s *server) start(ctx context.Context, in pgcluster.Install, settings map[s
 	return err
 }
 
-// onBoth runs do on both servers at once.
-func (p *pair) onBoth(do func(s *server) error) error {
+// all returns the ends, the source first.
+func (p *pair) all() []*server { return append([]*server{p.source, p.receiver}, p.more...) }
+
+// writers returns the ends at which the line's work is committed.
+func (p *pair) writers(l line) []*server {
+	if l.everywhere {
+		return p.all()
+	}
+	return []*server{p.source}
+}
+
+// onAll runs do on all servers at once.
+func (p *pair) onAll(do func(s *server) error) error {
 	var g errgroup.Group
-	for _, s := range []*server{p.source, p.receiver} {
+	for _, s := range p.all() {
 		g.Go(func() error { return do(s) })
 	}
 	return g.Wait()
@@ -102,7 +124,7 @@ func (p *pair) onBoth(do func(s *server) error) error {
 
 // close ends the servers and removes all they wrote.
 func (p *pair) close() error {
-	err := p.onBoth(func(s *server) error {
+	err := p.onAll(func(s *server) error {
 		if s.cluster == nil {
 			return nil
 		}
@@ -111,6 +133,9 @@ func (p *pair) close() error {
 			defer cancel()
 			s.conn.Close(ctx) // the server goes anyway
 		}
+		if s.guest {
+			return nil
+		}
 		return s.cluster.Close()
 	})
 	return errors.Join(err, os.RemoveAll(p.dir))
@@ -118,7 +143,7 @@ func (p *pair) close() error {
 
 // prepare makes the line's tables and first rows at both ends.
 func (p *pair) prepare(ctx context.Context, l line, n int) error {
-	return p.onBoth(func(s *server) error {
+	return p.onAll(func(s *server) error {
 		if err := s.exec(ctx, "CREATE TABLE bench_sentinel (round int PRIMARY KEY)"); err != nil {
 			return err
 		}
@@ -127,6 +152,38 @@ func (p *pair) prepare(ctx context.Context, l line, n int) error {
 		}
 		return s.exec(ctx, "VACUUM (ANALYZE)")
 	})
+}
+
+// commit commits the work, and the sentinels after it.
+func (p *pair) commit(ctx context.Context, l line, n int) error {
+	for _, s := range p.writers(l) {
+		if err := l.write(ctx, s, n); err != nil {
+			return err
+		}
+		const sql = "SELECT (pg_current_wal_insert_lsn() - '0/0')::int8"
+		if err := s.conn.QueryRow(ctx, sql).Scan(&s.sentinelLSN); err != nil {
+			return err
+		}
+		if err := s.markEnd(ctx, roundEnd+s.place); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// awaitAll waits until every end shows the sentinels of all others.
+func (p *pair) awaitAll(ctx context.Context, l line, failed func() error) error {
+	for _, s := range p.all() {
+		for _, w := range p.writers(l) {
+			if w == s {
+				continue
+			}
+			if err := s.awaitEnd(ctx, roundEnd+w.place, failed); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // pollPause is how long the probe rests between two looks at the receiver: what it costs is below two
@@ -169,30 +226,32 @@ WHERE c.relkind = 'r' AND c.relpersistence = 'p'
   AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgbridge', 'pglogical', 'bucardo') AND n.nspname NOT LIKE 'pg_toast%'
 ORDER BY 1`
 
-// compare returns an error that names the tables whose rows are not the same at both ends.
+// compare returns an error that names the tables whose rows are not the same at all ends.
 func (p *pair) compare(ctx context.Context) error {
-	var sums [2][]string
-	err := p.onBoth(func(s *server) (err error) {
-		i := 0
-		if s == p.receiver {
-			i = 1
-		}
-		sums[i], err = s.digests(ctx)
+	ends := p.all()
+	sums := make([][]string, len(ends))
+	err := p.onAll(func(s *server) (err error) {
+		sums[s.place], err = s.digests(ctx)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	if slices.Equal(sums[0], sums[1]) {
-		return nil
-	}
 	var different []string
-	for i := range min(len(sums[0]), len(sums[1])) {
-		if sums[0][i] != sums[1][i] {
-			different = append(different, fmt.Sprintf("source %s, receiver %s", sums[0][i], sums[1][i]))
+	for place, sum := range sums {
+		if len(sum) != len(sums[0]) {
+			return fmt.Errorf("%w: source has %d tables, %s %d", errDifferent, len(sums[0]), ends[place].name, len(sum))
+		}
+		for i := range sum {
+			if sum[i] != sums[0][i] {
+				different = append(different, fmt.Sprintf("source %s, %s %s", sums[0][i], ends[place].name, sum[i]))
+			}
 		}
 	}
-	return fmt.Errorf("%w: %s", errDifferent, strings.Join(different, "; "))
+	if different != nil {
+		return fmt.Errorf("%w: %s", errDifferent, strings.Join(different, "; "))
+	}
+	return nil
 }
 
 // errDifferent means that the receiver does not hold the source's rows.

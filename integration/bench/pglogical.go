@@ -30,7 +30,7 @@ func (r *pglogical) ways() []oneWay {
 }
 
 func (r *pglogical) connect(ctx context.Context) error {
-	err := r.onBoth(func(s *server) error {
+	err := r.onAll(func(s *server) error {
 		return errors.Join(
 			s.exec(ctx, "CREATE EXTENSION pglogical"),
 			s.exec(ctx, "SELECT pglogical.create_node(node_name := $1::text, dsn := $2::text)", s.name, s.dsn),
@@ -106,6 +106,8 @@ func (r *pglogical) resume(ctx context.Context) (time.Time, time.Duration, error
 	}
 	return begun, 0, nil
 }
+
+func (r *pglogical) await(context.Context) error { return nil }
 
 func (r *pglogical) failed() error             { return nil }
 func (r *pglogical) processes() map[string]int { return nil }

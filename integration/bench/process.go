@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// process is a running bridge, whose log is read as it comes. A nil process has ended well.
+// process is a running bridge, whose log is read as it comes.
 type process struct {
 	cmd  *exec.Cmd
 	log  *bridgeLog
@@ -43,12 +43,7 @@ func startProcess(command []string, logFile string) (*process, error) {
 	return p, nil
 }
 
-func (p *process) pid() int {
-	if p == nil {
-		return 0
-	}
-	return p.cmd.Process.Pid
-}
+func (p *process) pid() int { return p.cmd.Process.Pid }
 
 // startTimeout is how long a bridge may take to come up.
 const startTimeout = 60 * time.Second
@@ -70,9 +65,6 @@ func (p *process) awaitRunning(ctx context.Context) (time.Time, error) {
 
 // ended says how the process ended, nil while it runs.
 func (p *process) ended() error {
-	if p == nil {
-		return nil
-	}
 	select {
 	case <-p.done:
 		return fmt.Errorf("a bridge ended by itself (%v); its log ends with\n%s", p.err, p.log.tail())
@@ -81,21 +73,13 @@ func (p *process) ended() error {
 	}
 }
 
-func (p *process) complaints() []string {
-	if p == nil {
-		return nil
-	}
-	return p.log.complaints()
-}
+func (p *process) complaints() []string { return p.log.complaints() }
 
 // stopTimeout is how long a bridge may take to leave; its own limit is 10 s.
 const stopTimeout = 20 * time.Second
 
 // stop ends the process with SIGTERM and waits for it.
 func (p *process) stop() error {
-	if p == nil {
-		return nil
-	}
 	defer p.file.Close()
 	p.cmd.Process.Signal(syscall.SIGTERM) // fails only when it has ended
 	select {

@@ -1,10 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"maps"
 	"math"
 	"os"
@@ -25,91 +24,143 @@ type report struct {
 	Lines          []*result         `json:"lines"`
 }
 
-// result is one line. Times are medians of the runs; they are missing where a run failed.
+// result is one line.
 type result struct {
 	Name   string `json:"name"`
 	Title  string `json:"title"`
+	Kind   string `json:"kind"`
 	Amount int    `json:"amount"`
 	Unit   string `json:"unit"`
-	// NativeSeconds and PgbridgeSeconds are the catch-up; for latency the median latency.
-	NativeSeconds   *float64 `json:"native_seconds"`
-	PgbridgeSeconds *float64 `json:"pgbridge_seconds"`
-	// Ratio is native's time divided by ours: above 1 is faster than native.
+	// Ratio is native's time divided by ours: above 1 is faster than native. For latency it is that of the medians.
 	Ratio *float64 `json:"ratio"`
-	// PgbridgeStartSeconds is what the bridge's start took, which is not in PgbridgeSeconds.
-	PgbridgeStartSeconds *float64     `json:"pgbridge_start_seconds,omitempty"`
-	NativeLatency        *percentiles `json:"native_latency_ms,omitempty"`
-	PgbridgeLatency      *percentiles `json:"pgbridge_latency_ms,omitempty"`
-	NativeRuns           []sample     `json:"native_runs"`
-	PgbridgeRuns         []sample     `json:"pgbridge_runs"`
-	// OtherRuns are those of the rivals beside native, by name.
-	OtherRuns map[string][]sample `json:"other_runs,omitempty"`
+	// OfFloor is the decode floor's time divided by ours: 1 is as fast as the server hands the work out.
+	OfFloor *float64   `json:"of_floor,omitempty"`
+	Rivals  []*outcome `json:"rivals"` // those that ran, in the order of rivalNames
+}
+
+// outcome is what one rival did on a line. What a failed run would make wrong is missing.
+type outcome struct {
+	Rival string `json:"rival"`
+	// Seconds is the median catch-up, for latency the median of the runs' medians; Fastest and Slowest are the
+	// spread of the runs.
+	Seconds *float64 `json:"seconds"`
+	Fastest *float64 `json:"fastest_seconds"`
+	Slowest *float64 `json:"slowest_seconds"`
+	// StartSeconds is what the start of the bridge, or of Bucardo's sync, took, which is not in Seconds.
+	StartSeconds *float64 `json:"start_seconds,omitempty"`
+	// WriteSeconds is what committing the work took before.
+	WriteSeconds *float64     `json:"write_seconds,omitempty"`
+	Latency      *percentiles `json:"latency_ms,omitempty"`      // of the run nearest to the median
+	Rate         float64      `json:"rate_per_second,omitempty"` // of the same run
+	// CPU are medians, by the parts of cpuParts.
+	CPU map[string]float64 `json:"cpu_seconds,omitempty"`
+	// CPUMicros is CPU for one unit of a catch-up's work, in microseconds.
+	CPUMicros map[string]float64 `json:"cpu_us_per_unit,omitempty"`
+	PeakRSS   map[string]int64   `json:"peak_rss_bytes,omitempty"` // the highest of all runs
+	RSS       map[string]int64   `json:"rss_bytes,omitempty"`      // of idle bridges, the highest of all runs
+	Runs      []sample           `json:"runs"`
 }
 
 func newResult(l line, scale float64) *result {
-	return &result{Name: l.name, Title: l.title, Unit: l.unit, Amount: l.at(scale)}
+	return &result{Name: l.name, Title: l.title, Kind: l.kind, Unit: l.unit, Amount: l.at(scale)}
+}
+
+// of returns the rival's outcome, nil if it did not run.
+func (r *result) of(rival string) *outcome {
+	for _, o := range r.Rivals {
+		if o.Rival == rival {
+			return o
+		}
+	}
+	return nil
 }
 
 // add takes a run in.
 func (r *result) add(rival string, s sample) {
-	switch rival {
-	case nativeName:
-		r.NativeRuns = append(r.NativeRuns, s)
-	case pgbridgeName:
-		r.PgbridgeRuns = append(r.PgbridgeRuns, s)
-	default:
-		if r.OtherRuns == nil {
-			r.OtherRuns = map[string][]sample{}
+	o := r.of(rival)
+	if o == nil {
+		o = &outcome{Rival: rival}
+		r.Rivals = append(r.Rivals, o)
+		slices.SortFunc(r.Rivals, func(a, b *outcome) int {
+			return cmp.Compare(slices.Index(rivalNames(), a.Rival), slices.Index(rivalNames(), b.Rival))
+		})
+	}
+	o.Runs = append(o.Runs, s)
+	o.summarize()
+	if r.Kind == kindCatchUp && o.CPU != nil {
+		o.CPUMicros = map[string]float64{}
+		for part, s := range o.CPU {
+			o.CPUMicros[part] = math.Round(s*1e7/float64(r.Amount)) / 10
 		}
-		r.OtherRuns[rival] = append(r.OtherRuns[rival], s)
 	}
-	r.NativeSeconds, r.NativeLatency = medianRun(r.NativeRuns)
-	r.PgbridgeSeconds, r.PgbridgeLatency = medianRun(r.PgbridgeRuns)
-	r.Ratio, r.PgbridgeStartSeconds = nil, nil
-	if r.PgbridgeSeconds == nil {
-		return
-	}
-	if r.NativeSeconds != nil && *r.PgbridgeSeconds > 0 {
-		ratio := math.Round(*r.NativeSeconds / *r.PgbridgeSeconds * 1000) / 1000
-		r.Ratio = &ratio
-	}
-	var starts []float64
-	for _, s := range r.PgbridgeRuns {
-		starts = append(starts, s.StartSeconds)
-	}
-	if m := median(starts); m > 0 {
-		r.PgbridgeStartSeconds = &m
-	}
+	r.Ratio = quotient(r.seconds(nativeName), r.seconds(pgbridgeName))
+	r.OfFloor = quotient(r.seconds(floorName), r.seconds(pgbridgeName))
 }
 
-// medianRun returns the median time, and the percentiles of the run that is nearest to it; nil when
-// there is no run or one of them failed.
-func medianRun(runs []sample) (*float64, *percentiles) {
-	var seconds []float64
-	for _, s := range runs {
+// seconds returns the rival's median, nil if there is none.
+func (r *result) seconds(rival string) *float64 {
+	if o := r.of(rival); o != nil {
+		return o.Seconds
+	}
+	return nil
+}
+
+// quotient rounds to a thousandth; it is nil if a number is missing.
+func quotient(a, b *float64) *float64 {
+	if a == nil || b == nil || *b <= 0 {
+		return nil
+	}
+	q := math.Round(*a / *b * 1000) / 1000
+	return &q
+}
+
+// summarize makes the figures of the runs, none if one of them failed.
+func (o *outcome) summarize() {
+	*o = outcome{Rival: o.Rival, Runs: o.Runs}
+	var times, starts, writes []float64
+	cpu := map[string][]float64{}
+	for _, s := range o.Runs {
 		if s.Error != "" {
-			return nil, nil
+			o.PeakRSS, o.RSS = nil, nil
+			return
 		}
-		seconds = append(seconds, s.Seconds)
+		times, starts, writes = append(times, s.Seconds), append(starts, s.StartSeconds), append(writes, s.WriteSeconds)
+		parts := byPart(s.CPU)
+		for _, part := range cpuParts() {
+			cpu[part] = append(cpu[part], parts[part])
+		}
+		o.PeakRSS, o.RSS = highest(o.PeakRSS, s.PeakRSS), highest(o.RSS, s.RSS)
 	}
-	if len(runs) == 0 {
-		return nil, nil
+	m, fastest, slowest := median(times), slices.Min(times), slices.Max(times)
+	o.Seconds, o.Fastest, o.Slowest = &m, &fastest, &slowest
+	if start := median(starts); start > 0 {
+		o.StartSeconds = &start
 	}
-	m := median(seconds)
-	nearest := slices.MinFunc(runs, func(a, b sample) int {
-		return compareFloat(math.Abs(a.Seconds-m), math.Abs(b.Seconds-m))
+	if written := median(writes); written > 0 {
+		o.WriteSeconds = &written
+	}
+	nearest := slices.MinFunc(o.Runs, func(a, b sample) int {
+		return cmp.Compare(math.Abs(a.Seconds-m), math.Abs(b.Seconds-m))
 	})
-	return &m, nearest.Latency
+	o.Latency, o.Rate = nearest.Latency, nearest.Rate
+	o.CPU = map[string]float64{}
+	for part, all := range cpu {
+		if s := median(all); s > 0 {
+			o.CPU[part] = s
+		}
+	}
 }
 
-func compareFloat(a, b float64) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
+// highest returns the higher values of both, which may be nil.
+func highest(a, b map[string]int64) map[string]int64 {
+	if a == nil {
+		return b
 	}
-	return 0
+	both := maps.Clone(a)
+	for name, n := range b {
+		both[name] = max(both[name], n)
+	}
+	return both
 }
 
 // median of at least one number, rounded to a hundredth of a millisecond.
@@ -117,6 +168,44 @@ func median(all []float64) float64 {
 	all = slices.Sorted(slices.Values(all))
 	m := (all[(len(all)-1)/2] + all[len(all)/2]) / 2
 	return math.Round(m*1e5) / 1e5
+}
+
+// The parts that CPU time is told by. Apply is native's or pglogical's workers, or the sessions of the receiver's bridge
+// or of Bucardo's daemon; rest is all else of both servers: the way back, WAL writers, and the load where it runs
+// meanwhile; and that daemon, whose sessions at the source are in it too.
+const (
+	partWalsender = "walsender"
+	partApply     = "apply"
+	partSource    = "at the source" // walsender and source bridge: the cost of having peers
+	partRest      = "rest"
+	partAll       = "all"
+)
+
+// cpuParts are in the order of the report.
+func cpuParts() []string {
+	return []string{partWalsender, sourceNode + " bridge", partSource, partApply, receiverNode + " bridge", partRest, partAll}
+}
+
+// byPart sums the kinds of processes up.
+func byPart(kinds map[string]float64) map[string]float64 {
+	sum := map[string]float64{partAll: total(kinds)}
+	for kind, seconds := range kinds {
+		switch kind {
+		case sourceNode + " walsender":
+			sum[partWalsender] += seconds
+			sum[partSource] += seconds
+		case receiverNode + " apply workers", receiverNode + " backends":
+			sum[partApply] += seconds
+		case sourceNode + " bridge":
+			sum[kind] += seconds
+			sum[partSource] += seconds
+		case receiverNode + " bridge":
+			sum[kind] += seconds
+		default:
+			sum[partRest] += seconds
+		}
+	}
+	return sum
 }
 
 func (r *report) write(path string) error {
@@ -129,129 +218,16 @@ func (r *report) write(path string) error {
 
 // failure names the lines that have no time.
 func (r *report) failure() error {
-	var failed []string
+	failed := map[string]bool{}
 	for _, l := range r.Lines {
-		for _, s := range l.allRuns() {
-			if s.Error != "" {
-				failed = append(failed, l.Name)
-				break
+		for _, o := range l.Rivals {
+			if o.Seconds == nil {
+				failed[l.Name] = true
 			}
 		}
 	}
-	if failed != nil {
-		return errors.New("no time for " + strings.Join(failed, ", "))
+	if len(failed) > 0 {
+		return errors.New("no time for " + strings.Join(slices.Sorted(maps.Keys(failed)), ", "))
 	}
 	return nil
-}
-
-// print writes the tables, in Markdown.
-func (r *report) print(w io.Writer) {
-	fmt.Fprintf(w, "%s; scale %g, median of %d\n", r.Machine, r.Scale, r.Repeat)
-	for _, name := range slices.Sorted(maps.Keys(r.Versions)) {
-		fmt.Fprintf(w, "%s: %s\n", name, r.Versions[name])
-	}
-	r.printTimes(w)
-	r.printOthers(w)
-	r.printUsage(w)
-}
-
-func (r *report) printTimes(w io.Writer) {
-	t := [][]string{{"line", "work", "native", "pgbridge", "ratio", "native/s", "pgbridge/s", "bridge start"}}
-	var latency *result
-	for _, l := range r.Lines {
-		if l.Name == "latency" {
-			latency = l
-			continue
-		}
-		t = append(t, []string{l.Title, fmt.Sprintf("%d %s", l.Amount, l.Unit), seconds(l.NativeSeconds), seconds(l.PgbridgeSeconds),
-			number(l.Ratio), l.rate(l.NativeSeconds), l.rate(l.PgbridgeSeconds), seconds(l.PgbridgeStartSeconds)})
-	}
-	if len(t) > 1 {
-		printTable(w, t)
-	}
-	if latency == nil {
-		return
-	}
-	t = [][]string{{latency.Title, "p50 ms", "p90 ms", "p99 ms", "max ms", "rows"}}
-	for _, rival := range []struct {
-		name string
-		p    *percentiles
-	}{{nativeName, latency.NativeLatency}, {pgbridgeName, latency.PgbridgeLatency}} {
-		row := []string{rival.name, "-", "-", "-", "-", "-"}
-		if p := rival.p; p != nil {
-			row = []string{rival.name, number(&p.P50), number(&p.P90), number(&p.P99), number(&p.Max), fmt.Sprint(p.Count)}
-		}
-		t = append(t, row)
-	}
-	printTable(w, t)
-}
-
-// printUsage tells of each line's last runs.
-func (r *report) printUsage(w io.Writer) {
-	t := [][]string{{"line", "rival", "CPU s", "of which", "peak memory of the bridges", "counted"}}
-	for _, l := range r.Lines {
-		for _, name := range l.rivals() {
-			runs := l.runs(name)
-			s := runs[len(runs)-1]
-			var parts, peaks, counts []string
-			for _, kind := range slices.Sorted(maps.Keys(s.CPU)) {
-				parts = append(parts, fmt.Sprintf("%s %.2f", kind, s.CPU[kind]))
-			}
-			for _, process := range slices.Sorted(maps.Keys(s.PeakRSS)) {
-				peaks = append(peaks, fmt.Sprintf("%s %d MiB", process, s.PeakRSS[process]>>20))
-			}
-			for _, counter := range slices.Sorted(maps.Keys(s.Counters)) {
-				counts = append(counts, fmt.Sprintf("%d %s", s.Counters[counter], counter))
-			}
-			t = append(t, []string{l.Title, name, fmt.Sprintf("%.2f", total(s.CPU)), strings.Join(parts, ", "),
-				strings.Join(peaks, ", "), strings.Join(counts, ", ")})
-		}
-	}
-	printTable(w, t)
-}
-
-func (r *result) rate(s *float64) string {
-	if s == nil || *s == 0 {
-		return "-"
-	}
-	return fmt.Sprintf("%.0f", float64(r.Amount) / *s)
-}
-
-func seconds(s *float64) string {
-	if s == nil {
-		return "-"
-	}
-	return fmt.Sprintf("%.2f s", *s)
-}
-
-func number(f *float64) string {
-	if f == nil {
-		return "-"
-	}
-	return fmt.Sprintf("%.2f", *f)
-}
-
-// printTable writes rows with their columns aligned; the first is the heading.
-func printTable(w io.Writer, rows [][]string) {
-	width := make([]int, len(rows[0]))
-	for _, row := range rows {
-		for i, cell := range row {
-			width[i] = max(width[i], len(cell))
-		}
-	}
-	fmt.Fprintln(w)
-	for n, row := range rows {
-		for i, cell := range row {
-			fmt.Fprintf(w, "| %-*s ", width[i], cell)
-		}
-		fmt.Fprintln(w, "|")
-		for i := range width {
-			if n == 0 {
-				fmt.Fprintf(w, "|%s", strings.Repeat("-", width[i]+2))
-			}
-		}
-		if n == 0 {
-			fmt.Fprintln(w, "|")
-		}
-	}
 }

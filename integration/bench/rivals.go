@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
-	"maps"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -15,9 +13,9 @@ import (
 
 // standard are the rivals that run where the command line names none; the others have to be installed and
 // know older servers only.
-func standard() []string { return []string{nativeName, pgbridgeName} }
+func standard() []string { return []string{nativeName, pgbridgeName, floorName} }
 
-// rivalNames are those that -rivals knows, in the order in which they take turns.
+// rivalNames are those that -rivals knows, in the order of the report.
 func rivalNames() []string { return append(standard(), pglogicalName, bucardoName) }
 
 // order returns the chosen rivals in the order of that round: the one that begins changes.
@@ -32,10 +30,6 @@ func (o options) order(round int) []string {
 	}
 	return order
 }
-
-// canRun reports whether the rival can do the line at all: with native replication, a row that is written at both ends
-// ends the subscription or leaves the ends different.
-func canRun(rival string, l line) bool { return l.back == nil || rival != nativeName }
 
 // findInstall finds the PostgreSQL that all chosen rivals can run on.
 func findInstall(o options) (pgcluster.Install, error) {
@@ -62,21 +56,21 @@ func rivalSettings(name string, major int) map[string]string {
 		// A worker is started this long after the one before it at the earliest, 5 s by default: they would be in the time.
 		return map[string]string{"wal_retrieve_retry_interval": "20ms"}
 	}
-	return nil
+	return map[string]string{}
 }
 
-// newRival makes one that works between the two servers.
+// newRival makes one that works between the servers; the floor is none (floor.go).
 func (b *bench) newRival(name string, l line, p *pair) rival {
 	logs := filepath.Dir(b.opts.out)
 	switch name {
 	case pgbridgeName:
-		return &bridges{pair: p, command: b.bridgeCommand(l), logDir: logs, line: l.name}
+		return &bridges{pair: p, command: b.bridgeCommand(l), logDir: logs, line: l.name, peers: max(l.peers, 1)}
 	case pglogicalName:
-		return &pglogical{pair: p, both: b.opts.both || l.back != nil}
+		return &pglogical{pair: p, both: b.opts.both || l.everywhere}
 	case bucardoName:
 		return &bucardo{pair: p, keepLog: filepath.Join(logs, fmt.Sprintf("bench-%s-bucardo.log", l.name))}
 	}
-	return &native{pair: p, both: b.opts.both, major: b.opts.major}
+	return &native{pair: p, both: b.opts.both}
 }
 
 // rivalVersions tells the versions of the chosen rivals that are not part of the server, as their packages say.
@@ -93,60 +87,6 @@ func (o options) rivalVersions(ctx context.Context) map[string]string {
 		}
 	}
 	return v
-}
-
-// printOthers writes the table of the rivals beside native and pgbridge, with what the work cost at the source while it
-// was written: triggers make Bucardo's share of that.
-func (r *report) printOthers(w io.Writer) {
-	t := [][]string{{"line", "rival", "time", "per second", "written in", "latency"}}
-	others := false
-	for _, l := range r.Lines {
-		for _, name := range l.rivals() {
-			others = others || l.OtherRuns[name] != nil
-			runs := l.runs(name)
-			took, latency := medianRun(runs)
-			row := []string{l.Title, name, seconds(took), l.rate(took), "-", ""}
-			if latency != nil {
-				row[2], row[3], row[5] = "", "", latency.String()
-			}
-			var written []float64
-			for _, s := range runs {
-				written = append(written, s.WriteSeconds)
-			}
-			if m := median(written); m > 0 {
-				row[4] = seconds(&m)
-			}
-			t = append(t, row)
-		}
-	}
-	if others {
-		printTable(w, t)
-	}
-}
-
-// rivals names those that ran the line, in their usual order.
-func (r *result) rivals() []string {
-	return slices.DeleteFunc(rivalNames(), func(name string) bool { return r.runs(name) == nil })
-}
-
-// runs returns one rival's runs of the line.
-func (r *result) runs(rival string) []sample {
-	switch rival {
-	case nativeName:
-		return r.NativeRuns
-	case pgbridgeName:
-		return r.PgbridgeRuns
-	}
-	return r.OtherRuns[rival]
-}
-
-// allRuns returns the runs of all rivals.
-func (r *result) allRuns() []sample {
-	all := slices.Concat(r.NativeRuns, r.PgbridgeRuns)
-	for _, name := range slices.Sorted(maps.Keys(r.OtherRuns)) {
-		all = append(all, r.OtherRuns[name]...)
-	}
-	return all
 }
 
 // unknownRival returns a name that is not a rival's, "" when there is none.

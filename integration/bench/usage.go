@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -26,7 +27,7 @@ type spent struct {
 	ticks        uint64
 }
 
-// ticks reads the times of both servers' processes and of the others, given by name.
+// ticks reads the times of the servers' processes and of the others, given by name.
 func (p *pair) ticks(others map[string]int) ticks {
 	t := ticks{live: map[int]spent{}, dead: map[string]uint64{}}
 	for name, pid := range others {
@@ -34,12 +35,18 @@ func (p *pair) ticks(others map[string]int) ticks {
 			t.live[pid] = spent{kind: name, ticks: st.own}
 		}
 	}
-	servers := map[int]string{p.source.cluster.Pid(): p.source.name, p.receiver.cluster.Pid(): p.receiver.name}
-	skip := p.receiver.conn.PgConn().PID()    // the probe itself
+	servers := map[int]string{}
+	var skip []uint32 // the probe itself
+	for _, s := range p.all() {
+		if !s.guest {
+			servers[s.cluster.Pid()] = s.name
+		}
+		skip = append(skip, s.conn.PgConn().PID())
+	}
 	found, _ := filepath.Glob("/proc/[0-9]*") // fails for a bad pattern only
 	for _, dir := range found {
 		pid, err := strconv.Atoi(filepath.Base(dir))
-		if err != nil || pid == int(skip) {
+		if err != nil || slices.Contains(skip, uint32(pid)) {
 			continue
 		}
 		st, err := readStat(pid)
@@ -129,20 +136,26 @@ func parseStat(text []byte) (stat, error) {
 }
 
 // peakRSS returns the peak resident memory of processes in bytes, by name.
-func peakRSS(processes map[string]int) map[string]int64 {
-	peak := map[string]int64{}
+func peakRSS(processes map[string]int) map[string]int64 { return memory(processes, "VmHWM:") }
+
+// residentNow returns the present resident memory of processes in bytes, by name.
+func residentNow(processes map[string]int) map[string]int64 { return memory(processes, "VmRSS:") }
+
+// memory reads a field of /proc/<pid>/status.
+func memory(processes map[string]int, field string) map[string]int64 {
+	found := map[string]int64{}
 	for name, pid := range processes {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 		if err != nil {
 			continue
 		}
-		_, rest, _ := strings.Cut(string(text), "VmHWM:")
+		_, rest, _ := strings.Cut(string(text), field)
 		var kib int64
 		if _, err := fmt.Sscanf(rest, "%d kB", &kib); err == nil {
-			peak[name] = kib << 10
+			found[name] = kib << 10
 		}
 	}
-	return peak
+	return found
 }
 
 // total sums seconds up.
