@@ -32,23 +32,28 @@ func newBenchPlanner(tb testing.TB) *planner {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	w := &worker{origin: nodeA, own: origin.Origin{Node: "b", Epoch: 1}, id: 1, opts: &Options{}, wal: &fakeWAL{},
-		absence: newAbsence(), ctx: tb.Context(), mappings: map[uint32]*mapping{r.ID: m}, digests: rowkey.NewDigests(nil),
-		combined: map[string]*combination{}, current: &batch{}}
+	opts := Options{}.withDefaults()
+	w := &worker{origin: nodeA, own: origin.Origin{Node: "b", Epoch: 1}, id: 1, opts: &opts, wal: &fakeWAL{},
+		absence: newAbsence(), progress: newProgress(), locks: newKeyLocks(2), inbox: newInbox(nodeA, &opts, 0),
+		ctx: tb.Context(), mappings: map[uint32]*mapping{r.ID: m}, digests: rowkey.NewDigests(nil),
+		combined: map[string]*combination{}, current: &batch{}, atOnce: opts.BatchTransactions, bundled: opts.BatchTransactions}
 	w.guard.self = w.id
 	w.positionStatement = &statement{name: "position", sent: true, ready: true, types: []uint32{oidInt8, oidInt8, oidInt8, oidTimestamptz}}
 	w.tombstoneStatement = &statement{name: "tombstone", sent: true, ready: true, types: []uint32{oidInt8, 23, oidInt8, 17}}
+	w.bundleStatement = &statement{name: "bundle", sent: true, ready: true,
+		types: []uint32{oidInt8, oidInt8, oidInt8, oidTimestamptz, oidInt8, oidInt8Array, oidInt4Array}}
+	w.beginMessages, w.bundleMessages = appendRun(nil, "begin", nil), appendRun(nil, "impatient", nil)
 	w.planner.w = w
 	return &w.planner
 }
 
-// benchTxn changes that many rows of the table, all in one way.
-func benchTxn(kind wire.Kind, rows int, r *wire.Relation) *txn {
-	t := &txn{origin: nodeA, relations: map[uint32]*wire.Relation{r.ID: r}, Begin: wire.Begin{Seq: 1, Stamp: 1}}
+// benchTxn changes that many rows of the table, from the id first on, all in one way.
+func benchTxn(kind wire.Kind, seq uint64, first, rows int, r *wire.Relation) *txn {
+	t := &txn{origin: nodeA, relations: map[uint32]*wire.Relation{r.ID: r}, Begin: wire.Begin{Seq: seq, Stamp: origin.Stamp(seq)}}
 	field := func(b []byte, v []byte) []byte {
 		return append(binary.BigEndian.AppendUint32(append(b, 'b'), uint32(len(v))), v...)
 	}
-	for i := range rows {
+	for i := first; i < first+rows; i++ {
 		id := binary.BigEndian.AppendUint64(nil, uint64(i))
 		row := field([]byte{'N', 0, 3}, id)
 		row = field(field(row, binary.BigEndian.AppendUint32(nil, uint32(i))), []byte(strings.Repeat("x", 32)))
@@ -74,7 +79,7 @@ func TestRowsArePlannedWithoutAllocating(t *testing.T) {
 	const rows, perTransaction, perRow = 500, 12, 0.1
 	for _, kind := range []wire.Kind{wire.KindInsert, wire.KindUpdate, wire.KindDelete} {
 		p := newBenchPlanner(t)
-		one, many := benchTxn(kind, 1, benchRelation()), benchTxn(kind, rows, benchRelation())
+		one, many := benchTxn(kind, 1, 0, 1, benchRelation()), benchTxn(kind, 1, 0, rows, benchRelation())
 		few := testing.AllocsPerRun(50, func() { p.replan(t, one) })
 		all := testing.AllocsPerRun(50, func() { p.replan(t, many) })
 		if few > perTransaction {
@@ -91,13 +96,119 @@ func BenchmarkPlan(b *testing.B) {
 	for _, kind := range []wire.Kind{wire.KindInsert, wire.KindUpdate, wire.KindDelete} {
 		for _, rows := range []int{1, 1000} {
 			b.Run(fmt.Sprintf("%c/rows=%d", kind, rows), func(b *testing.B) {
-				p, t := newBenchPlanner(b), benchTxn(kind, rows, benchRelation())
+				p, t := newBenchPlanner(b), benchTxn(kind, 1, 0, rows, benchRelation())
 				b.ReportAllocs()
 				b.SetBytes(int64(len(t.body)))
 				for b.Loop() {
 					p.replan(b, t)
 				}
 				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(rows), "ns/row")
+			})
+		}
+	}
+}
+
+// benchBundle is what waits in a planner's inbox: so many transactions, each of which changes so many rows of its own, or
+// all the same rows.
+type benchBundle struct {
+	kind       wire.Kind
+	txns, rows int
+	same       bool
+}
+
+func (c benchBundle) String() string {
+	name := fmt.Sprintf("%c/txns=%d/rows=%d", c.kind, c.txns, c.rows)
+	if c.same {
+		name += "/same"
+	}
+	return name
+}
+
+// changes is how many all of them make.
+func (c benchBundle) changes() int { return c.txns * c.rows }
+
+// waiting returns the planner, and the bytes that wait.
+func (c benchBundle) waiting(tb testing.TB) (p *planner, bytes int64) {
+	tb.Helper()
+	p = newBenchPlanner(tb)
+	r := benchRelation()
+	var txns []*txn
+	for i := range c.txns {
+		first := i * c.rows
+		if c.same {
+			first = 0
+		}
+		t := benchTxn(c.kind, uint64(i+1), first, c.rows, r)
+		txns, bytes = append(txns, t), bytes+int64(len(t.body))
+	}
+	if err := p.w.inbox.add(tb.Context(), txns); err != nil {
+		tb.Fatal(err)
+	}
+	return p, bytes
+}
+
+// rebundle plans what waits again as a bundle of that many transactions, into the buffers of the last time, and gives
+// back what that took.
+func (c benchBundle) rebundle(tb testing.TB, p *planner) {
+	w := p.w
+	p.out = p.out[:0]
+	w.current.txns, w.current.commits = w.current.txns[:0], w.current.commits[:0]
+	if n, err := w.addBundle(); err != nil || n != c.txns {
+		tb.Fatalf("a bundle of %d transactions, want %d: %v", n, c.txns, err)
+	}
+	w.giveBack(w.current)
+	w.absence.withdraw(w.origin, 1)
+	w.inbox.rewind()
+}
+
+// TestBundlesArePlannedWithoutAllocating: a transaction costs what it holds until it lands, and its tombstones, a bundle
+// as such its runs, and a row nothing.
+func TestBundlesArePlannedWithoutAllocating(t *testing.T) {
+	const rows, perBundle, perRow = 10, 24, 0.1
+	for _, c := range []struct {
+		benchBundle
+		perTransaction float64
+	}{
+		{benchBundle{kind: wire.KindInsert}, 5},
+		{benchBundle{kind: wire.KindUpdate}, 5},
+		{benchBundle{kind: wire.KindUpdate, same: true}, 6},
+		{benchBundle{kind: wire.KindDelete}, 11},
+	} {
+		allocs := func(txns, rows int) float64 {
+			c.txns, c.rows = txns, rows
+			p, _ := c.waiting(t)
+			return testing.AllocsPerRun(50, func() { c.rebundle(t, p) })
+		}
+		few, many, wide := allocs(bundleFrom, 1), allocs(10*bundleFrom, 1), allocs(10*bundleFrom, rows)
+		each := (many - few) / (9 * bundleFrom)
+		if each > c.perTransaction {
+			t.Errorf("%s: %v allocations for each transaction, at most %v are allowed", c, each, c.perTransaction)
+		}
+		if n := few - bundleFrom*each; n > perBundle {
+			t.Errorf("%s: %v allocations for a bundle as such, at most %v are allowed", c, n, perBundle)
+		}
+		if n := (wide - many) / (10 * bundleFrom * (rows - 1)); n > perRow {
+			t.Errorf("%s: %v allocations for each row, at most %v are allowed", c, n, perRow)
+		}
+	}
+}
+
+// BenchmarkBundle/kind/txns=n/rows=n: waiting transactions from their frames' bytes to the messages of one local
+// transaction, with locks and registrations.
+func BenchmarkBundle(b *testing.B) {
+	for _, kind := range []wire.Kind{wire.KindInsert, wire.KindUpdate, wire.KindDelete} {
+		for _, c := range []benchBundle{{kind: kind, txns: 100, rows: 1}, {kind: kind, txns: 10, rows: 100}, {kind: kind, txns: 100, rows: 1, same: true}} {
+			if c.same && kind != wire.KindUpdate {
+				continue // a row comes or goes once in a bundle
+			}
+			b.Run(c.String(), func(b *testing.B) {
+				p, bytes := c.waiting(b)
+				b.ReportAllocs()
+				b.SetBytes(bytes)
+				for b.Loop() {
+					c.rebundle(b, p)
+				}
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(c.changes()), "ns/row")
 			})
 		}
 	}
