@@ -31,8 +31,12 @@ func TestBundlesLeaveWhatTransactionsWould(t *testing.T) {
 		INSERT INTO uniq SELECT i, i FROM generate_series(1, 6) i`)
 	p.wal.tell(origin.Vector{{Origin: nodeA, Seq: p.seq, Stamp: p.last}}) // large values may be left unchanged
 	changes := []func() string{
-		func() string { return fmt.Sprintf(`UPDATE t SET v = '%d', n = %d WHERE id = %d`, r.IntN(99), r.IntN(99), 1+r.IntN(30)) },
-		func() string { return fmt.Sprintf(`UPDATE t SET m = 'ok', a = '{%d,2}' WHERE id = %d`, r.IntN(9), 1+r.IntN(30)) },
+		func() string {
+			return fmt.Sprintf(`UPDATE t SET v = '%d', n = %d WHERE id = %d`, r.IntN(99), r.IntN(99), 1+r.IntN(30))
+		},
+		func() string {
+			return fmt.Sprintf(`UPDATE t SET m = 'ok', a = '{%d,2}' WHERE id = %d`, r.IntN(9), 1+r.IntN(30))
+		},
 		func() string {
 			return fmt.Sprintf(`INSERT INTO t VALUES (%d, 'new', NULL, 'ok', NULL) ON CONFLICT DO NOTHING`, 1+r.IntN(30))
 		},

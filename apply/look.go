@@ -153,7 +153,9 @@ func (c *carefulRun) fetch(ctx context.Context, m *mapping, g *keyGroup) error {
 	ps = append(ps, binaryParam(lows.value(oidInt8)))
 	lock := m.statement("kl", func() (string, []uint32) { return m.keysSQL("SELECT 1 FROM ", "", " ORDER BY v.n FOR UPDATE OF t") })
 	c.push("lock rows of "+m.local.quoted, lock, ps)
-	at := m.statement("kv", func() (string, []uint32) { return m.keysSQL("SELECT v.n, "+lookSQL("v.lo")+" FROM ", ", "+lookVersion, "") })
+	at := m.statement("kv", func() (string, []uint32) {
+		return m.keysSQL("SELECT v.n, "+lookSQL("v.lo")+" FROM ", ", "+lookVersion, "")
+	})
 	c.queue = append(c.queue, queued{what: "look at rows of " + m.local.quoted, s: at, ps: ps, take: func(rows [][][]byte) {
 		for _, r := range rows {
 			n, _ := strconv.Atoi(string(r[0])) // the server's own count
