@@ -24,11 +24,13 @@ UNIT := $$(go list ./... | grep -v '/integration$$')
 # What one fuzz test, and one run of the soak, may take.
 FUZZTIME ?= 20s
 SOAKTIMEOUT ?= 6h
+# How long each micro-benchmark runs, or 100x: that often.
+MICROBENCHTIME ?= 1s
 # Which cluster tests, and how: make integration RUN=TestCrash RACE=-race
 RUN ?= .
 RACE ?=
 
-.PHONY: help build demo test lint unit integration compose fuzz soak bench bench-long postgres clean
+.PHONY: help build demo test lint unit integration compose fuzz soak bench bench-long bench-rivals microbench postgres clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +86,14 @@ bench-long: build ## the lines that take long: a backlog, steady load, idle brid
 	scripts/postgres.sh 18
 	@mkdir -p build
 	go run ./integration/bench -long -out build/bench-long.json $(BENCHFLAGS)
+
+bench-rivals: build ## against pglogical and Bucardo too, all on PostgreSQL 15, to build/bench-rivals.json
+	scripts/rivals.sh
+	@mkdir -p build
+	go run ./integration/bench -major 15 -rivals native,pgbridge,pglogical,bucardo -out build/bench-rivals.json $(BENCHFLAGS)
+
+microbench: ## codec, vectors, capture's rows and apply's plans, with their allocations; RUN=BenchmarkPlan picks some
+	go test -run '^$$' -bench '$(RUN)' -benchmem -benchtime $(MICROBENCHTIME) ./wire ./origin ./capture ./apply
 
 postgres: ## fetch the PostgreSQL binaries that tests run, into a cache outside the repository
 	@scripts/postgres.sh $(PG)

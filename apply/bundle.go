@@ -44,7 +44,6 @@ type bundle struct {
 	undo   []bundledBefore   // rows that the last transaction changed further
 	begun  int               // how many rows there were before it
 	tombs  []tombstoneParams // what the transactions have deleted
-	order  []int32           // scratch: rows of one bucket after the other
 	bucket []bucket          // scratch
 }
 

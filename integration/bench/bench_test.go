@@ -24,11 +24,16 @@ func (r wrong) resume(ctx context.Context) (time.Time, time.Duration, error) {
 
 func testBench(t *testing.T) *bench {
 	t.Helper()
-	in, err := pgcluster.Find(major)
+	in, err := pgcluster.Find(defaultMajor)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &bench{install: in, opts: options{scale: 0.001, repeat: 1, timeout: time.Minute}}
+	return &bench{install: in, settings: smallServer(), opts: options{scale: 0.001, repeat: 1, timeout: time.Minute, major: defaultMajor}}
+}
+
+// smallServer are settings for a server that comes and goes sooner.
+func smallServer() map[string]string {
+	return map[string]string{"shared_buffers": "64MB", "wal_buffers": "4MB"}
 }
 
 func runOnce(t *testing.T, name string, make func(*pair) rival) (sample, error) {
@@ -43,7 +48,7 @@ func runLine(t *testing.T, l line, make func(*pair) rival, more ...*server) (sam
 	if err != nil {
 		pgbench = "" // few lines need it
 	}
-	p, err := newPair(t.Context(), b.install, pgbench, more...)
+	p, err := newPair(t.Context(), b.install, pgbench, b.settings, more...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"os/exec"
@@ -13,8 +14,8 @@ import (
 	"github.com/pgbridge/pgbridge/integration/pgcluster"
 )
 
-// major is the PostgreSQL that both rivals run on.
-const major = 18
+// defaultMajor is the PostgreSQL that all rivals run on where the command line does not say another one.
+const defaultMajor = 18
 
 // bench is what all runs share.
 type bench struct {
@@ -22,10 +23,12 @@ type bench struct {
 	install pgcluster.Install
 	pgbench string // path
 	self    string // path of this program, for -profile
+	// settings are the servers', on top of serverSettings: none but in tests, whose servers are small.
+	settings map[string]string
 }
 
 func newBench(ctx context.Context, o options) (*bench, error) {
-	in, err := pgcluster.Find(major)
+	in, err := findInstall(o)
 	if err != nil {
 		return nil, err
 	}
@@ -63,8 +66,10 @@ func findPgbench(in pgcluster.Install) (string, error) {
 type sample struct {
 	// Seconds is the catch-up; for latency the median. 0 if the run failed.
 	Seconds float64 `json:"seconds"`
-	// StartSeconds is how long the bridge took before its catch-up began to count.
-	StartSeconds float64      `json:"start_seconds,omitempty"`
+	// StartSeconds is how long the bridge, or Bucardo's sync, took before its catch-up began to count.
+	StartSeconds float64 `json:"start_seconds,omitempty"`
+	// WriteSeconds is how long committing the work took, while replication rested.
+	WriteSeconds float64      `json:"write_seconds,omitempty"`
 	Latency      *percentiles `json:"latency_ms,omitempty"`
 	// Rate is what was committed in a second while latency was measured.
 	Rate     float64            `json:"rate_per_second,omitempty"`
@@ -95,7 +100,9 @@ func (b *bench) measure(ctx context.Context, l line, name string) sample {
 	case name == nativeName:
 		more = peerDatabases(l.peers)
 	}
-	p, err := newPair(ctx, b.install, b.pgbench, more...)
+	settings := rivalSettings(name, b.opts.major)
+	maps.Copy(settings, b.settings)
+	p, err := newPair(ctx, b.install, b.pgbench, settings, more...)
 	if err != nil {
 		return sample{Error: err.Error()}
 	}
@@ -114,10 +121,7 @@ func (b *bench) measureOn(ctx context.Context, l line, name string, p *pair) (sa
 	if name == floorName {
 		return b.floor(ctx, l, p, l.at(b.opts.scale))
 	}
-	var r rival = &native{pair: p, both: b.opts.both}
-	if name == pgbridgeName {
-		r = &bridges{pair: p, command: b.bridgeCommand(l), logDir: filepath.Dir(b.opts.out), line: l.name, peers: max(l.peers, 1)}
-	}
+	r := b.newRival(name, l, p)
 	s, err := b.run(ctx, l, p, r)
 	s.Warnings = r.warnings()
 	return s, errors.Join(err, r.close())
@@ -175,9 +179,11 @@ func (b *bench) catchUp(ctx context.Context, l line, p *pair, r rival, n int) (s
 	if err := r.pause(ctx); err != nil {
 		return s, err
 	}
+	written := time.Now()
 	if err := p.commit(ctx, l, n); err != nil {
 		return s, err
 	}
+	s.WriteSeconds = round(time.Since(written).Seconds())
 	ctx, cancel := context.WithTimeoutCause(ctx, b.opts.timeout, fmt.Errorf("not caught up after %s", b.opts.timeout))
 	defer cancel()
 	begun, startup, err := r.resume(ctx)

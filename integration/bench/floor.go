@@ -21,11 +21,16 @@ import (
 // The decode floor: how long the server takes to hand the work out, to a reader that does nothing with it. Everybody
 // who replicates by logical decoding takes at least that long.
 
-const (
-	floorSlot = "bench_floor"
-	// floorOptions are those of pgbridge's capture on this version.
-	floorOptions = "proto_version '4', publication_names 'bench_floor', binary 'true', messages 'true', streaming 'on', origin 'none'"
-)
+const floorSlot = "bench_floor"
+
+// floorOptions are those of pgbridge's capture on that version.
+func floorOptions(major int) string {
+	const options = "publication_names 'bench_floor', binary 'true', messages 'true', streaming 'on'"
+	if major < 16 {
+		return "proto_version '3', " + options
+	}
+	return "proto_version '4', " + options + ", origin 'none'"
+}
 
 // floor commits the work behind a slot, and measures how long reading it to nowhere takes. Where both ends write, both
 // are read at once.
@@ -126,7 +131,7 @@ const (
 
 // read takes everything until the sentinel's commit. It looks at no more than kind and length of a message.
 func (r *slotReader) read() error {
-	query := pgproto3.Query{String: fmt.Sprintf("START_REPLICATION SLOT %s LOGICAL 0/0 (%s)", floorSlot, floorOptions)}
+	query := pgproto3.Query{String: fmt.Sprintf("START_REPLICATION SLOT %s LOGICAL 0/0 (%s)", floorSlot, floorOptions(r.server.major()))}
 	start, err := query.Encode(nil)
 	if err != nil {
 		return err

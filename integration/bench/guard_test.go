@@ -37,7 +37,7 @@ func TestBrokenGuardIsNoticed(t *testing.T) {
 func buildBridge(t *testing.T, broken bool) string {
 	t.Helper()
 	binary := filepath.Join(t.TempDir(), "pgbridge")
-	args := []string{"build", "-trimpath", "-o", binary}
+	args := []string{"build", "-trimpath", "-ldflags", "-s -w", "-o", binary}
 	if broken {
 		args = append(args, "-overlay", breakGuard(t))
 	}

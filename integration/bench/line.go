@@ -101,6 +101,8 @@ func (l line) runBy(rival string) bool {
 		return !l.everywhere && l.kind != kindIdle
 	case floorName:
 		return l.kind == kindCatchUp && l.peers == 0
+	case pglogicalName, bucardoName: // set up between two servers only
+		return !l.third && l.peers == 0 && l.kind != kindIdle
 	}
 	return true
 }

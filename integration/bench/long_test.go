@@ -41,10 +41,13 @@ func TestBacklogAndSteadyStateEnd(t *testing.T) {
 // longTest skips unless long tests are asked for, and where pgbench is not installed: the product does not need it.
 func longTest(t *testing.T) {
 	t.Helper()
-	if os.Getenv("PGBRIDGE_TEST_SOAK") == "" {
+	if !soaks() {
 		t.Skip("PGBRIDGE_TEST_SOAK is not set")
 	}
 	if _, err := findPgbench(testBench(t).install); err != nil {
 		t.Skip(err)
 	}
 }
+
+// soaks reports whether long tests are asked for.
+func soaks() bool { return os.Getenv("PGBRIDGE_TEST_SOAK") != "" }

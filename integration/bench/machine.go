@@ -45,7 +45,8 @@ func readMachine() machine {
 
 // versions names what was measured.
 func (b *bench) versions(ctx context.Context) map[string]string {
-	v := map[string]string{"postgresql": b.install.Version}
+	v := b.opts.rivalVersions(ctx)
+	v["postgresql"] = b.install.Version
 	for name, path := range map[string]string{"pgbridge": b.opts.binary, "pgbench": b.pgbench} {
 		flag := "--version"
 		if name == "pgbridge" {

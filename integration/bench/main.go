@@ -1,7 +1,7 @@
 // Command bench measures pgbridge against PostgreSQL's own logical replication, on one machine, in one
 // run, on the same work.
 //
-// Each line (line.go) is run by each rival in turn on two new PostgreSQL 18 servers of its own, with the
+// Each line (line.go) is run by each rival in turn on two new PostgreSQL servers of its own, with the
 // same settings (pair.go). Catch-up: both ends get the line's tables and rows, replication is set up and
 // seen to work, it is stopped, the work is committed at the source, and the clock runs from the moment
 // at which replication goes on (catchup.go says which that is) until the receiver shows a row that was
@@ -12,7 +12,9 @@
 // The rivals are native (native.go): a subscription with origin = none, binary = true, streaming =
 // parallel; and pgbridge (bridges.go): two processes of the built binary with embedded brokers and
 // default settings. Neither gets a setting that the other does not get. A third run reads the slot to
-// nowhere: the decode floor of both (floor.go).
+// nowhere: the decode floor of both (floor.go). -rivals and -major ask for others, and for another server
+// than PostgreSQL 18: pglogical (pglogical.go) and Bucardo (bucardo.go); rivals.go says what each of them
+// needs.
 //
 // Out go tables on standard output (table.go), a picture (picture.go), and build/bench.json with every single run, the CPU seconds
 // that each kind of process took, and the bridges' peak memory (usage.go). With -profile the bridges are this
@@ -46,7 +48,8 @@ import (
 type options struct {
 	scale   float64       // share of the full amount of work
 	only    []string      // names of lines; nil is all
-	rivals  []string      // names of rivals; nil is all
+	rivals  []string      // names of rivals; nil is standard()
+	major   int           // of the PostgreSQL that all run on
 	repeat  int           // runs of each line
 	binary  string        // pgbridge
 	out     string        // JSON file
@@ -92,7 +95,8 @@ func parseFlags(args []string) (options, error) {
 	}
 	f.Float64Var(&o.scale, "scale", scale, "share of the full amount of work (BENCH_SCALE)")
 	f.StringVar(&only, "only", "", "run these `lines`: "+strings.Join(lineNames(), ","))
-	f.StringVar(&rivals, "rivals", "", "run these `rivals`: "+strings.Join(rivalNames(), ","))
+	f.StringVar(&rivals, "rivals", "", "run these `rivals`: "+rivalList()+"; by default "+strings.Join(standard(), ","))
+	f.IntVar(&o.major, "major", defaultMajor, "the PostgreSQL that all rivals run on")
 	f.IntVar(&o.repeat, "repeat", 1, "runs of each line; the median counts")
 	f.StringVar(&o.binary, "binary", filepath.Join("bin", "pgbridge"), "the built `pgbridge`")
 	f.StringVar(&o.out, "out", filepath.Join("build", "bench.json"), "JSON `file`; profiles and logs go beside it")
@@ -123,10 +127,11 @@ func (o options) validate() error {
 			return fmt.Errorf("-only: no line %q; there are %s", name, strings.Join(lineNames(), ", "))
 		}
 	}
-	for _, name := range o.rivals {
-		if !slices.Contains(rivalNames(), name) {
-			return fmt.Errorf("-rivals: no rival %q; there are %s", name, strings.Join(rivalNames(), ", "))
-		}
+	if name := unknownRival(o.rivals); name != "" {
+		return fmt.Errorf("-rivals: no rival %q; there are %s", name, rivalList())
+	}
+	if o.both && o.major < 16 {
+		return fmt.Errorf("-native-both: before PostgreSQL 16 a subscription hands on what it received, and changes go round for ever; not with -major %d", o.major)
 	}
 	if o.scale <= 0 || o.repeat < 1 {
 		return errors.New("-scale and -repeat must be above 0")
@@ -135,7 +140,7 @@ func (o options) validate() error {
 }
 
 // runs reports whether the rival is among those that were asked for.
-func (o options) runs(rival string) bool { return o.rivals == nil || slices.Contains(o.rivals, rival) }
+func (o options) runs(rival string) bool { return slices.Contains(o.order(0), rival) }
 
 // chooses reports whether the line is to run.
 func (o options) chooses(l line) bool {
@@ -183,12 +188,8 @@ func runAll(ctx context.Context, o options) error {
 func (b *bench) runLine(ctx context.Context, l line) (*result, error) {
 	result := newResult(l, b.opts.scale)
 	for round := range b.opts.repeat {
-		order := rivalNames()
-		if round%2 == 1 {
-			slices.Reverse(order)
-		}
-		for _, name := range order {
-			if !b.opts.runs(name) || !l.runBy(name) || name == floorName && round > 0 { // it varies little
+		for _, name := range b.opts.order(round) {
+			if !l.runBy(name) || name == floorName && round > 0 { // it varies little
 				continue
 			}
 			s := b.measure(ctx, l, name)

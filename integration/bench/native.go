@@ -35,17 +35,20 @@ const (
 	floorName    = "floor" // floor.go
 )
 
-// rivalNames are in the order of the report.
-func rivalNames() []string { return []string{nativeName, pgbridgeName, floorName} }
-
 // native is PostgreSQL's own logical replication.
 type native struct {
 	*pair
 	both bool // from the receiver to the source too
 }
 
-// subscriptionOptions are all that differs from the defaults; the rows are there already.
-const subscriptionOptions = "WITH (origin = none, binary = true, streaming = parallel, copy_data = false)"
+// subscriptionOptions are all that differs from the defaults; the rows are there already. Before 16 a change could not
+// be told from one that was received, and nothing was applied in parallel.
+func subscriptionOptions(major int) string {
+	if major < 16 {
+		return "WITH (binary = true, streaming = on, copy_data = false)"
+	}
+	return "WITH (origin = none, binary = true, streaming = parallel, copy_data = false)"
+}
 
 func (r *native) connect(ctx context.Context) error {
 	if err := subscribe(ctx, r.source, r.receivers()...); err != nil {
@@ -74,7 +77,7 @@ func subscribe(ctx context.Context, from *server, all ...*server) error {
 
 func subscribeOne(ctx context.Context, to, from *server) error {
 	return to.exec(ctx, fmt.Sprintf("CREATE SUBSCRIPTION bench_%s CONNECTION '%s' PUBLICATION bench_%s %s",
-		to.name, from.dsn, from.name, subscriptionOptions))
+		to.name, from.dsn, from.name, subscriptionOptions(to.major())))
 }
 
 // pause leaves the other direction alone: nothing comes from there.

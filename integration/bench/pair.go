@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -44,6 +45,8 @@ type server struct {
 	sentinelLSN uint64 // nothing of the work is committed here or beyond, but the sentinel
 }
 
+func (s *server) major() int { return s.cluster.Install().Major }
+
 // exec runs SQL on the one connection to the server.
 func (s *server) exec(ctx context.Context, sql string, args ...any) error {
 	if _, err := s.conn.Exec(ctx, sql, args...); err != nil {
@@ -59,7 +62,10 @@ type pair struct {
 	dir              string    // removed by close
 }
 
-func newPair(ctx context.Context, in pgcluster.Install, pgbenchPath string, more ...*server) (*pair, error) {
+// newPair starts the servers with serverSettings and these on top, which may be nil.
+func newPair(ctx context.Context, in pgcluster.Install, pgbenchPath string, settings map[string]string, more ...*server) (*pair, error) {
+	all := serverSettings()
+	maps.Copy(all, settings)
 	dir, err := os.MkdirTemp("", "pgbridge-bench-")
 	if err != nil {
 		return nil, err
@@ -73,7 +79,7 @@ func newPair(ctx context.Context, in pgcluster.Install, pgbenchPath string, more
 		if s.guest {
 			return nil
 		}
-		return s.start(ctx, in, filepath.Join(dir, s.name))
+		return s.start(ctx, in, all, filepath.Join(dir, s.name))
 	})
 	for _, s := range more {
 		if s.guest && err == nil {
@@ -86,8 +92,8 @@ func newPair(ctx context.Context, in pgcluster.Install, pgbenchPath string, more
 	return p, nil
 }
 
-func (s *server) start(ctx context.Context, in pgcluster.Install, dir string) (err error) {
-	s.cluster, err = pgcluster.Start(ctx, pgcluster.Options{Install: in, Dir: dir, Settings: serverSettings()})
+func (s *server) start(ctx context.Context, in pgcluster.Install, settings map[string]string, dir string) (err error) {
+	s.cluster, err = pgcluster.Start(ctx, pgcluster.Options{Install: in, Dir: dir, Settings: settings})
 	if err != nil {
 		return err
 	}
@@ -217,7 +223,7 @@ func (s *server) awaitEnd(ctx context.Context, round int, failed func() error) e
 const tablesSQL = `
 SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'r' AND c.relpersistence = 'p'
-  AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgbridge') AND n.nspname NOT LIKE 'pg_toast%'
+  AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgbridge', 'pglogical', 'bucardo') AND n.nspname NOT LIKE 'pg_toast%'
 ORDER BY 1`
 
 // compare returns an error that names the tables whose rows are not the same at all ends.

@@ -61,8 +61,8 @@ func (r *report) picture() []byte {
 func (r *report) axis() float64 {
 	highest := 1.0
 	for _, l := range r.Lines {
-		for _, o := range l.Rivals {
-			if q := quotient(l.seconds(nativeName), o.Seconds); q != nil {
+		for _, name := range standard() { // no others have bars
+			if q := quotient(l.seconds(nativeName), l.seconds(name)); q != nil {
 				highest = max(highest, *q)
 			}
 		}

@@ -46,8 +46,10 @@ type outcome struct {
 	Seconds *float64 `json:"seconds"`
 	Fastest *float64 `json:"fastest_seconds"`
 	Slowest *float64 `json:"slowest_seconds"`
-	// StartSeconds is what the bridge's start took, which is not in Seconds.
-	StartSeconds *float64     `json:"start_seconds,omitempty"`
+	// StartSeconds is what the start of the bridge, or of Bucardo's sync, took, which is not in Seconds.
+	StartSeconds *float64 `json:"start_seconds,omitempty"`
+	// WriteSeconds is what committing the work took before.
+	WriteSeconds *float64     `json:"write_seconds,omitempty"`
 	Latency      *percentiles `json:"latency_ms,omitempty"`      // of the run nearest to the median
 	Rate         float64      `json:"rate_per_second,omitempty"` // of the same run
 	// CPU are medians, by the parts of cpuParts.
@@ -115,14 +117,14 @@ func quotient(a, b *float64) *float64 {
 // summarize makes the figures of the runs, none if one of them failed.
 func (o *outcome) summarize() {
 	*o = outcome{Rival: o.Rival, Runs: o.Runs}
-	var times, starts []float64
+	var times, starts, writes []float64
 	cpu := map[string][]float64{}
 	for _, s := range o.Runs {
 		if s.Error != "" {
 			o.PeakRSS, o.RSS = nil, nil
 			return
 		}
-		times, starts = append(times, s.Seconds), append(starts, s.StartSeconds)
+		times, starts, writes = append(times, s.Seconds), append(starts, s.StartSeconds), append(writes, s.WriteSeconds)
 		parts := byPart(s.CPU)
 		for _, part := range cpuParts() {
 			cpu[part] = append(cpu[part], parts[part])
@@ -133,6 +135,9 @@ func (o *outcome) summarize() {
 	o.Seconds, o.Fastest, o.Slowest = &m, &fastest, &slowest
 	if start := median(starts); start > 0 {
 		o.StartSeconds = &start
+	}
+	if written := median(writes); written > 0 {
+		o.WriteSeconds = &written
 	}
 	nearest := slices.MinFunc(o.Runs, func(a, b sample) int {
 		return cmp.Compare(math.Abs(a.Seconds-m), math.Abs(b.Seconds-m))
@@ -165,8 +170,9 @@ func median(all []float64) float64 {
 	return math.Round(m*1e5) / 1e5
 }
 
-// The parts that CPU time is told by. Apply is native's workers or the sessions of the receiver's bridge; rest is all
-// else of both servers: the way back, WAL writers, and the load where it runs meanwhile.
+// The parts that CPU time is told by. Apply is native's or pglogical's workers, or the sessions of the receiver's bridge
+// or of Bucardo's daemon; rest is all else of both servers: the way back, WAL writers, and the load where it runs
+// meanwhile; and that daemon, whose sessions at the source are in it too.
 const (
 	partWalsender = "walsender"
 	partApply     = "apply"

@@ -25,10 +25,11 @@ func (r *report) print(w io.Writer) {
 		fmt.Fprintf(w, "%s: %s\n", name, r.Versions[name])
 	}
 	printTable(w, "Catch-up: median, and the fastest and slowest run.", r.times())
+	printTable(w, "Written in: seconds that committing the work took, while replication rested. Triggers make Bucardo's share of that.", r.written())
 	printTable(w, "Latency: milliseconds, of the run nearest to the median.", r.latencies())
 	printTable(w, "CPU: seconds, and microseconds for one unit of the work.", r.cpu())
 	printTable(w, "Idle bridges.", r.idle())
-	printTable(w, "Memory: the bridges' highest peak; and what was counted in the last run.", r.memory())
+	printTable(w, "Memory: the highest peak of bridges and of Bucardo's daemon; and what was counted in the last run.", r.memory())
 }
 
 // rivalsOf are those that ran a line of that kind, in the order of the report.
@@ -76,6 +77,30 @@ func (o *outcome) time() string {
 		return fmt.Sprintf("%.2f s", *o.Seconds)
 	}
 	return fmt.Sprintf("%.2f s (%.2f to %.2f)", *o.Seconds, *o.Fastest, *o.Slowest)
+}
+
+// written is empty where all that ran is standard: none of these has a share in it.
+func (r *report) written() [][]string {
+	rivals := slices.DeleteFunc(r.rivalsOf(kindCatchUp), func(name string) bool { return name == floorName })
+	if !slices.ContainsFunc(rivals, func(name string) bool { return !slices.Contains(standard(), name) }) {
+		return nil
+	}
+	t := [][]string{append([]string{"line"}, rivals...)}
+	for _, l := range r.Lines {
+		if l.Kind != kindCatchUp {
+			continue
+		}
+		row := []string{l.Title}
+		for _, name := range rivals {
+			cell := "-"
+			if o := l.of(name); o != nil && o.WriteSeconds != nil {
+				cell = fmt.Sprintf("%.2f s", *o.WriteSeconds)
+			}
+			row = append(row, cell)
+		}
+		t = append(t, row)
+	}
+	return t
 }
 
 func (r *report) latencies() [][]string {
@@ -133,7 +158,7 @@ func (r *report) idle() [][]string {
 }
 
 func (r *report) memory() [][]string {
-	t := [][]string{{"line", "bridges", "counted"}}
+	t := [][]string{{"line", "processes", "counted"}}
 	r.each(func(l *result, o *outcome) {
 		if len(o.PeakRSS) == 0 {
 			return

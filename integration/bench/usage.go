@@ -92,7 +92,7 @@ func backendKind(title string) string {
 	switch {
 	case strings.Contains(title, "walsender"):
 		return "walsender"
-	case strings.Contains(title, "logical replication"):
+	case strings.Contains(title, "logical replication"), strings.Contains(title, "pglogical"):
 		return "apply workers"
 	case strings.Contains(title, "[local]"), strings.Contains(title, "127.0.0.1"):
 		return "backends"

@@ -184,6 +184,17 @@ func TestFindNamesTheMend(t *testing.T) {
 	}
 }
 
+func TestFindWithLooksForTheLibraries(t *testing.T) {
+	in, err := pgcluster.FindWith(18, "plpgsql")
+	if err != nil || in.Major != 18 {
+		t.Errorf("%+v, %v", in, err)
+	}
+	_, err = pgcluster.FindWith(18, "plpgsql", "no_such_thing")
+	if !errors.Is(err, pgcluster.ErrNotInstalled) || !strings.Contains(err.Error(), "no_such_thing") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestInstalledIsSortedAndHasEachMajorOnce(t *testing.T) {
 	last := 1000
 	for _, in := range pgcluster.Installed() {

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // CacheVariable is the environment variable that overrides CacheDir.
@@ -53,18 +54,42 @@ func CacheDir() (string, error) {
 // CacheDir come first, then those of Debian, Red Hat and Homebrew packages, then
 // the ones on PATH. The error wraps ErrNotInstalled and names the mend when
 // there are none.
-func Find(major int) (Install, error) {
+func Find(major int) (Install, error) { return FindWith(major) }
+
+// FindWith is Find for an install that has these server libraries, such as
+// "pglogical"; binaries in the cache do not have those of the system's packages.
+func FindWith(major int, libraries ...string) (Install, error) {
 	cache, err := CacheDir()
 	if err != nil {
 		return Install{}, err
 	}
 	for _, dir := range binDirs(cache, strconv.Itoa(major)) {
-		if in, err := inspect(dir); err == nil && in.Major == major {
+		if in, err := inspect(dir); err == nil && in.Major == major && in.has(libraries) {
 			return in, nil
 		}
 	}
+	if len(libraries) > 0 {
+		return Install{}, fmt.Errorf("PostgreSQL %d with %s: %w; install it with the system's packages",
+			major, strings.Join(libraries, " and "), ErrNotInstalled)
+	}
 	return Install{}, fmt.Errorf("PostgreSQL %d: %w; run scripts/postgres.sh %d, or install it with the system's packages",
 		major, ErrNotInstalled, major)
+}
+
+// has reports whether all libraries are where Debian's and Red Hat's packages,
+// or the builds in the cache, have them.
+func (in Install) has(libraries []string) bool {
+	for _, name := range libraries {
+		var found []string
+		for _, dir := range []string{"lib", "lib/postgresql"} {
+			files, _ := filepath.Glob(filepath.Join(in.BinDir, "..", dir, name+".*")) // fails for a bad pattern only
+			found = append(found, files...)
+		}
+		if len(found) == 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // Installed returns the newest install of each major version on this machine,
