@@ -327,7 +327,7 @@ func TestContestedBundles(t *testing.T) {
 	p.do(fmt.Sprintf(`INSERT INTO t SELECT i, 'x', 0 FROM generate_series(1, %d) i`, n))
 	for i := range n {
 		id := 1 + i%(n/2) // each twice
-		if i == n*3/4 { // from here on the updates are later than the local ones
+		if i == n*3/4 {   // from here on the updates are later than the local ones
 			p.to.Exec(t, `UPDATE t SET v = 'local'`)
 			id-- // the row that the transaction before it loses on
 		}
