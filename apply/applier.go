@@ -352,6 +352,11 @@ func (a *Applier) openWorker(ctx context.Context, ids *remotes, i int, policy co
 	return w, nil
 }
 
+// keepMemorySQL has the session's process allocate and free a large piece of memory. From then on glibc gives memory back
+// to the system only above twice that size (its dynamic mmap threshold: man mallopt, M_MMAP_THRESHOLD), instead of after
+// each COPY, to fetch it again page by page for the next one.
+const keepMemorySQL = "SELECT length(repeat('x', 16 << 20))"
+
 // prepareFixed prepares the statements that every transaction needs.
 func (w *worker) prepareFixed(ctx context.Context) error {
 	w.positionStatement = &statement{
@@ -372,6 +377,9 @@ func (w *worker) prepareFixed(ctx context.Context) error {
 			WHERE id = %d AND seq = $5 RETURNING 1), b AS (INSERT INTO pgbridge.bundle (id, at, seq, keys, behind)
 			VALUES (%[1]d, $4, $1, $6, $7))
 			SELECT 1/count(*), pg_replication_origin_xact_setup('0/0', $4) FROM p`, w.id),
+	}
+	if _, err := w.conn.Exec(ctx, keepMemorySQL); err != nil {
+		return fmt.Errorf("prepare session: %w", explain(err))
 	}
 	fixed := func(name, sql string) *statement { return &statement{name: name, sql: sql, sent: true, ready: true} }
 	w.beginStatement, w.commitStatement = fixed("begin", "BEGIN"), fixed("commit", "COMMIT")

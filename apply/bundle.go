@@ -30,6 +30,10 @@ const (
 	// bundleRows and bundleBytes bound a bundle: its rows are locked while it is applied.
 	bundleRows  = 1000
 	bundleBytes = 256 << 10
+	// smallRows and smallBytes bound a transaction that is part of one: keeping the stamps of more rows costs more than a
+	// commit.
+	smallRows  = 64
+	smallBytes = 16 << 10
 	// bundleLockTimeout is how long a bundle waits for a row that a user has locked before its transactions go one by one:
 	// below deadlock_timeout, after which the server might end the user's transaction instead.
 	bundleLockTimeout = "500ms"
@@ -111,12 +115,12 @@ func (p *planner) bundle(t *txn) bool {
 		for {
 			rec, relations, more := changes.next()
 			if more != nil {
-				if done := len(b.rows) <= bundleRows; done && errors.Is(more, io.EOF) {
+				if errors.Is(more, io.EOF) {
 					return true
 				}
 				break
 			}
-			if !p.bundleChange(rec, relations) {
+			if len(b.rows) == b.begun+smallRows || !p.bundleChange(rec, relations) {
 				break
 			}
 		}
@@ -379,7 +383,7 @@ func (w *worker) addBundle() (int, error) {
 	p.b.reset()
 	landed, size := len(b.txns), 0
 	for i, t := range w.upcoming {
-		if t.run != nil || size > bundleBytes || i > 0 && !w.announceable(t) || !p.b.fits(t) || !p.bundle(t) {
+		if t.run != nil || len(t.body) > smallBytes || size > bundleBytes || i > 0 && !w.announceable(t) || !p.b.fits(t) || !p.bundle(t) {
 			break
 		}
 		held, err := w.claim(t)
@@ -399,18 +403,15 @@ func (w *worker) addBundle() (int, error) {
 		size += len(t.body)
 	}
 	n := len(b.txns) - landed
-	if n == 0 {
+	if n < 2 {
+		w.unclaim(landed)
 		return 0, nil
 	}
 	out, parses := len(p.out), len(b.parses)
 	w.begins(landed)
 	if err := p.planBundle(); err != nil {
 		w.unplan(out, parses)
-		for _, l := range b.txns[landed:] {
-			w.locks.release(l.held)
-		}
-		w.absence.withdraw(w.origin, b.txns[landed].t.Seq)
-		b.txns = b.txns[:landed]
+		w.unclaim(landed)
 		return 0, err
 	}
 	b.commits = append(b.commits, n)
@@ -419,6 +420,19 @@ func (w *worker) addBundle() (int, error) {
 	}
 	w.inbox.takeMany(n)
 	return n, nil
+}
+
+// unclaim gives back what the current batch's transactions behind the first so many hold; they are not part of it.
+func (w *worker) unclaim(landed int) {
+	b := w.current
+	if len(b.txns) == landed {
+		return
+	}
+	for _, l := range b.txns[landed:] {
+		w.locks.release(l.held)
+	}
+	w.absence.withdraw(w.origin, b.txns[landed].t.Seq)
+	b.txns = b.txns[:landed]
 }
 
 // carefulBundle returns t, which comes next, with those behind it that can go the careful path together: they only insert

@@ -249,12 +249,19 @@ func (b *inbox) ahead(n int, ok func(*txn) bool) (last *txn) {
 	return last
 }
 
-// enough reports whether n entries of the queue have not been taken, or push waits for room; if not, the channel is
-// closed at the next change.
-func (b *inbox) enough(n int) (bool, <-chan struct{}) {
+// enough reports whether n entries of the queue, or so many bytes, have not been taken, or push waits for room; if not,
+// the channel is closed at the next change.
+func (b *inbox) enough(n, bytes int) (bool, <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return len(b.queue)-b.taken >= n || b.waits, b.changed
+	waiting := b.queue[b.taken:]
+	if len(waiting) >= n || b.waits {
+		return true, nil
+	}
+	for _, t := range waiting {
+		bytes -= int(t.size)
+	}
+	return bytes <= 0, b.changed
 }
 
 // upcoming appends up to n of the transactions that have not been taken yet.

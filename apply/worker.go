@@ -237,7 +237,7 @@ func (w *worker) step(ctx context.Context) error {
 // flight must be seen to first.
 func (w *worker) worthwhile(ctx context.Context) (bool, error) {
 	for len(w.pending) > 0 {
-		enough, changed := w.inbox.enough(min(w.atOnce, bundleFrom<<(2*len(w.pending)), w.opts.BatchTransactions))
+		enough, changed := w.inbox.enough(min(w.atOnce, bundleFrom<<(2*len(w.pending)), w.opts.BatchTransactions), min(bundleBytes, w.opts.BatchBytes))
 		if enough {
 			return true, nil
 		}
