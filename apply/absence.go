@@ -42,7 +42,8 @@ type absence struct {
 	// localDeletes counts those of the local transaction localSeq, the one that is being told.
 	localSeq     uint64
 	localDeletes int
-	registered   map[wire.KeyHash]registration  // the last one of each key
+	names        []origin.Origin                // of the origins that registered anything
+	registered   map[wire.KeyHash]registered    // the last registration of each key
 	others       map[wire.KeyHash]origin.Vector // and those of other origins before it
 	order        map[origin.Origin][]entry      // of both, roughly by seq, for forgetting
 	settled      origin.Vector                  // by which registrations were forgotten last
@@ -58,9 +59,16 @@ type absence struct {
 	confirmed, rescan uint64
 }
 
+// registered is a registration in the index, where there may be many: its origin's place in names, and its seq.
+type registered struct {
+	seq    uint64
+	origin uint16
+}
+
+// entry is what one transaction has registered.
 type entry struct {
-	registration
-	hash wire.KeyHash
+	seq  uint64
+	keys []wire.KeyHash
 }
 
 // bulk holds the tombstones of one large transaction: sorted, without a map's overhead.
@@ -86,7 +94,7 @@ const bulkLimit = 1000
 func newAbsence() *absence {
 	return &absence{
 		tombs: map[wire.KeyHash]tombstone{}, truncated: map[tableName]tombstone{},
-		registered: map[wire.KeyHash]registration{}, others: map[wire.KeyHash]origin.Vector{},
+		registered: map[wire.KeyHash]registered{}, others: map[wire.KeyHash]origin.Vector{},
 		order: map[origin.Origin][]entry{}, wide: map[tableName]origin.Vector{},
 		begun: map[origin.Origin]uint64{}, takes: newTakes(), wake: make(chan struct{}, 1),
 	}
@@ -175,19 +183,25 @@ func (a *absence) lookUp(n tableName, k wire.KeyHash) (tombstone, bool) {
 	return best, found
 }
 
-// create registers a key whose row the transaction r of version v may create, then asks the tombstones,
-// in that order (R18). It reports a delete that beats v.
-func (a *absence) create(n tableName, k wire.KeyHash, r registration, v origin.Version) (tombstone, bool) {
+// create registers keys whose rows the transaction r of version v may create, then asks the tombstones,
+// in that order (R18). It reports whether a delete beats v.
+func (a *absence) create(r registration, v origin.Version, rows ...created) (beaten bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.begins(r)
-	if len(a.registered) >= registryLimit {
-		a.widen(n, r)
+	if len(a.registered)+len(rows) > registryLimit {
+		for i := range rows {
+			a.widen(rows[i].table, r)
+		}
 	} else {
-		a.register(k, r)
+		a.register(r, rows)
 	}
-	t, ok := a.lookUp(n, k)
-	return t, ok && t.Later(v)
+	for i := range rows {
+		if t, ok := a.lookUp(rows[i].table, rows[i].key); ok && t.Later(v) {
+			return true
+		}
+	}
+	return false
 }
 
 // createMany registers a whole table for the transaction r.
@@ -198,18 +212,36 @@ func (a *absence) createMany(n tableName, r registration) {
 	a.widen(n, r)
 }
 
-func (a *absence) register(k wire.KeyHash, r registration) {
-	old, ok := a.registered[k]
-	if old == r {
+func (a *absence) register(r registration, rows []created) {
+	if len(rows) == 0 {
 		return
 	}
-	if ok && old.origin != r.origin {
-		v := a.others[k]
-		v.Advance(origin.Entry{Origin: old.origin, Seq: old.seq})
-		a.others[k] = v
+	n := registered{r.seq, a.number(r.origin)}
+	keys := make([]wire.KeyHash, 0, len(rows))
+	for i := range rows {
+		k := rows[i].key
+		old, ok := a.registered[k]
+		if old == n {
+			continue
+		}
+		if ok && old.origin != n.origin {
+			v := a.others[k]
+			v.Advance(origin.Entry{Origin: a.names[old.origin], Seq: old.seq})
+			a.others[k] = v
+		}
+		a.registered[k] = n
+		keys = append(keys, k)
 	}
-	a.order[r.origin] = append(a.order[r.origin], entry{r, k})
-	a.registered[k] = r
+	a.order[r.origin] = append(a.order[r.origin], entry{r.seq, keys})
+}
+
+// number returns the place of an origin in names.
+func (a *absence) number(o origin.Origin) uint16 {
+	i := slices.Index(a.names, o)
+	if i < 0 {
+		i, a.names = len(a.names), append(a.names, o)
+	}
+	return uint16(i)
 }
 
 // begins notes that r has begun; an origin's transactions begin in order, also when they begin again.
@@ -227,7 +259,7 @@ func (a *absence) concerned(n tableName, k wire.KeyHash) origin.Vector {
 	v := a.wide[n].Clone()
 	v.Merge(a.others[k])
 	if r, ok := a.registered[k]; ok {
-		v.Advance(origin.Entry{Origin: r.origin, Seq: r.seq})
+		v.Advance(origin.Entry{Origin: a.names[r.origin], Seq: r.seq})
 	}
 	return v
 }
@@ -250,7 +282,10 @@ func (a *absence) settle(low origin.Vector) {
 	for o, list := range a.order {
 		seq := low.Seq(o)
 		for len(list) > 0 && list[0].seq <= seq {
-			a.unregister(list[0])
+			for _, k := range list[0].keys {
+				a.unregister(k, o, list[0].seq)
+			}
+			list[0].keys = nil
 			list = list[1:]
 		}
 		a.order[o] = list
@@ -264,19 +299,23 @@ func (a *absence) settle(low origin.Vector) {
 	}
 }
 
-func (a *absence) unregister(e entry) {
-	if a.registered[e.hash] == e.registration {
-		delete(a.registered, e.hash)
+// unregister forgets a registration of o.
+func (a *absence) unregister(k wire.KeyHash, o origin.Origin, seq uint64) {
+	if a.registered[k] == (registered{seq, a.number(o)}) {
+		delete(a.registered, k)
 	}
-	v, ok := a.others[e.hash]
+	if len(a.others) == 0 {
+		return
+	}
+	v, ok := a.others[k]
 	if !ok {
 		return
 	}
-	v = slices.DeleteFunc(v, func(o origin.Entry) bool { return o.Origin == e.origin && o.Seq <= e.seq })
+	v = slices.DeleteFunc(v, func(e origin.Entry) bool { return e.Origin == o && e.Seq <= seq })
 	if len(v) == 0 {
-		delete(a.others, e.hash)
+		delete(a.others, k)
 	} else {
-		a.others[e.hash] = v
+		a.others[k] = v
 	}
 }
 

@@ -32,15 +32,15 @@ func TestTakeBackWaitsForAllThatMayMakeTheRow(t *testing.T) {
 		},
 		"a key and a table": func(a *absence) {
 			a.createMany(tableX, registration{nodeC, 7})
-			a.create(tableX, hashOf(1), registration{nodeA, 6}, origin.Version{})
+			a.create(registration{nodeA, 6}, origin.Version{}, created{tableX, hashOf(1)})
 		},
 		"a table and a key": func(a *absence) {
 			a.createMany(tableX, registration{nodeA, 6})
-			a.create(tableX, hashOf(1), registration{nodeC, 7}, origin.Version{})
+			a.create(registration{nodeC, 7}, origin.Version{}, created{tableX, hashOf(1)})
 		},
 		"a key twice": func(a *absence) {
-			a.create(tableX, hashOf(1), registration{nodeA, 6}, origin.Version{})
-			a.create(tableX, hashOf(1), registration{nodeC, 7}, origin.Version{})
+			a.create(registration{nodeA, 6}, origin.Version{}, created{tableX, hashOf(1)})
+			a.create(registration{nodeC, 7}, origin.Version{}, created{tableX, hashOf(1)})
 		},
 	} {
 		for what, remove := range map[string]func(a *absence){
@@ -68,8 +68,8 @@ func TestTakeBackWaitsForAllThatMayMakeTheRow(t *testing.T) {
 func TestTruncateWaitsForEveryRegisteredKey(t *testing.T) {
 	a := newAbsence()
 	for i := range uint64(50) {
-		a.create(tableY, hashOf(i), registration{nodeA, i + 1}, origin.Version{})
-		a.create(tableX, hashOf(100+i), registration{nodeC, i + 1}, origin.Version{})
+		a.create(registration{nodeA, i + 1}, origin.Version{}, created{tableY, hashOf(i)})
+		a.create(registration{nodeC, i + 1}, origin.Version{}, created{tableX, hashOf(100+i)})
 	}
 	a.truncatedHere(tableX, tombstone{}, 100, true)
 	if dueAt(a, seqs(50, 49)) != 0 || dueAt(a, seqs(49, 50)) != 0 || dueAt(a, seqs(50, 50)) != 1 {
@@ -102,7 +102,7 @@ func TestTakeBackDoesNotWaitForWhatWasRolledBack(t *testing.T) {
 // TestUnsettledBy: what makes a key unsettled for transaction 6 of a.
 func TestUnsettledBy(t *testing.T) {
 	key := func(o origin.Origin, seq uint64) func(a *absence) {
-		return func(a *absence) { a.create(tableX, hashOf(1), registration{o, seq}, origin.Version{}) }
+		return func(a *absence) { a.create(registration{o, seq}, origin.Version{}, created{tableX, hashOf(1)}) }
 	}
 	wide := func(o origin.Origin, seq uint64) func(a *absence) {
 		return func(a *absence) { a.createMany(tableX, registration{o, seq}) }
@@ -147,8 +147,8 @@ func TestRegistrationsAreForgotten(t *testing.T) {
 	a := newAbsence()
 	for i := range uint64(1000) {
 		a.createMany(tableX, registration{nodeA, i + 1})
-		a.create(tableX, hashOf(i%10), registration{nodeA, i + 1}, origin.Version{})
-		a.create(tableX, hashOf(i%10), registration{nodeC, i + 1}, origin.Version{})
+		a.create(registration{nodeA, i + 1}, origin.Version{}, created{tableX, hashOf(i%10)})
+		a.create(registration{nodeC, i + 1}, origin.Version{}, created{tableX, hashOf(i%10)})
 	}
 	if n := len(a.wide[tableX]); n != 1 {
 		t.Errorf("%d entries for the table", n)
@@ -164,7 +164,7 @@ func TestTakesComeInOrder(t *testing.T) {
 	a := newAbsence()
 	const n = 100
 	for i := range uint64(n) {
-		a.create(tableX, hashOf(i), registration{nodeA, i + 1}, origin.Version{})
+		a.create(registration{nodeA, i + 1}, origin.Version{}, created{tableX, hashOf(i)})
 	}
 	for i := range uint64(n) { // the first deleted is the last to end
 		a.deleted(tableX, nil, hashOf(n-1-i), tombstone{}, 100+i, true)

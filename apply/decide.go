@@ -123,7 +123,7 @@ func (c *carefulRun) register(pending []step) {
 	for i := range pending {
 		s := &pending[i]
 		if s.ch.Kind != wire.KindDelete {
-			c.absence.create(s.m.name(), s.to, registration{c.origin, s.t.Seq}, s.t.version())
+			c.absence.create(registration{c.origin, s.t.Seq}, s.t.version(), created{s.m.name(), s.to})
 		}
 	}
 }

@@ -442,11 +442,8 @@ func (w *worker) claim(t *txn) (*held, error) {
 	if ok, freed := w.locks.try(h); !ok {
 		return nil, &busyError{freed}
 	}
-	r := registration{w.origin, t.Seq}
-	for _, c := range p.print.creates {
-		if _, beaten := w.absence.create(c.table, c.key, r, t.version()); beaten {
-			return h, errSurprise
-		}
+	if len(p.print.creates) > 0 && w.absence.create(registration{w.origin, t.Seq}, t.version(), p.print.creates...) {
+		return h, errSurprise
 	}
 	return h, nil
 }
