@@ -69,7 +69,7 @@ func TestTruncateWaitsForEveryRegisteredKey(t *testing.T) {
 	a := newAbsence()
 	for i := range uint64(50) {
 		a.create(registration{nodeA, i + 1}, origin.Version{}, created{tableY, hashOf(i)})
-		a.create(registration{nodeC, i + 1}, origin.Version{}, created{tableX, hashOf(100+i)})
+		a.create(registration{nodeC, i + 1}, origin.Version{}, created{tableX, hashOf(100 + i)})
 	}
 	a.truncatedHere(tableX, tombstone{}, 100, true)
 	if dueAt(a, seqs(50, 49)) != 0 || dueAt(a, seqs(49, 50)) != 0 || dueAt(a, seqs(50, 50)) != 1 {
@@ -147,8 +147,8 @@ func TestRegistrationsAreForgotten(t *testing.T) {
 	a := newAbsence()
 	for i := range uint64(1000) {
 		a.createMany(tableX, registration{nodeA, i + 1})
-		a.create(registration{nodeA, i + 1}, origin.Version{}, created{tableX, hashOf(i%10)})
-		a.create(registration{nodeC, i + 1}, origin.Version{}, created{tableX, hashOf(i%10)})
+		a.create(registration{nodeA, i + 1}, origin.Version{}, created{tableX, hashOf(i % 10)})
+		a.create(registration{nodeC, i + 1}, origin.Version{}, created{tableX, hashOf(i % 10)})
 	}
 	if n := len(a.wide[tableX]); n != 1 {
 		t.Errorf("%d entries for the table", n)
