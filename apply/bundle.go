@@ -1,14 +1,11 @@
 package apply
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"io"
 	"math"
 	"slices"
-
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgbridge/pgbridge/wire"
 )
@@ -433,89 +430,4 @@ func (w *worker) unclaim(landed int) {
 	}
 	w.absence.withdraw(w.origin, b.txns[landed].t.Seq)
 	b.txns = b.txns[:landed]
-}
-
-// carefulBundle returns t, which comes next, with those behind it that can go the careful path together: they only insert
-// and update rows, and what their authors had seen is the same.
-func (w *worker) carefulBundle(t *txn) []*txn {
-	w.upcoming = w.inbox.upcoming(w.upcoming[:0], min(w.straight, w.opts.BatchTransactions))
-	if w.apart > 0 || len(w.upcoming) < bundleFrom {
-		return []*txn{t}
-	}
-	n, size, rows := 0, 0, 0
-	for _, u := range w.upcoming {
-		if u.run != nil || !u.up.Equal(t.up) || !u.low.Equal(t.low) || u.Stamp-t.Stamp >= math.MaxInt32 || !w.announceable(u) {
-			break
-		}
-		changes, ok := plain(u)
-		if size, rows = size+len(u.body), rows+changes; !ok || size > bundleBytes || rows > windowChanges {
-			break
-		}
-		n++
-	}
-	if n < bundleFrom {
-		return []*txn{t}
-	}
-	return slices.Clone(w.upcoming[:n])
-}
-
-// plain reports how many changes t makes, and whether they only insert rows and update them without another key.
-func plain(t *txn) (int, bool) {
-	changes, err := newChanges(t)
-	if err != nil {
-		return 0, false
-	}
-	for n := 0; ; n++ {
-		rec, _, err := changes.next()
-		if err != nil {
-			return n, errors.Is(err, io.EOF)
-		}
-		_, tuples, err := wire.ParseChange(rec.Payload)
-		if err != nil || rec.Kind != wire.KindInsert && (rec.Kind != wire.KindUpdate || len(tuples) == 0 || tuples[0] != 'N') {
-			return n, false
-		}
-	}
-}
-
-// carefullyTogether applies transactions on the careful path as a bundle. Whatever is in the way, but for what capture has
-// not read yet, makes the first of them go alone, as carefully does it.
-func (w *worker) carefullyTogether(ctx context.Context, all []*txn) error {
-	c := newCarefulRun(w, all)
-	err := c.attempt(ctx)
-	if errors.Is(err, errUnknown) {
-		if err := c.wait(ctx); err != nil {
-			return err
-		}
-		err = c.attempt(ctx)
-	}
-	var pg *pgconn.PgError
-	var unheard *unheardError
-	switch {
-	case err == nil:
-		return nil
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	case errors.Is(err, errUnknown), errors.Is(err, errSurprise), errors.As(err, &unheard), isBlocked(err), errors.As(err, &pg) && !lost(err):
-		w.apart = len(all)
-		return w.carefully(ctx, all[0])
-	}
-	return err
-}
-
-// moveOver queues the statement that moves the position over all of the bundle and keeps its rows' own stamps.
-func (c *carefulRun) moveOver() error {
-	var keys, behind array
-	keys.reset()
-	behind.reset()
-	los := map[uint64]bool{}
-	for k, t := range c.wrote {
-		if los[k.Lo] {
-			return errSurprise // the bundle could not tell two rows apart
-		}
-		los[k.Lo] = true
-		keys.add(binary.BigEndian.AppendUint64(nil, k.Lo), false)
-		behind.add(binary.BigEndian.AppendUint32(nil, uint32(c.final().Stamp-t.Stamp)), false)
-	}
-	c.push("move position", c.bundleStatement, appendMove(nil, c.all[0].Seq-1, c.final(), &keys, &behind))
-	return nil
 }

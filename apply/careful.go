@@ -56,6 +56,7 @@ type carefulRun struct {
 	// earlier transactions.
 	beaten lostRows
 	told   []wire.Loss
+	swarm  swarm
 	// wrote says which of all wrote a key last. Only kept for a bundle.
 	wrote map[wire.KeyHash]*txn
 	// bare is why conflicts are recorded without the rows' images; empty: with them.
@@ -233,7 +234,7 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 	c.t = c.all[0]
 	c.rows, c.unsure, c.queue = map[wire.KeyHash]*rowState{}, map[uint32]bool{}, c.queue[:0]
 	c.lost, c.buried, c.wiped, c.losses = keySet{}, keySet{}, nil, 0
-	c.blind, c.beaten, c.told = false, lostRows{}, nil
+	c.blind, c.beaten, c.told, c.swarm = false, lostRows{}, nil, swarm{}
 	c.push("begin", c.beginStatement, nil)
 	if len(c.all) > 1 {
 		c.wrote = map[wire.KeyHash]*txn{}

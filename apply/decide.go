@@ -87,12 +87,15 @@ func (c *carefulRun) steps(ctx context.Context, pending []step) error {
 		}
 		return nil
 	}
+	at := len(c.queue)
 	for i := range pending {
 		c.turn(pending[i].t)
 		if err := c.step(ctx, &pending[i]); err != nil {
 			return err
 		}
 	}
+	c.sendRecords(at)
+	c.sendUpdates()
 	for k, r := range c.rows {
 		if r.lost {
 			c.lost.add(k)
@@ -184,7 +187,7 @@ func (c *carefulRun) write(m *mapping, tuple []wire.Value, k wire.KeyHash, kind 
 		c.wrote[k] = c.t
 	}
 	if found {
-		return c.overwrite(m, tuple)
+		return c.overwrite(m, tuple, k)
 	}
 	return c.change(m, m.statement("ki", m.insertSQL), tuple, m.insertSet(nil), nil)
 }
@@ -201,9 +204,12 @@ func (m *mapping) tableHash() uint64 { return wire.TableHash(m.local.schema, m.l
 
 // overwrite queues the statement that makes the row of tuple's key look like tuple; the key too, since a
 // key may be equal and look different.
-func (c *carefulRun) overwrite(m *mapping, tuple []wire.Value) error {
+func (c *carefulRun) overwrite(m *mapping, tuple []wire.Value, k wire.KeyHash) error {
 	set := m.set(nil, tuple, true)
 	if len(m.always) == 0 && m.writable(set, false) {
+		if ok, err := c.updateTogether(m, tuple, set, k); ok || err != nil {
+			return err
+		}
 		s := m.statement("ku"+shape(set), func() (string, []uint32) { return m.updateSQL(set, nil) })
 		return c.change(m, s, tuple, set, tuple)
 	}

@@ -11,10 +11,10 @@ import (
 	"github.com/pgbridge/pgbridge/wire"
 )
 
-// conflictSQL ends in the images: of the row that is here and of what the remote transaction wants.
-const conflictSQL = `
+// conflictInto ends in the images: of the row that is here and of what the remote transaction wants.
+const conflictInto = `
 INSERT INTO pgbridge.conflict (relation, kind, outcome, remote_origin, remote_seq, remote_stamp,
-    local_origin, local_stamp, local_row, remote_row) VALUES (`
+    local_origin, local_stamp, local_row, remote_row)`
 
 // historyError is the server's refusal to record a conflict with the rows' images: a row may be too long for
 // JSON, or a type's own cast fails. The origin must not wait for that.
@@ -56,6 +56,10 @@ func (c *carefulRun) record(m *mapping, tuple []wire.Value, here rowOf, l look, 
 	if d.RemoteWins {
 		outcome = "remote wins"
 	}
+	c.losses++
+	if ok, err := c.recordTogether(m, tuple, l, d, outcome); ok || err != nil {
+		return err
+	}
 	i := images{}
 	if c.bare != "" {
 		i.mark(c.bare, l.found, tuple != nil)
@@ -68,13 +72,12 @@ func (c *carefulRun) record(m *mapping, tuple []wire.Value, here rowOf, l look, 
 		for n := len(i.types) + 1; n <= len(types); n++ {
 			values = append(values, fmt.Sprintf("$%d", n))
 		}
-		return conflictSQL + strings.Join(values, ", ") + ", " + i.local + ", " + i.remote + ")", types
+		return conflictInto + " VALUES (" + strings.Join(values, ", ") + ", " + i.local + ", " + i.remote + ")", types
 	})
 	ps := append(i.ps, textParam(m.local.schema+"."+m.local.name), textParam(string(d.Kind)), textParam(outcome),
 		textParam(c.origin.String()), int64Param(int64(c.t.Seq)), int64Param(int64(c.t.Stamp)),
 		textParam(l.local.Version.Origin.String()), int64Param(int64(l.local.Version.Stamp)))
 	c.queue = append(c.queue, queued{what: "record conflict", s: s, ps: ps, history: true})
-	c.losses++
 	return nil
 }
 

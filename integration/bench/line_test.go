@@ -8,6 +8,7 @@ import (
 // TestBridgesRunEachShape: the catch-up lines about the shape of rows and transactions, and the mesh, at their smallest;
 // each ends with the comparison of all ends.
 func TestBridgesRunEachShape(t *testing.T) {
+	longTest(t)
 	b := testBench(t)
 	b.opts.out = filepath.Join(t.TempDir(), "bench.json")
 	b.opts.binary = buildBridge(t, false)

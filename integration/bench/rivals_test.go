@@ -11,13 +11,11 @@ import (
 	"github.com/pgbridge/pgbridge/integration/pgcluster"
 )
 
-// TestRivalsReplicate: each runs a line in one direction on PostgreSQL 15; make soak adds Bucardo, whose daemon takes ten
-// seconds to come and go, and a line in which every row is written at both ends.
+// TestRivalsReplicate: each runs a line in one direction on PostgreSQL 15, and one in which every row is written at both
+// ends.
 func TestRivalsReplicate(t *testing.T) {
-	names, chosen := []string{nativeName, floorName, pglogicalName}, []string{"one-update"}
-	if soaks() {
-		names, chosen = append(names, bucardoName), append(chosen, "contested")
-	}
+	longTest(t)
+	names, chosen := []string{nativeName, floorName, pglogicalName, bucardoName}, []string{"one-update", "contested"}
 	for _, name := range names {
 		o := options{scale: 0.001, repeat: 1, timeout: time.Minute, major: 15, rivals: []string{name}, out: t.TempDir() + "/bench.json"}
 		in, err := findInstall(o)
