@@ -46,6 +46,7 @@ type bundle struct {
 	begun  int               // how many rows there were before it
 	tombs  []tombstoneParams // what the transactions have deleted
 	bucket []bucket          // scratch
+	stamps rowStamps         // scratch
 }
 
 // bundled is the net effect on one row.
@@ -89,14 +90,18 @@ func (b *bundle) reset() {
 	clear(b.at)
 }
 
-// fits reports whether t may follow on the bundle's transactions: what its author had seen, and so its guard, is the
-// same, and the stamps are near enough to be told apart by 32 bits.
+// fits reports whether t may follow on the bundle's transactions.
 func (b *bundle) fits(t *txn) bool {
 	if len(b.txns) == 0 {
 		return true
 	}
-	first := b.txns[0]
-	return len(b.rows) < bundleRows && t.Stamp-first.Stamp < math.MaxInt32 && t.up.Equal(first.up) && t.low.Equal(first.low)
+	return len(b.rows) < bundleRows && t.joins(b.txns[0])
+}
+
+// joins reports whether t can be part of the bundle that first begins: what its author had seen, and so its guard, is the
+// same, and the stamps are near enough to be told apart by 32 bits.
+func (t *txn) joins(first *txn) bool {
+	return t.Stamp-first.Stamp < math.MaxInt32 && t.up.Equal(first.up) && t.low.Equal(first.low)
 }
 
 // bundle adds t to the bundle; its footprint is in p.print. It reports false, and changes nothing, if t cannot be part
@@ -268,7 +273,7 @@ func (p *planner) planBundle() error {
 	for _, d := range b.tombs {
 		p.exec(p.w.tombstoneStatement, p.w.tombstoneParams(d.t, 0, d.keys))
 	}
-	p.moveFrom(first.Seq - 1)
+	p.move()
 	return nil
 }
 
@@ -333,35 +338,42 @@ func (p *planner) bundledRow(r *bundled, set []int) error {
 	return p.row(m, r.image, set, r.key)
 }
 
-// moveFrom appends the statement that moves the position over all of the bundle, from a seq, asserted, sets the
-// commit's stamp, and keeps the rows' own ones.
-func (p *planner) moveFrom(seq uint64) {
+// move appends the statement that moves the position over all of the bundle, asserted, sets the commit's stamp, and keeps
+// the rows' own ones.
+func (p *planner) move() {
 	b := &p.b
 	last := b.txns[len(b.txns)-1]
-	for len(p.arrays) < 2 {
-		p.arrays = append(p.arrays, array{})
-	}
-	keys, behind := &p.arrays[0], &p.arrays[1]
-	keys.reset()
-	behind.reset()
-	var scratch [8]byte
+	b.stamps.reset()
 	for i := range b.rows {
-		if b.rows[i].kind == wire.KindDelete {
-			continue // no row is left to ask about
+		if r := &b.rows[i]; r.kind != wire.KindDelete { // else no row is left to ask about
+			b.stamps.add(r.k, b.txns[r.last], last)
 		}
-		binary.BigEndian.PutUint64(scratch[:], b.rows[i].k.Lo)
-		keys.add(scratch[:], false)
-		binary.BigEndian.PutUint32(scratch[:], uint32(last.Stamp-b.txns[b.rows[i].last].Stamp))
-		behind.add(scratch[:4], false)
 	}
-	p.params = appendMove(p.params[:0], seq, last, keys, behind)
+	p.params = b.stamps.move(p.params[:0], b.txns[0], last)
 	p.exec(p.w.bundleStatement, p.params)
 }
 
-// appendMove appends the parameters of bundleStatement.
-func appendMove(ps []param, from uint64, last *txn, keys, behind *array) []param {
-	return append(ps, int64Param(int64(last.Seq)), int64Param(int64(last.Stamp)), int64Param(int64(last.resume)),
-		int64Param(int64(last.Stamp)), int64Param(int64(from)), binaryParam(keys.value(oidInt8)), binaryParam(behind.value(oidInt4)))
+// rowStamps are the rows' own stamps of a bundle, as pgbridge.bundle has them.
+type rowStamps struct {
+	keys, behind array
+	scratch      [8]byte
+}
+
+func (s *rowStamps) reset() {
+	s.keys.reset()
+	s.behind.reset()
+}
+
+// add says that t wrote the row of key k, in a bundle that ends with last.
+func (s *rowStamps) add(k wire.KeyHash, t, last *txn) {
+	s.keys.add(binary.BigEndian.AppendUint64(s.scratch[:0], k.Lo), false)
+	s.behind.add(binary.BigEndian.AppendUint32(s.scratch[:0], uint32(last.Stamp-t.Stamp)), false)
+}
+
+// move appends the parameters of bundleStatement.
+func (s *rowStamps) move(ps []param, first, last *txn) []param {
+	return append(ps, int64Param(int64(last.Seq)), int64Param(int64(last.Stamp)), int64Param(int64(last.resume)), int64Param(int64(last.Stamp)),
+		int64Param(int64(first.Seq-1)), binaryParam(s.keys.value(oidInt8)), binaryParam(s.behind.value(oidInt4)))
 }
 
 // addBundle plans waiting transactions as one into the current batch and returns how many; 0 if they must go by
@@ -383,20 +395,11 @@ func (w *worker) addBundle() (int, error) {
 		if t.run != nil || len(t.body) > smallBytes || size > bundleBytes || i > 0 && !w.announceable(t) || !p.b.fits(t) || !p.bundle(t) {
 			break
 		}
-		held, err := w.claim(t)
-		if err != nil {
-			if held != nil { // it has begun, and does not go on
-				w.locks.release(held)
-				w.absence.withdraw(w.origin, t.Seq)
-			}
+		if w.claim(t) != nil {
 			p.unbundle()
 			break
 		}
-		held.keep()
-		l := landing{t: t, held: held}
-		l.tomb, l.buried = p.deleted()
-		p.b.buries(l.buried)
-		b.txns = append(b.txns, l)
+		p.b.buries(b.txns[len(b.txns)-1].buried)
 		size += len(t.body)
 	}
 	n := len(b.txns) - landed
@@ -411,23 +414,7 @@ func (w *worker) addBundle() (int, error) {
 		w.unclaim(landed)
 		return 0, err
 	}
-	b.commits = append(b.commits, n)
-	if landed == 0 {
-		b.firstCommit = len(p.out)
-	}
+	w.commits(landed)
 	w.inbox.takeMany(n)
 	return n, nil
-}
-
-// unclaim gives back what the current batch's transactions behind the first so many hold; they are not part of it.
-func (w *worker) unclaim(landed int) {
-	b := w.current
-	if len(b.txns) == landed {
-		return
-	}
-	for _, l := range b.txns[landed:] {
-		w.locks.release(l.held)
-	}
-	w.absence.withdraw(w.origin, b.txns[landed].t.Seq)
-	b.txns = b.txns[:landed]
 }

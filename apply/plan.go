@@ -433,28 +433,17 @@ func (p *planner) single(kind wire.Kind, m *mapping, set []int, old []wire.Value
 	if err := p.flushRun(); err != nil {
 		return err
 	}
-	p.params = p.params[:0]
-	add := func(tuple []wire.Value, cols []int) error {
-		for _, i := range cols {
-			v, err := m.param(i, tuple[i])
-			if err != nil {
-				return err
-			}
-			p.params = append(p.params, v)
-		}
-		return nil
+	ps, err := m.params(p.params[:0], p.change.New, set)
+	if err == nil && old != nil {
+		ps, err = m.params(ps, old, m.key)
 	}
-	if err := add(p.change.New, set); err != nil {
+	if err == nil {
+		ps, err = m.params(ps, p.change.New, m.mustHave(kind))
+	}
+	if err != nil {
 		return err
 	}
-	if old != nil {
-		if err := add(old, m.key); err != nil {
-			return err
-		}
-	}
-	if err := add(p.change.New, m.mustHave(kind)); err != nil {
-		return err
-	}
+	p.params = ps
 	p.one(kind, m, set, low)
 	return nil
 }

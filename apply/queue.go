@@ -12,22 +12,12 @@ import (
 
 // change queues a statement for one row: the columns of set from tuple, then the key from old.
 func (c *carefulRun) change(m *mapping, s *statement, tuple []wire.Value, set []int, old []wire.Value) error {
-	var ps []param
-	for _, i := range set {
-		p, err := m.param(i, tuple[i])
-		if err != nil {
-			return err
-		}
-		ps = append(ps, p)
+	ps, err := m.params(nil, tuple, set)
+	if err == nil && old != nil {
+		ps, err = m.params(ps, old, m.key)
 	}
-	if old != nil {
-		for _, i := range m.key {
-			p, err := m.param(i, old[i])
-			if err != nil {
-				return err
-			}
-			ps = append(ps, p)
-		}
+	if err != nil {
+		return err
 	}
 	c.push("table "+m.local.quoted, s, ps)
 	return nil

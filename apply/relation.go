@@ -386,3 +386,15 @@ func (m *mapping) param(i int, v wire.Value) (param, error) {
 	}
 	return param{}, fmt.Errorf("%w: value of format %q where one is needed", wire.ErrCorrupt, v.Format)
 }
+
+// params appends the parameters for columns of a tuple.
+func (m *mapping) params(ps []param, tuple []wire.Value, cols []int) ([]param, error) {
+	for _, i := range cols {
+		p, err := m.param(i, tuple[i])
+		if err != nil {
+			return nil, err
+		}
+		ps = append(ps, p)
+	}
+	return ps, nil
+}

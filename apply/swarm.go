@@ -2,11 +2,9 @@ package apply
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"slices"
 	"strings"
 
@@ -29,7 +27,7 @@ func (w *worker) carefulBundle(t *txn) []*txn {
 	}
 	n, size, rows := 0, 0, 0
 	for _, u := range w.upcoming {
-		if u.run != nil || !u.up.Equal(t.up) || !u.low.Equal(t.low) || u.Stamp-t.Stamp >= math.MaxInt32 || !w.announceable(u) {
+		if u.run != nil || !u.joins(t) || !w.announceable(u) {
 			break
 		}
 		changes, ok := plain(u)
@@ -89,19 +87,17 @@ func (w *worker) carefullyTogether(ctx context.Context, all []*txn) error {
 
 // moveOver queues the statement that moves the position over all of the bundle and keeps its rows' own stamps.
 func (c *carefulRun) moveOver() error {
-	var keys, behind array
-	keys.reset()
-	behind.reset()
+	var stamps rowStamps
+	stamps.reset()
 	los := map[uint64]bool{}
 	for k, t := range c.wrote {
 		if los[k.Lo] {
 			return errSurprise // the bundle could not tell two rows apart
 		}
 		los[k.Lo] = true
-		keys.add(binary.BigEndian.AppendUint64(nil, k.Lo), false)
-		behind.add(binary.BigEndian.AppendUint32(nil, uint32(c.final().Stamp-t.Stamp)), false)
+		stamps.add(k, t, c.final())
 	}
-	c.push("move position", c.bundleStatement, appendMove(nil, c.all[0].Seq-1, c.final(), &keys, &behind))
+	c.push("move position", c.bundleStatement, stamps.move(nil, c.all[0], c.final()))
 	return nil
 }
 
@@ -147,19 +143,6 @@ func (c *carefulRun) runs(m *mapping, tuple []wire.Value, cols []int) bool {
 	return len(c.all) > 1 && m.runs(cols) && allBinary(tuple, cols) && allBinary(tuple, m.key)
 }
 
-// row turns columns of a tuple into parameters.
-func (m *mapping) row(tuple []wire.Value, cols []int) ([]param, error) {
-	var ps []param
-	for _, i := range cols {
-		p, err := m.param(i, tuple[i])
-		if err != nil {
-			return nil, err
-		}
-		ps = append(ps, p)
-	}
-	return ps, nil
-}
-
 // recordTogether keeps a conflict back to be recorded with others; false if it cannot be. The row is locked, so that its
 // image is the same when the record goes out, which is before anything is written.
 func (c *carefulRun) recordTogether(m *mapping, tuple []wire.Value, l look, d conflict.Decision, outcome string) (bool, error) {
@@ -170,7 +153,7 @@ func (c *carefulRun) recordTogether(m *mapping, tuple []wire.Value, l look, d co
 	if !c.runs(m, tuple, cols) {
 		return false, nil
 	}
-	row, err := m.row(tuple, cols)
+	row, err := m.params(nil, tuple, cols)
 	if err != nil {
 		return false, err
 	}
@@ -190,7 +173,7 @@ func (c *carefulRun) updateTogether(m *mapping, tuple []wire.Value, set []int, k
 		}
 		return false, nil
 	}
-	row, err := m.row(tuple, slices.Concat(set, m.key))
+	row, err := m.params(nil, tuple, slices.Concat(set, m.key))
 	if err != nil {
 		return false, err
 	}

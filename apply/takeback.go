@@ -81,8 +81,8 @@ func (b *takebacks) takeAll(ctx context.Context, due []take) (err error) {
 		return err
 	}
 	for _, t := range due {
-		if t.key != nil || slices.ContainsFunc(failed, func(f take) bool { return f.commit == t.commit }) {
-			continue
+		if t.key != nil || slices.ContainsFunc(failed, func(f take) bool { return f.key == nil && f.table == t.table && f.commit == t.commit }) {
+			continue // what failed comes again
 		}
 		if lateErr := b.takeBundled(ctx, t, statements); lateErr != nil {
 			if lost(lateErr) {

@@ -57,7 +57,7 @@ type worker struct {
 	mapped   uint64
 	combined map[string]*combination // by the shapes of their changes
 	retired  retired
-	upcoming []*txn // scratch of addBundle
+	upcoming []*txn // scratch: those that may become a bundle
 
 	// Between two transactions of a batch stands one COMMIT AND CHAIN, which is cheaper than a COMMIT and a
 	// BEGIN.
@@ -381,22 +381,16 @@ func (w *worker) add(t *txn) error {
 	p, b := &w.planner, w.current
 	out, parses, landed := len(p.out), len(b.parses), len(b.txns)
 	w.begins(landed)
-	held, err := w.planSmall(t)
+	p.spill = nil
+	err := p.plan(t)
+	if err == nil {
+		err = w.claim(t)
+	}
 	if err != nil {
-		if held != nil { // it has begun, and does not go on
-			w.locks.release(held)
-			w.absence.withdraw(w.origin, t.Seq)
-		}
 		w.unplan(out, parses)
 		return err
 	}
-	held.keep()
-	l := landing{t: t, held: held}
-	l.tomb, l.buried = p.deleted()
-	b.txns, b.commits = append(b.txns, l), append(b.commits, 1)
-	if landed == 0 {
-		b.firstCommit = len(p.out)
-	}
+	w.commits(landed)
 	return nil
 }
 
@@ -425,27 +419,48 @@ type busyError struct{ freed <-chan struct{} }
 
 func (*busyError) Error() string { return "key is locked" }
 
-func (w *worker) planSmall(t *txn) (*held, error) {
+// claim takes the locks of the transaction whose footprint the planner has, registers what it creates, and puts it into
+// the current batch, which commits or unclaim ends. On an error it holds nothing.
+func (w *worker) claim(t *txn) error {
 	p := &w.planner
-	p.spill = nil
-	if err := p.plan(t); err != nil {
-		return nil, err
-	}
-	return w.claim(t)
-}
-
-// claim takes the locks of the transaction whose footprint the planner has, then registers what it creates. If it
-// returns what it holds with an error, the transaction has begun.
-func (w *worker) claim(t *txn) (*held, error) {
-	p := &w.planner
-	h := &held{origin: w.origin, keys: append([]wire.KeyHash(nil), p.print.locks...)}
-	if ok, freed := w.locks.try(h); !ok {
-		return nil, &busyError{freed}
+	l := landing{t: t, held: &held{origin: w.origin, keys: append([]wire.KeyHash(nil), p.print.locks...)}}
+	if ok, freed := w.locks.try(l.held); !ok {
+		return &busyError{freed}
 	}
 	if len(p.print.creates) > 0 && w.absence.create(registration{w.origin, t.Seq}, t.version(), p.print.creates...) {
-		return h, errSurprise
+		w.locks.release(l.held)
+		w.absence.withdraw(w.origin, t.Seq)
+		return errSurprise
 	}
-	return h, nil
+	l.tomb, l.buried = p.deleted()
+	w.current.txns = append(w.current.txns, l)
+	return nil
+}
+
+// commits makes the current batch's transactions behind the first so many one commit: they go on.
+func (w *worker) commits(landed int) {
+	b := w.current
+	for i := landed; i < len(b.txns); i++ {
+		b.txns[i].held.keep()
+	}
+	b.commits = append(b.commits, len(b.txns)-landed)
+	if landed == 0 {
+		b.firstCommit = len(w.planner.out)
+	}
+}
+
+// unclaim takes the current batch's transactions behind the first so many out of it, the last one first: each gives its
+// keys back to whom it has taken them over from.
+func (w *worker) unclaim(landed int) {
+	b := w.current
+	if len(b.txns) == landed {
+		return
+	}
+	for i := len(b.txns) - 1; i >= landed; i-- {
+		w.locks.release(b.txns[i].held)
+	}
+	w.absence.withdraw(w.origin, b.txns[landed].t.Seq)
+	b.txns = b.txns[:landed]
 }
 
 // send writes the current batch. The marker goes into the WAL while the server executes the first

@@ -1,8 +1,9 @@
 package main
 
 import (
-	"os"
 	"testing"
+
+	"github.com/pgbridge/pgbridge/integration/pgtest"
 )
 
 // The long lines at their smallest; each ends with the comparison of all ends. They start too many servers for every
@@ -38,16 +39,13 @@ func TestBacklogAndSteadyStateEnd(t *testing.T) {
 	}
 }
 
-// longTest skips unless long tests are asked for, and where pgbench is not installed: the product does not need it.
+// longTest skips unless long tests are asked for: CI has no time for as many servers.
 func longTest(t *testing.T) {
 	t.Helper()
-	if !soaks() {
-		t.Skip("PGBRIDGE_TEST_SOAK is not set")
+	if !pgtest.Soak() {
+		t.Skipf("%s is not set", pgtest.SoakVariable)
 	}
 	if _, err := findPgbench(testBench(t).install); err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 }
-
-// soaks reports whether long tests are asked for.
-func soaks() bool { return os.Getenv("PGBRIDGE_TEST_SOAK") != "" }
