@@ -78,9 +78,9 @@ func (m *merger) mergeSequence(base Cell) (Cell, error) {
 
 // replay is the way of a log without concurrency in this unit: the ops are run on the value itself. It gives
 // up as soon as an op has not seen exactly what is before it.
-func (s *sequence) replay(elements []int32) (Cell, bool, error) {
-	m := s.m
-	null := s.base.Null
+func (s *sequence) replay(base []int32) (Cell, bool, error) {
+	m, elements := s.m, base // which is not written to: the tree may need it
+	null, own := s.base.Null, false
 	at := s.abc.state(s.base, elements)
 	var few [8]int32 // by origin: how many of its writes must have been seen
 	before := few[:]
@@ -108,10 +108,10 @@ func (s *sequence) replay(elements []int32) (Cell, bool, error) {
 			} else if was != at {
 				return Cell{}, false, nil
 			}
-			null, elements = c.Null, elements[:0]
+			null, elements = c.Null, nil
 			if !null {
 				var err error
-				if elements, err = s.abc.split(elements, c.Data); err != nil {
+				if elements, err = s.abc.split(nil, c.Data); err != nil {
 					return Cell{}, false, corrupt(err)
 				}
 			}
@@ -127,6 +127,9 @@ func (s *sequence) replay(elements []int32) (Cell, bool, error) {
 			s.room = h.insert
 			pos = min(pos+h.keep, len(elements))
 			h.remove = min(h.remove, len(elements)-pos)
+			if !own {
+				elements, own = append(make([]int32, 0, len(elements)+len(h.insert)+16), elements...), true
+			}
 			elements = slices.Replace(elements, pos, pos+h.remove, h.insert...)
 			pos += len(h.insert)
 		}
@@ -340,7 +343,7 @@ func (s *sequence) seenBy(op int32, was state) (*view, bool) {
 		all := make([]int32, len(s.lanes))
 		exact = h.guess(p, h.lanes, all, func(c []int32) bool {
 			exists, _ := h.exists(s.m.rules.Deletes, s.m.base, c)
-			return !exists
+			return !exists || s.m.rules.trusting
 		})
 		for o, lane := range s.lanes {
 			counts[o] = h.within(lane, all[o])
@@ -356,7 +359,7 @@ func (s *sequence) seenBy(op int32, was state) (*view, bool) {
 				c := s.value(v, false)
 				v.hash = stateOf(c, s.abc.typ)
 			}
-			return v.hash == was
+			return v.hash == was || s.m.rules.trusting
 		})
 	}
 	if !exact || v == nil {
