@@ -217,7 +217,13 @@ func (s *sequence) child(e, self int32, counts []int32) int32 {
 // place inserts one element right behind another one, 0 for the beginning, as it is in that version: on the
 // right of it if that is free, else on the left of whatever follows, visible or not.
 func (s *sequence) place(behind, value, op int32, counts []int32) int32 {
-	follows := s.child(s.elements[behind].right, op, counts)
+	follows := int32(0)
+	if behind == 0 {
+		follows = s.child(s.elements[0].left, op, counts)
+	}
+	if follows == 0 {
+		follows = s.child(s.elements[behind].right, op, counts)
+	}
 	if follows == 0 {
 		return s.add(behind, false, value, op)
 	}
@@ -255,7 +261,7 @@ func (s *sequence) insert(op int32) error {
 		}
 		after = s.abc.state(c, s.room)
 		s.deleteAll(v.shown, v, op)
-		v.shown = s.run(v.shown[:0], 0, s.room, op, v.counts)
+		v.shown = s.assign(v.shown[:0], s.room, op)
 		v.hidden = nil
 		exact = true
 	} else if err := s.edit(&r, v, op); err != nil {
@@ -278,6 +284,24 @@ func (s *sequence) run(shown []int32, behind int32, values []int32, op int32, co
 			behind = s.add(behind, false, value, op)
 		}
 		shown = append(shown, behind)
+	}
+	return shown
+}
+
+// assign inserts elements in a row before all others: on the left of the root, the later op before the earlier.
+// This place depends on nothing that the author saw, which may be known badly: that there was no row, or NULL,
+// tells little of what had been in it. Later first is what folding makes of it, as base is on the right.
+func (s *sequence) assign(shown []int32, values []int32, op int32) []int32 {
+	for i, value := range values {
+		if i > 0 {
+			shown = append(shown, s.add(shown[i-1], false, value, op))
+			continue
+		}
+		e := int32(len(s.elements))
+		s.elements = append(s.elements, element{value: value, op: op, next: s.elements[0].left})
+		s.elements[0].left = e
+		s.inorder = s.inorder[:0]
+		shown = append(shown, e)
 	}
 	return shown
 }
