@@ -61,18 +61,23 @@ type Options struct {
 	DSN               string
 	Cluster           string
 	Node              string
-	Peers             []string         // the other nodes' names
-	SpoolDir          string           // for large transactions while they arrive; emptied at start
-	Policy            string           // last_writer_wins
-	BatchTransactions int              // at most in one network round trip; 256
-	BatchBytes        int              // about so many in one network round trip; 1 MiB
-	InboxBytes        int64            // received and not applied, per origin; 16 MiB
-	SpoolLimit        int64            // bytes of large transactions on disk, per origin; 10 GiB; negative: no bound
-	MaxClockSkew      time.Duration    // 1 minute; a transaction from further in the future waits
-	ConflictRetention time.Duration    // 30 days; negative: for ever
-	ConflictRows      int              // kept at most, the newest; 1 000 000; negative: all
-	Now               func() time.Time // time.Now
-	Logger            *slog.Logger     // slog.Default
+	Peers             []string      // the other nodes' names
+	SpoolDir          string        // for large transactions while they arrive; emptied at start
+	Policy            string        // last_writer_wins
+	BatchTransactions int           // at most in one network round trip; 256
+	BatchBytes        int           // about so many in one network round trip; 1 MiB
+	InboxBytes        int64         // received and not applied, per origin; 16 MiB
+	SpoolLimit        int64         // bytes of large transactions on disk, per origin; 10 GiB; negative: no bound
+	MaxClockSkew      time.Duration // 1 minute; a transaction from further in the future waits
+	ConflictRetention time.Duration // 30 days; negative: for ever
+	ConflictRows      int           // kept at most, the newest; 1 000 000; negative: all
+	// Merge says how concurrent writes become one row where that is not simply the later row; for a table the first counts
+	// that is for it. Priority lists nodes whose writes come first under the rule of that name. Both must be the same on all
+	// nodes.
+	Merge    []MergePolicy
+	Priority []string
+	Now      func() time.Time // time.Now
+	Logger   *slog.Logger     // slog.Default
 	// NoHold switches the causal hold off, so that a test can show what it is for.
 	NoHold bool
 
@@ -128,6 +133,7 @@ type Applier struct {
 	heard    *hearsay
 	workers  []*worker
 	takes    *takebacks
+	journal  *journal      // nil if no table is merged
 	start    origin.Vector // applied before this start
 	wal      atomic.Pointer[WAL]
 	catalog  *catalog
@@ -175,12 +181,13 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 	if err != nil {
 		return nil, err
 	}
-	a.catalog = &catalog{conn: conn, types: map[uint32]*pgType{}}
+	a.catalog = &catalog{conn: conn, types: map[uint32]*pgType{}, merges: a.opts.Merge, priority: a.opts.Priority}
 	ids, err := a.origins(ctx)
 	if err != nil {
 		return nil, err
 	}
 	locks := newKeyLocks(len(ids.origins))
+	locks.alone = locks.alone && len(a.opts.Merge) == 0 // the journal excludes, too
 	a.heard = newHearsay(a.own, ids.origins)
 	for i := range ids.origins {
 		w, err := a.openWorker(ctx, ids, i, policy, locks)
@@ -190,6 +197,9 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 		a.workers = append(a.workers, w)
 	}
 	if err := a.openTakebacks(ctx, ids); err != nil {
+		return nil, err
+	}
+	if err := a.openJournal(ctx, ids, locks); err != nil {
 		return nil, err
 	}
 	a.start = a.progress.vector()
@@ -383,6 +393,8 @@ func (w *worker) prepareFixed(ctx context.Context) error {
 	}
 	fixed := func(name, sql string) *statement { return &statement{name: name, sql: sql, sent: true, ready: true} }
 	w.beginStatement, w.commitStatement = fixed("begin", "BEGIN"), fixed("commit", "COMMIT")
+	w.journalStatement = &statement{sql: journalSQL, types: journalTypes}
+	w.journalBaseStatement = &statement{sql: baseSQL, types: baseTypes}
 	w.impatientStatement = fixed("impatient", "SET LOCAL lock_timeout = '"+bundleLockTimeout+"'")
 	w.xidStatement = fixed("xid", "SELECT pg_current_xact_id()")
 	for _, s := range []*statement{w.positionStatement, w.tombstoneStatement, w.bundleStatement, w.beginStatement, w.commitStatement, w.xidStatement,
@@ -584,10 +596,14 @@ func (a *Applier) Stable() origin.Vector {
 // StableEverywhere returns the highest own seq that is stable at every node: own frames up to it are not
 // needed any more.
 func (a *Applier) StableEverywhere() uint64 {
-	if s := a.heard.everywhereSeq(); s < math.MaxInt64 {
-		return s
+	s := a.heard.everywhereSeq()
+	if s == math.MaxInt64 {
+		return 0
 	}
-	return 0
+	if a.journal != nil { // which reads them back
+		s = min(s, a.journal.upTo())
+	}
+	return s
 }
 
 // Run applies until ctx ends or the database is lost. It closes all connections.
@@ -598,6 +614,10 @@ func (a *Applier) Run(ctx context.Context, wal WAL, streams Streams) error {
 	g.Go(func() error { return a.markers.run(ctx, wal) })
 	g.Go(func() error { return a.takes.run(ctx) })
 	g.Go(func() error { return a.sweep(ctx, wal) })
+	if a.journal != nil {
+		a.journal.wal, a.journal.streams = wal, streams
+		g.Go(func() error { return a.journal.run(ctx) })
+	}
 	for _, w := range a.workers {
 		w.wal, w.streams = wal, streams
 		g.Go(func() error { return w.run(ctx) })

@@ -150,7 +150,7 @@ func (p *planner) bundleChange(rec wire.Record, relations map[uint32]*wire.Relat
 	}
 	c := &p.change
 	m, err := p.w.mapping(relations[c.Relation], c.Relation)
-	if err != nil || m.local.ordered || !m.usable && rec.Kind != wire.KindInsert {
+	if err != nil || m.local.ordered || m.local.merge != nil || !m.usable && rec.Kind != wire.KindInsert {
 		return false
 	}
 	m.readable(c)

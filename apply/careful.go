@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/pgbridge/pgbridge/conflict"
 	"github.com/pgbridge/pgbridge/wire"
 )
 
@@ -59,6 +60,10 @@ type carefulRun struct {
 	swarm  swarm
 	// wrote says which of all wrote a key last. Only kept for a bundle.
 	wrote map[wire.KeyHash]*txn
+	// Of merged tables (mergerun.go): the window's rows, and how many of the transaction's writes were met.
+	merged map[wire.KeyHash]*mergedRow
+	part   conflict.Part
+	tries  int // attempts so far
 	// bare is why conflicts are recorded without the rows' images; empty: with them.
 	bare string
 }
@@ -166,6 +171,9 @@ func (c *carefulRun) wait(ctx context.Context) error {
 		}
 	}
 	clear(c.recalls)
+	if c.journal != nil {
+		return c.journal.wait(ctx, c.wal.Captured())
+	}
 	return nil
 }
 
@@ -231,7 +239,8 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 			c.absence.withdraw(c.origin, c.all[0].Seq)
 		}
 	}()
-	c.t = c.all[0]
+	c.t, c.part = c.all[0], 0
+	c.tries++
 	c.rows, c.unsure, c.queue = map[wire.KeyHash]*rowState{}, map[uint32]bool{}, c.queue[:0]
 	c.lost, c.buried, c.wiped, c.losses = keySet{}, keySet{}, nil, 0
 	c.blind, c.beaten, c.told, c.swarm = false, lostRows{}, nil, swarm{}
@@ -275,7 +284,7 @@ func (c *carefulRun) turn(t *txn) {
 	if t == c.t {
 		return
 	}
-	c.told, c.beaten, c.t = c.tell(), lostRows{}, t
+	c.told, c.beaten, c.t, c.part = c.tell(), lostRows{}, t, 0
 	for _, r := range c.rows {
 		r.lost = false
 	}

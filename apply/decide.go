@@ -76,6 +76,13 @@ func (c *carefulRun) steps(ctx context.Context, pending []step) error {
 	}
 	clear(c.rows)
 	unknown, err := c.lookAll(ctx, pending)
+	if err == nil && unknown && c.tries > 1 && len(c.unsure) > 0 && merges(pending) {
+		var known bool
+		if known, err = c.holdOn(ctx); known {
+			clear(c.rows)
+			unknown, err = c.lookAll(ctx, pending)
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -87,12 +94,18 @@ func (c *carefulRun) steps(ctx context.Context, pending []step) error {
 		}
 		return nil
 	}
+	if err := c.loadMerged(ctx, pending); err != nil {
+		return err
+	}
 	at := len(c.queue)
 	for i := range pending {
 		c.turn(pending[i].t)
 		if err := c.step(ctx, &pending[i]); err != nil {
 			return err
 		}
+	}
+	if err := c.writeMerged(); err != nil {
+		return err
 	}
 	c.sendRecords(at)
 	c.sendUpdates()
@@ -136,6 +149,8 @@ func (m *mapping) name() tableName { return tableName{m.local.schema, m.local.na
 // step does one change. A changed key is a delete of the old one and an insert of the new one (R31).
 func (c *carefulRun) step(ctx context.Context, s *step) error {
 	switch {
+	case s.m.local.merge != nil:
+		return c.merge(s)
 	case s.ch.Kind == wire.KindInsert:
 		return c.write(s.m, s.ch.New, s.to, conflict.Insert)
 	case s.ch.Kind == wire.KindDelete:

@@ -51,7 +51,7 @@ func lookAtSQL(k wire.KeyHash) string { return lookSQL(fmt.Sprintf("(%d)::int8",
 func (c *carefulRun) lookAll(ctx context.Context, pending []step) (unknown bool, err error) {
 	groups := map[*mapping]*keyGroup{}
 	var order []*mapping
-	want := func(m *mapping, tuple []wire.Value, k wire.KeyHash) {
+	want := func(m *mapping, tuple []wire.Value, k wire.KeyHash, inserts bool) {
 		if c.rows[k] != nil {
 			return
 		}
@@ -64,14 +64,14 @@ func (c *carefulRun) lookAll(ctx context.Context, pending []step) (unknown bool,
 			g = &keyGroup{}
 			groups[m], order = g, append(order, m)
 		}
-		g.hashes, g.tuples = append(g.hashes, k), append(g.tuples, tuple)
+		g.hashes, g.tuples, g.inserts = append(g.hashes, k), append(g.tuples, tuple), append(g.inserts, inserts)
 		c.rows[k] = &rowState{}
 	}
 	for i := range pending {
 		s := &pending[i]
-		want(s.m, s.before(), s.from)
+		want(s.m, s.before(), s.from, s.ch.Kind == wire.KindInsert)
 		if s.to != s.from {
-			want(s.m, s.ch.New, s.to)
+			want(s.m, s.ch.New, s.to, true)
 		}
 	}
 	for _, m := range order {
@@ -86,7 +86,7 @@ func (c *carefulRun) lookAll(ctx context.Context, pending []step) (unknown bool,
 		g := groups[m]
 		places := map[string]*rowState{}
 		for i, k := range g.hashes {
-			l, err := c.judge(m, k, g.found[i])
+			l, err := c.judge(m, k, g.found[i], g.inserts[i])
 			if errors.Is(err, errUnknown) {
 				unknown = true
 			} else if err != nil {
@@ -110,7 +110,10 @@ func last(row [][]byte) []byte {
 	return row[len(row)-1]
 }
 
-func (c *carefulRun) judge(m *mapping, k wire.KeyHash, row [][]byte) (look, error) {
+func (c *carefulRun) judge(m *mapping, k wire.KeyHash, row [][]byte, inserts bool) (look, error) {
+	if m.local.merge != nil {
+		return c.judgeMerged(k, row, inserts)
+	}
 	if row == nil {
 		return c.absent(m, k)
 	}
@@ -119,9 +122,10 @@ func (c *carefulRun) judge(m *mapping, k wire.KeyHash, row [][]byte) (look, erro
 
 // keyGroup are the keys of one table that a window touches.
 type keyGroup struct {
-	hashes []wire.KeyHash
-	tuples [][]wire.Value
-	found  map[int][][]byte // by place, what stands there
+	hashes  []wire.KeyHash
+	tuples  [][]wire.Value
+	inserts []bool           // it is there to be inserted, not to be changed
+	found   map[int][][]byte // by place, what stands there
 }
 
 // fetch asks for the rows of a group, whose answers come with the next flush. First the lock, then a

@@ -140,6 +140,9 @@ func (p *planner) record(rec wire.Record, relations map[uint32]*wire.Relation) e
 	if err != nil {
 		return err
 	}
+	if m.local.merge != nil {
+		return errSurprise
+	}
 	m.readable(&p.change)
 	switch rec.Kind {
 	case wire.KindInsert:

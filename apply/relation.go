@@ -57,6 +57,10 @@ type table struct {
 	large bool
 	// ordered: triggers that fire on applied rows, or rules, could see in which order changes come.
 	ordered bool
+	// full: the old values of all its rows are logged (REPLICA IDENTITY FULL).
+	full bool
+	// merge is how concurrent writes of its rows become one row; nil: the later row wins.
+	merge *merge
 }
 
 // mapping is how one origin's relation fits a local table.
@@ -121,7 +125,8 @@ func isBlocked(err error) bool {
 func blocked(format string, args ...any) error { return &Blocked{Reason: fmt.Sprintf(format, args...)} }
 
 const tableSQL = `
-SELECT c.oid, c.relreplident::text, c.relkind = 'r', c.relkind <> 'r' OR c.reltoastrelid <> 0,
+SELECT c.oid, c.relreplident::text, NOT EXISTS (SELECT FROM pg_class p WHERE p.relreplident <> 'f'
+           AND p.oid IN (SELECT c.oid UNION ALL SELECT relid FROM pg_partition_tree(c.oid))), c.relkind = 'r', c.relkind <> 'r' OR c.reltoastrelid <> 0,
        c.relhasrules OR EXISTS (SELECT FROM pg_trigger g WHERE g.tgenabled IN ('A', 'R') AND NOT g.tgisinternal
            AND g.tgrelid IN (SELECT c.oid UNION ALL SELECT relid FROM pg_partition_tree(c.oid)))
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -155,7 +160,7 @@ func loadTable(ctx context.Context, cat *catalog, schema, name string) (*table, 
 	t := &table{schema: schema, name: name, quoted: pgx.Identifier{schema, name}.Sanitize()}
 	var identity string
 	var plain bool
-	err := cat.conn.QueryRow(ctx, tableSQL, schema, name).Scan(&t.oid, &identity, &plain, &t.large, &t.ordered)
+	err := cat.conn.QueryRow(ctx, tableSQL, schema, name).Scan(&t.oid, &identity, &t.full, &plain, &t.large, &t.ordered)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, blocked("table %s is not here; create it, and its changes follow by themselves", t.quoted)
 	}
@@ -186,7 +191,11 @@ func loadTable(ctx context.Context, cat *catalog, schema, name string) (*table, 
 			return nil, fmt.Errorf("column %s of %s: %w", t.cols[i].quoted, t.quoted, err)
 		}
 	}
-	return t, t.loadKey(ctx, cat.conn, identity, byNumber)
+	if err := t.loadKey(ctx, cat.conn, identity, byNumber); err != nil {
+		return nil, err
+	}
+	t.merge, err = newMerge(t, cat.merges, cat.priority)
+	return t, err
 }
 
 func (t *table) loadKey(ctx context.Context, conn *pgx.Conn, identity string, byNumber map[int16]int) error {

@@ -62,3 +62,37 @@ CREATE TABLE IF NOT EXISTS pgbridge.conflict (
     remote_row    json                       -- what the remote transaction wanted; null for a delete
 );
 CREATE INDEX IF NOT EXISTS conflict_at ON pgbridge.conflict (at);
+
+-- Writes to tables with a merge policy that not every node is known to have seen: what a row looks like is worked out of
+-- them, and of what stood there before.
+CREATE TABLE IF NOT EXISTS pgbridge.journal (
+    hi     bigint NOT NULL,                  -- the key's hash; the table's, with lo = 0, if all of it was truncated
+    lo     bigint NOT NULL,
+    origin int    NOT NULL,                  -- as in position; 0 is this node
+    seq    bigint NOT NULL,
+    part   int    NOT NULL,                  -- place within the transaction
+    stamp  bigint NOT NULL,
+    kind   "char" NOT NULL,                  -- as in pgoutput: I, U, D, T
+    seen   bytea  NOT NULL,                  -- the vectors up and low of its author
+    ops    bytea  NOT NULL,                  -- what it did to each unit of columns
+    PRIMARY KEY (hi, lo, origin, seq, part)
+);
+ALTER TABLE pgbridge.journal ALTER COLUMN seen SET STORAGE PLAIN;
+
+CREATE TABLE IF NOT EXISTS pgbridge.journal_base (
+    hi     bigint NOT NULL,
+    lo     bigint NOT NULL,
+    schema text   NOT NULL,
+    name   text   NOT NULL,
+    cells  bytea,                            -- the row before the first write in the journal; null: there was none
+    PRIMARY KEY (hi, lo)
+);
+
+-- How far this node's own transactions stand in the journal, and under which policies. One row.
+CREATE TABLE IF NOT EXISTS pgbridge.journal_state (
+    one    boolean PRIMARY KEY DEFAULT true CHECK (one),
+    seq    bigint NOT NULL DEFAULT 0,
+    stamp  bigint NOT NULL DEFAULT 0,
+    policy text   NOT NULL DEFAULT ''
+);
+INSERT INTO pgbridge.journal_state DEFAULT VALUES ON CONFLICT DO NOTHING;

@@ -27,7 +27,7 @@ func (w *worker) carefulBundle(t *txn) []*txn {
 	}
 	n, size, rows := 0, 0, 0
 	for _, u := range w.upcoming {
-		if u.run != nil || !u.joins(t) || !w.announceable(u) {
+		if u.run != nil || !u.joins(t) || !w.announceable(u) || w.mayMerge(u) {
 			break
 		}
 		changes, ok := plain(u)

@@ -30,6 +30,7 @@ type takebacks struct {
 	progress *progress
 	markers  *markers
 	failed   func(err error) // told of a take-back that has to wait
+	journal  *journal        // nil if no table is merged
 }
 
 // takesAtOnce is how many rows are taken back in one network round trip.
@@ -122,6 +123,7 @@ type deleteStatement struct {
 	name   string // none: there is nothing to do
 	err    error  // it could not be prepared, and its takes wait
 	widths []int  // of the key's columns: the key may have been read before the table was rewritten
+	merged *table // what is left of its rows is worked out of the journal instead
 }
 
 // prepare prepares what the takes need on the connection, and puts it into statements.
@@ -141,6 +143,10 @@ func (b *takebacks) prepare(ctx context.Context, due []take, statements map[dele
 		}
 		if d.keys != 0 && d.keys != len(tab.key) {
 			b.rekeyed(tab)
+			continue
+		}
+		if tab.merge != nil {
+			statements[d] = deleteStatement{merged: tab}
 			continue
 		}
 		name := fmt.Sprintf("take%d", len(statements))
@@ -172,6 +178,15 @@ func (b *takebacks) rekeyed(tab *table) {
 // that users may want in another order. A delete takes the row if its writer is a remote origin whose version
 // is below the local delete's. Never a row of a local session: that is later. It returns what failed.
 func (b *takebacks) execute(ctx context.Context, due []take, statements map[deletion]deleteStatement) (failed []take, err error) {
+	for _, t := range due {
+		if tab := statements[deletion{t.table, len(t.key)}].merged; tab != nil {
+			if lateErr := b.settle(ctx, tab, t); lost(lateErr) {
+				return nil, lateErr
+			} else if lateErr != nil {
+				failed, err = append(failed, t), lateErr
+			}
+		}
+	}
 	p := b.conn.PgConn().StartPipeline(ctx)
 	var sent []take
 	for _, t := range due {

@@ -16,6 +16,9 @@ func (c *carefulRun) truncate(ctx context.Context, m *mapping) error {
 	if !c.waited { // local versions must be known by their lifted stamps
 		return errUnknown
 	}
+	if m.local.merge != nil {
+		return c.truncateMerged(ctx, m)
+	}
 	sql := "DELETE FROM " + m.local.rows + " t WHERE " + c.guard.sql(1)
 	if _, err := c.exec(ctx, sql, c.guard.types(), c.guardParams(c.t.up)); err != nil {
 		return fmt.Errorf("truncate %s: %w", m.local.quoted, err)

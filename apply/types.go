@@ -59,6 +59,9 @@ type catalog struct {
 	mu    sync.Mutex // guards all below
 	conn  *pgx.Conn
 	types map[uint32]*pgType
+	// How tables are merged, and whose writes come first where that matters; never changed.
+	merges   []MergePolicy
+	priority []string
 }
 
 // ask implements rowkey.Ask.

@@ -39,6 +39,7 @@ type worker struct {
 	markers  *markers
 	absence  *absence
 	locks    *keyLocks
+	journal  *journal // nil if no table is merged
 	heard    *hearsay
 	policy   conflict.Policy
 	inbox    *inbox
@@ -66,6 +67,7 @@ type worker struct {
 
 	positionStatement, tombstoneStatement         *statement
 	bundleStatement, impatientStatement           *statement
+	journalStatement, journalBaseStatement        *statement
 	beginStatement, commitStatement, xidStatement *statement
 
 	atOnce int // transactions in the next batch: few after a failure, then more again

@@ -42,8 +42,12 @@ func captureSetup(ctx context.Context, cfg *config.Config) (capture.SetupOptions
 }
 
 func checkOptions(cfg *config.Config) capture.CheckOptions {
-	return capture.CheckOptions{DSN: cfg.Postgres.DSN, Cluster: cfg.Cluster, Node: cfg.Node,
+	o := capture.CheckOptions{DSN: cfg.Postgres.DSN, Cluster: cfg.Cluster, Node: cfg.Node,
 		Slot: slotName(cfg), Publication: slotName(cfg), Tables: cfg.Tables}
+	for _, t := range cfg.Conflict.Tables {
+		o.Merged = append(o.Merged, t.Match)
+	}
+	return o
 }
 
 // Setup creates in the local database what the bridge needs and is missing: the schema pgbridge and the

@@ -218,6 +218,10 @@ func (c *check) tables(ctx context.Context, p *publication, chosen []candidate) 
 			c.add(code, "table "+t.String(), fault, mend)
 			continue // setup would not publish it either
 		}
+		if t.identity != "f" && slices.ContainsFunc(c.opts.Merged, func(p string) bool { return Matches(p, t.Schema, t.Name) }) {
+			c.add(CodeTableIdentity, "table "+t.String(), "is merged, as conflict.tables says, and lacks the old values of its rows in the WAL",
+				fmt.Sprintf("run ALTER TABLE %s REPLICA IDENTITY FULL, on every node", t))
+		}
 		refused := false
 		for _, k := range keys[t.oid] {
 			if k.refused != nil {

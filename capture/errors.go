@@ -44,6 +44,7 @@ const (
 	CodeSlotAhead          = "slot-ahead"             // it is confirmed beyond the stream's tail
 	CodeServerBehind       = "server-behind"          // the stream's tail is beyond the server's WAL
 	CodeServerOther        = "server-other"           // another database cluster answers
+	CodeTableIdentity      = "table-identity"         // a table's old values are not in the WAL, and are needed
 	CodeTableKey           = "table-key"              // a table's updates cannot be captured
 	CodeTableUnlogged      = "table-unlogged"         // a table's changes are not in the WAL
 	CodeTableUnpublished   = "table-unpublished"      // a table came while capture ran, and is not published

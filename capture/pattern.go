@@ -47,6 +47,12 @@ func (p patterns) match(n TableName) bool {
 	return slices.ContainsFunc(p.include, fits) && !slices.ContainsFunc(p.exclude, fits)
 }
 
+// Matches reports whether a pattern such as app.* is for the table; one that is not schema.table is for none.
+func Matches(pattern, schema, table string) bool {
+	s, t, ok := strings.Cut(pattern, ".")
+	return ok && glob(s, schema) && glob(t, table)
+}
+
 // glob matches by runes. On a mismatch it goes back to the last star, which takes one more.
 func glob(pattern, s string) bool {
 	p, r := []rune(pattern), []rune(s)

@@ -17,6 +17,7 @@ type SetupOptions struct {
 	Slot          string   // "pgb_<cluster>_<node>" if empty
 	Publication   string   // the same
 	Tables        []string // patterns as in "public.*", "!public.audit"; all tables if empty
+	Merged        []string // patterns of tables whose rows are merged, for which others need the old values
 	// HasRun says that the node has captured before: a slot or a publication that is missing now was dropped,
 	// and a new one would leave out what was committed since. Setup then refuses to create it.
 	HasRun bool

@@ -103,8 +103,30 @@ type Apply struct {
 
 // Conflict names the policies.
 type Conflict struct {
-	// Default is the policy of every table; only "last_writer_wins" is accepted.
+	// Default is the policy of every table that Tables does not name; only "last_writer_wins" is accepted.
 	Default string
+	// Priority lists nodes, the first one first, for the policy origin_priority.
+	Priority []string
+	// Tables are the tables with a policy of their own; the first that matches a table counts.
+	Tables []TablePolicy
+}
+
+// TablePolicy says how concurrent writes of some tables' rows become one row. The names of policies are those of package
+// conflict.
+type TablePolicy struct {
+	// Match is a pattern over "schema.table", as in Config.Tables.
+	Match string
+	// Rows is for all columns that are not in Columns, as one unit; Deletes for a delete beside another write. Empty means
+	// last_writer_wins.
+	Rows, Deletes string
+	Columns       []ColumnPolicy
+}
+
+// ColumnPolicy is the policy of a column, or of several that are merged as one. The name "*" stands for every column that
+// is not named, each by itself.
+type ColumnPolicy struct {
+	Names  []string
+	Policy string
 }
 
 // HTTP configures the listener for status and health.

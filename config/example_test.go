@@ -130,7 +130,13 @@ func writeExample(b *strings.Builder, k key, last string, depth int) {
 			fmt.Fprintf(b, "%s%s\n", indent(depth+1), strings.Replace(part, "=", ": ", 1))
 		}
 	case *[]string:
-		fmt.Fprintf(b, " [\"%s\"]\n", strings.Join(splitList(text), `", "`))
+		list := strings.Join(splitList(text), `", "`)
+		if list != "" {
+			list = `"` + list + `"`
+		}
+		fmt.Fprintf(b, " [%s]\n", list)
+	case *[]TablePolicy:
+		b.WriteString(" {}\n")
 	default:
 		if text == "" {
 			text = `""`

@@ -156,6 +156,15 @@ func (d *document) readValue(k key, n *yaml.Node) any {
 		}
 		d.refuse(n, k.name, "wants names with values below it, such as a: nats://127.0.0.1:4222")
 		return nil
+	case *[]TablePolicy:
+		if n.Kind == yaml.MappingNode {
+			return d.readPolicies(k.name, n)
+		}
+		if n.Kind != yaml.ScalarNode {
+			d.refuse(n, k.name, "wants tables with policies below it, such as app.stock: {columns: {quantity: delta}}")
+			return nil
+		}
+		return n.Value
 	default:
 		if n.Kind != yaml.ScalarNode {
 			d.refuse(n, k.name, "wants one value (%s), not a list or a group", typeName(field))

@@ -140,6 +140,12 @@ func partKeys() []key {
 		{name: "conflict.default", initial: "last_writer_wins", allowed: []string{"last_writer_wins"},
 			why:   "Policy for concurrent writes of one row: the later stamp wins, the loser is kept.",
 			field: func(c *Config) any { return &c.Conflict.Default }},
+		{name: "conflict.priority",
+			why:   "Nodes in the order in which their writes win under origin_priority; the same on every node.",
+			field: func(c *Config) any { return &c.Conflict.Priority }},
+		{name: "conflict.tables",
+			why:   "Tables that are merged in another way, column by column if need be; the same on every node. See docs/conflicts.md.",
+			field: func(c *Config) any { return &c.Conflict.Tables }},
 
 		{name: "http.listen",
 			why:   "Address that serves /status (JSON) and /healthz (200 or 503), such as 127.0.0.1:8080; empty is off.",

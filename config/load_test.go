@@ -91,6 +91,7 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 		"capture.frame_bytes": "1MiB", "capture.linger": "1ms", "capture.status_interval": "2s",
 		"apply.batch_transactions": "3", "apply.batch_bytes": "2MiB", "apply.conflict_retention": "1d", "apply.conflict_rows": "4",
 		"apply.spool_limit": "5GiB", "apply.max_clock_skew": "6s", "conflict.default": "last_writer_wins",
+		"conflict.priority": "b, a", "conflict.tables": "app.stock: n=delta, .deletes=update_wins; app.doc: body=text_merge",
 		"http.listen": "127.0.0.1:8080", "log.level": "warn", "log.format": "json",
 	}
 	elsewhere := map[string]bool{"postgres.dsn_file": true, "nats.token": true, "nats.url": true, "nats.creds_file": true}
@@ -114,9 +115,11 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 		Capture: Capture{FrameBytes: MiB, Linger: time.Millisecond, StatusInterval: 2 * time.Second},
 		Apply: Apply{BatchTransactions: 3, BatchBytes: 2 * MiB, ConflictRetention: 24 * time.Hour, ConflictRows: 4,
 			SpoolLimit: 5 * GiB, MaxClockSkew: 6 * time.Second},
-		Conflict: Conflict{Default: "last_writer_wins"},
-		HTTP:     HTTP{Listen: "127.0.0.1:8080"},
-		Log:      Log{Level: "warn", Format: "json"},
+		Conflict: Conflict{Default: "last_writer_wins", Priority: []string{"b", "a"}, Tables: []TablePolicy{
+			{Match: "app.stock", Deletes: "update_wins", Columns: []ColumnPolicy{{Names: []string{"n"}, Policy: "delta"}}},
+			{Match: "app.doc", Columns: []ColumnPolicy{{Names: []string{"body"}, Policy: "text_merge"}}}}},
+		HTTP: HTTP{Listen: "127.0.0.1:8080"},
+		Log:  Log{Level: "warn", Format: "json"},
 	}
 	if !reflect.DeepEqual(cfg, want) {
 		t.Errorf("got\n%+v\nwant\n%+v", *cfg, *want)

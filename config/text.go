@@ -151,6 +151,8 @@ func typeName(field any) string {
 		return "list"
 	case *map[string]string:
 		return "map"
+	case *[]TablePolicy:
+		return "policies"
 	}
 	return "text"
 }
@@ -159,7 +161,7 @@ func typeName(field any) string {
 func decode(field, raw any) error {
 	switch value := raw.(type) {
 	case []string:
-		*field.(*[]string) = slices.Clone(value)
+		*field.(*[]string) = append([]string(nil), value...) // an empty list is none
 		return nil
 	case map[string]any:
 		m := make(map[string]string, len(value))
@@ -196,6 +198,8 @@ func decodeText(field any, text string) (err error) {
 		*p = splitList(text)
 	case *map[string]string:
 		*p, err = splitMap(text)
+	case *[]TablePolicy:
+		*p, err = parsePolicies(text)
 	}
 	return err
 }
@@ -218,6 +222,8 @@ func encode(field any) string {
 		}
 		slices.Sort(parts)
 		return strings.Join(parts, ",")
+	case *[]TablePolicy:
+		return formatPolicies(*p)
 	case *bool:
 		return strconv.FormatBool(*p)
 	case *int:

@@ -41,6 +41,7 @@ func (c *Config) problems() problems {
 	c.checkNodes(&ps)
 	c.checkBroker(&ps)
 	c.checkSizes(&ps)
+	c.checkPolicies(&ps)
 	if c.HTTP.Listen != "" {
 		ps.checkListen("http.listen", c.HTTP.Listen)
 	}

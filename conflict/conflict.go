@@ -83,10 +83,11 @@ func LastWriterWins(c Case) Decision {
 	if wins && c.Seen {
 		return Decision{RemoteWins: true}
 	}
-	return Decision{RemoteWins: wins, Conflict: true, Kind: kindOf(c)}
+	return Decision{RemoteWins: wins, Conflict: true, Kind: KindOf(c)}
 }
 
-func kindOf(c Case) Kind {
+// KindOf names a conflict by what met.
+func KindOf(c Case) Kind {
 	switch {
 	case c.Write == Truncate:
 		return TruncateUpdate

@@ -1,0 +1,663 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgbridge/pgbridge/conflict"
+	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// journal keeps the writes of merged tables that not every node has seen yet: those of other nodes are put there with
+// the rows themselves (mergerun.go), those of this node's users by run, which reads them back from the own stream. So
+// whatever is in the journal is what the other nodes get to see, too.
+//
+// A row's journal goes when all nodes have seen all of its writes (PROOF.md R22). Of a row that is written without a
+// pause, the older writes are folded into its base.
+type journal struct {
+	conn     *pgx.Conn
+	own      origin.Origin
+	origins  map[int32]origin.Origin // by id, as the journal names them; 0 is own
+	catalog  *catalog
+	heard    *hearsay
+	progress *progress
+	locks    *keyLocks
+	opts     *Options
+	log      *slog.Logger
+	wal      WAL
+	streams  Streams
+	policy   string
+	fresh    bool // it was emptied, and begin has to find out from where on it is kept
+
+	mu      sync.Mutex
+	done    origin.Entry  // own transactions up to here are in the journal
+	changed chan struct{} // closed and replaced when done grows
+	wake    chan struct{} // of capacity 1: somebody waits
+
+	// Of the goroutine that runs:
+	inbox    *inbox
+	mappings map[string]*mapping // by the relation's R record
+	writes   []journaled
+	bases    []journalBase
+	change   wire.Change
+	key      []wire.Value
+	// wiped are the TRUNCATEs that all nodes have seen, with what had been applied here by then.
+	wiped map[wiped]origin.Vector
+}
+
+const (
+	journalEvery = 20 * time.Millisecond // how soon own writes are in the journal if nobody waits
+	journalBatch = 500                   // writes in one statement
+	// foldFrom is how many writes a row's journal holds before the older ones are folded.
+	foldFrom  = 64
+	purgeKeys = 2000 // rows whose journal goes in one transaction
+)
+
+// openJournal reads how far the journal has come, and begins a new one if the policies have changed: the writes so far
+// count as seen then.
+func (a *Applier) openJournal(ctx context.Context, ids *remotes, locks *keyLocks) error {
+	if len(a.opts.Merge) == 0 {
+		return nil
+	}
+	conn, err := a.connect(ctx, "journal", map[string]string{"enable_seqscan": "on", "enable_hashjoin": "on"})
+	if err != nil {
+		return err
+	}
+	j := &journal{
+		conn: conn, own: a.own, origins: map[int32]origin.Origin{0: a.own}, catalog: a.catalog, heard: a.heard, progress: a.progress, locks: locks, wiped: map[wiped]origin.Vector{}, opts: &a.opts,
+		log: a.opts.Logger, policy: fingerprint(a.opts.Merge, a.opts.Priority), changed: make(chan struct{}), wake: make(chan struct{}, 1),
+		mappings: map[string]*mapping{}, done: origin.Entry{Origin: a.own},
+	}
+	for i, id := range ids.ids {
+		j.origins[int32(id)] = ids.origins[i]
+	}
+	var seq, stamp int64
+	var policy string
+	if err := conn.QueryRow(ctx, `SELECT seq, stamp, policy FROM pgbridge.journal_state`).Scan(&seq, &stamp, &policy); err != nil {
+		if hasCode(err, "42P01") || errors.Is(err, pgx.ErrNoRows) {
+			err = ErrNotSetUp
+		}
+		return fmt.Errorf("read journal: %w", explain(err))
+	}
+	if policy != j.policy {
+		j.log.Info("merge policies are new: the journal begins anew")
+		seq = notBegun
+		if err := j.commit(ctx, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, `TRUNCATE pgbridge.journal, pgbridge.journal_base`); err != nil {
+				return err
+			}
+			_, err := tx.Exec(ctx, `UPDATE pgbridge.journal_state SET seq = $1, stamp = 0, policy = $2`, int64(notBegun), j.policy)
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	if seq == notBegun {
+		seq, j.fresh = 0, true
+	}
+	j.done.Seq, j.done.Stamp = uint64(seq), origin.Stamp(stamp)
+	a.journal, a.takes.journal = j, j
+	for _, w := range a.workers {
+		w.journal = j
+	}
+	return nil
+}
+
+// notBegun stands for the seq from which on own writes are kept, as long as it is not known.
+const notBegun = -1
+
+// begin finds out from where on a new journal keeps own writes.
+func (j *journal) begin(ctx context.Context) error {
+	if !j.fresh {
+		return nil
+	}
+	seq := j.wal.Captured()
+	if _, err := j.conn.Exec(ctx, `UPDATE pgbridge.journal_state SET seq = $1`, int64(seq)); err != nil {
+		return fmt.Errorf("begin journal: %w", err)
+	}
+	j.advance(origin.Entry{Origin: j.own, Seq: seq})
+	return nil
+}
+
+// commit runs f in a transaction of its own.
+func (j *journal) commit(ctx context.Context, f func(tx pgx.Tx) error) error {
+	if err := pgx.BeginFunc(ctx, j.conn, f); err != nil {
+		return fmt.Errorf("write journal: %w", err)
+	}
+	return nil
+}
+
+// run puts own writes into the journal and forgets what every node has seen.
+func (j *journal) run(ctx context.Context) error {
+	if err := j.begin(ctx); err != nil {
+		return err
+	}
+	tick, purge := time.NewTicker(journalEvery), time.NewTicker(purgeEvery)
+	defer tick.Stop()
+	defer purge.Stop()
+	for {
+		err := j.read(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case err != nil && j.conn.IsClosed():
+			return err
+		case err != nil: // the own broker is away, or a table is not as it should be
+			j.log.Warn("own writes are not in the journal yet", "err", err.Error())
+			if err := j.pause(ctx, time.Second); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-j.wake:
+		case <-tick.C:
+		case <-purge.C:
+			if err := j.purge(ctx); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func (j *journal) pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// reached reports whether own transactions with stamps up to s are in the journal.
+func (j *journal) reached(s origin.Stamp) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return s <= j.done.Stamp
+}
+
+// upTo is the seq of the last own transaction in the journal.
+func (j *journal) upTo() uint64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.done.Seq
+}
+
+// wait returns when own transactions up to seq are in the journal.
+func (j *journal) wait(ctx context.Context, seq uint64) error {
+	for {
+		j.mu.Lock()
+		done, changed := j.done.Seq, j.changed
+		j.mu.Unlock()
+		if done >= seq {
+			return nil
+		}
+		select {
+		case j.wake <- struct{}{}:
+		default:
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func (j *journal) advance(e origin.Entry) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if e.Seq > j.done.Seq {
+		j.done = e
+		close(j.changed)
+		j.changed = make(chan struct{})
+	}
+}
+
+// read takes in the own transactions that capture has read since.
+func (j *journal) read(ctx context.Context) error {
+	after, upTo := j.upTo(), j.wal.Captured()
+	if after >= upTo {
+		return nil
+	}
+	j.inbox = newInbox(j.own, j.opts, after)
+	defer j.inbox.restart()
+	return j.streams.Reread(ctx, j.own, after, upTo, func(f *wire.Frame) error {
+		txns, err := j.inbox.open(0, f)
+		if err != nil {
+			return err
+		}
+		defer func() {
+			for _, t := range txns {
+				if t.run != nil {
+					t.run.remove()
+				}
+			}
+		}()
+		return j.frame(ctx, txns)
+	})
+}
+
+// frame puts the transactions of a frame into the journal, all or none.
+func (j *journal) frame(ctx context.Context, txns []*txn) error {
+	txns = slices.DeleteFunc(slices.Clone(txns), func(t *txn) bool { return t.vectorOnly || t.Seq <= j.upTo() })
+	if len(txns) == 0 {
+		return nil
+	}
+	last := txns[len(txns)-1].entry()
+	j.writes, j.bases = j.writes[:0], j.bases[:0]
+	err := j.commit(ctx, func(tx pgx.Tx) error {
+		for _, t := range txns {
+			if err := j.txn(ctx, t); err != nil {
+				return err
+			}
+		}
+		if err := j.flush(ctx); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `UPDATE pgbridge.journal_state SET seq = $1, stamp = $2`, int64(last.Seq), int64(last.Stamp))
+		return err
+	})
+	if err == nil {
+		j.advance(last)
+	}
+	return err
+}
+
+// txn collects the writes of one own transaction.
+func (j *journal) txn(ctx context.Context, t *txn) error {
+	changes, err := newChanges(t)
+	if err != nil {
+		return err
+	}
+	part := conflict.Part(0)
+	for {
+		rec, relations, err := changes.next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if rec.Kind == wire.KindTruncate {
+			_, ids, err := wire.ParseTruncate(rec.Payload)
+			if err != nil {
+				return err
+			}
+			for _, id := range ids {
+				m, err := j.mapping(ctx, relations[id])
+				if err != nil {
+					return err
+				}
+				if m != nil {
+					part++
+					j.put(t, m, wholeTable(m.local), wire.KindTruncate, part, nil)
+				}
+			}
+			continue
+		}
+		id, _, err := wire.ParseChange(rec.Payload)
+		if err != nil {
+			return err
+		}
+		m, err := j.mapping(ctx, relations[id])
+		if err != nil {
+			return err
+		}
+		if m == nil {
+			continue
+		}
+		if err := j.change.Parse(rec); err != nil {
+			return err
+		}
+		if err := j.took(t, m, &part); err != nil {
+			return err
+		}
+		if len(j.writes) >= journalBatch {
+			if err := j.flush(ctx); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// mapping returns how an own relation fits its table if that is merged, else nil.
+func (j *journal) mapping(ctx context.Context, r *wire.Relation) (*mapping, error) {
+	if r == nil {
+		return nil, fmt.Errorf("%w: relation is not described", wire.ErrCorrupt)
+	}
+	if !slices.ContainsFunc(j.opts.Merge, func(p MergePolicy) bool { return p.Match(r.Schema, r.Name) }) {
+		return nil, nil
+	}
+	name := string(wire.AppendRelation(nil, r))
+	if m := j.mappings[name]; m != nil {
+		return m, nil
+	}
+	t, err := j.catalog.table(ctx, r.Schema, r.Name)
+	if isBlocked(err) {
+		return nil, nil // dropped since, or not to be merged: whoever applies says so
+	}
+	if err != nil {
+		return nil, err
+	}
+	m, err := newMapping(r, t)
+	if isBlocked(err) {
+		return nil, nil
+	}
+	if err == nil {
+		j.mappings[name] = m
+	}
+	return m, err
+}
+
+// took takes in one change of t, which is in j.change.
+func (j *journal) took(t *txn, m *mapping, part *conflict.Part) error {
+	return m.logs(&j.change, func(tuple []wire.Value) (wire.KeyHash, error) {
+		var err error
+		j.key, err = m.keyOf(j.key, tuple)
+		return m.local.hasher.Hash(j.key, nil), err
+	}, func(k wire.KeyHash, kind wire.Kind, old []conflict.Cell, ops []conflict.Op) {
+		*part++
+		j.put(t, m, k, kind, *part, ops)
+		if kind != wire.KindTruncate {
+			j.bases = append(j.bases, journalBase{key: k, local: m.local, cells: old})
+		}
+	})
+}
+
+func (j *journal) put(t *txn, m *mapping, k wire.KeyHash, kind wire.Kind, part conflict.Part, ops []conflict.Op) {
+	w, _ := writeOf(kind) // only kinds that there are
+	j.writes = append(j.writes, journaled{key: k, kind: kind, low: t.low, merge: m.local.merge,
+		write: &conflict.Logged{Origin: t.origin, Seq: t.Seq, Part: part, Stamp: t.Stamp, Up: t.up, Kind: w, Ops: ops}})
+}
+
+// logs tells what one change of the origin's does to rows: a changed key deletes one row and makes another (R31).
+func (m *mapping) logs(c *wire.Change, hash func([]wire.Value) (wire.KeyHash, error),
+	log func(k wire.KeyHash, kind wire.Kind, old []conflict.Cell, ops []conflict.Op)) error {
+	if m.remote.ReplicaIdentity != 'f' {
+		return m.needsFull()
+	}
+	if !m.usable {
+		return m.needsKey()
+	}
+	var old, new []conflict.Cell
+	var from, to wire.KeyHash
+	var err error
+	if c.Kind != wire.KindInsert {
+		if old, err = m.cells(c.Old); err != nil {
+			return err
+		}
+		if from, err = hash(c.Old); err != nil {
+			return err
+		}
+	}
+	if c.Kind != wire.KindDelete {
+		fillUnchanged(c)
+		if new, err = m.cells(c.New); err != nil {
+			return err
+		}
+		if to, err = hash(c.New); err != nil {
+			return err
+		}
+	}
+	rules := &m.local.merge.rules
+	if c.Kind == wire.KindUpdate && from == to {
+		ops, err := rules.Diff(old, new)
+		if err != nil {
+			return fmt.Errorf("merge %s: %w", m.local.quoted, err)
+		}
+		log(to, wire.KindUpdate, old, ops)
+		return nil
+	}
+	if old != nil {
+		log(from, wire.KindDelete, old, nil)
+	}
+	if new != nil {
+		ops, err := rules.Diff(nil, new)
+		if err != nil {
+			return fmt.Errorf("merge %s: %w", m.local.quoted, err)
+		}
+		log(to, wire.KindInsert, nil, ops)
+	}
+	return nil
+}
+
+// flush writes what was collected. A row's base comes first: the first that is given stays.
+func (j *journal) flush(ctx context.Context) error {
+	seen := map[wire.KeyHash]bool{}
+	j.bases = slices.DeleteFunc(j.bases, func(b journalBase) bool {
+		again := seen[b.key]
+		seen[b.key] = true
+		return again
+	})
+	if len(j.bases) > 0 {
+		if err := j.exec(ctx, baseSQL, baseTypes, baseParams(j.bases)); err != nil {
+			return err
+		}
+	}
+	if len(j.writes) > 0 {
+		if err := j.exec(ctx, journalSQL, journalTypes, journalParams(j.writes)); err != nil {
+			return err
+		}
+	}
+	j.writes, j.bases = j.writes[:0], j.bases[:0]
+	return nil
+}
+
+func (j *journal) exec(ctx context.Context, sql string, types []uint32, ps []param) error {
+	values, formats := raw(ps)
+	return j.conn.PgConn().ExecParams(ctx, sql, values, types, formats, nil).Read().Err
+}
+
+// stableSQL finds the rows of which all nodes have seen all writes, or that have many.
+const stableSQL = `SELECT j.hi, j.lo, bool_and(j.seq <= s.seq)
+FROM pgbridge.journal j JOIN unnest($1::int4[], $2::int8[]) s(origin, seq) ON s.origin = j.origin
+WHERE j.lo <> 0 GROUP BY j.hi, j.lo HAVING bool_and(j.seq <= s.seq) OR count(*) >= $3 LIMIT $4`
+
+// forgetSQL takes those of the given rows out of the journal of which all nodes have seen all writes.
+const forgetSQL = `WITH k AS (SELECT j.hi, j.lo
+	FROM pgbridge.journal j JOIN unnest($1::int4[], $2::int8[]) s(origin, seq) ON s.origin = j.origin
+		JOIN unnest($3::int8[], $4::int8[]) k(hi, lo) ON k.hi = j.hi AND k.lo = j.lo
+	GROUP BY j.hi, j.lo HAVING bool_and(j.seq <= s.seq)),
+b AS (DELETE FROM pgbridge.journal_base b USING k WHERE b.hi = k.hi AND b.lo = k.lo)
+DELETE FROM pgbridge.journal j USING k WHERE j.hi = k.hi AND j.lo = k.lo`
+
+// purge forgets what every node has seen.
+func (j *journal) purge(ctx context.Context) error {
+	var ids []int32
+	var seqs []int64
+	for id, o := range j.origins {
+		ids, seqs = append(ids, id), append(seqs, int64(j.heard.stableSeq(o)))
+	}
+	rows, err := j.conn.Query(ctx, stableSQL, ids, seqs, foldFrom, purgeKeys)
+	if err != nil {
+		return fmt.Errorf("purge journal: %w", err)
+	}
+	var gone, long []wire.KeyHash
+	var hi, lo int64
+	var stable bool
+	if _, err := pgx.ForEachRow(rows, []any{&hi, &lo, &stable}, func() error {
+		k := wire.KeyHash{Hi: uint64(hi), Lo: uint64(lo)}
+		if stable {
+			gone = append(gone, k)
+		} else {
+			long = append(long, k)
+		}
+		return nil
+	}); err != nil {
+		return fmt.Errorf("purge journal: %w", err)
+	}
+	if len(gone) > 0 {
+		if err := j.excluding(ctx, gone, func() error {
+			his, los := make([]int64, len(gone)), make([]int64, len(gone))
+			for i, k := range gone {
+				his[i], los[i] = int64(k.Hi), int64(k.Lo)
+			}
+			_, err := j.conn.Exec(ctx, forgetSQL, ids, seqs, his, los)
+			return err
+		}); err != nil {
+			return fmt.Errorf("purge journal: %w", err)
+		}
+	}
+	if err := j.purgeTruncates(ctx); err != nil {
+		return fmt.Errorf("purge journal: %w", err)
+	}
+	for _, k := range long {
+		if err := j.excluding(ctx, []wire.KeyHash{k}, func() error { return j.fold(ctx, k) }); err != nil {
+			return fmt.Errorf("fold journal: %w", err)
+		}
+	}
+	return nil
+}
+
+// purgeTruncates forgets TRUNCATEs. Once all nodes have seen one, whatever comes was written by somebody who had; but what is
+// in the journal by then may not have seen it, and is judged by it as long as it is there.
+func (j *journal) purgeTruncates(ctx context.Context) error {
+	rows, err := j.conn.Query(ctx, `SELECT origin, seq, hi FROM pgbridge.journal WHERE lo = 0`)
+	if err != nil {
+		return err
+	}
+	var due []wiped
+	var w wiped
+	var seq int64
+	if _, err := pgx.ForEachRow(rows, []any{&w.origin, &seq, &w.table}, func() error {
+		if w.seq = uint64(seq); w.seq <= j.heard.stableSeq(j.origins[w.origin]) {
+			due = append(due, w)
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	for _, w := range due {
+		behind, ok := j.wiped[w]
+		if !ok {
+			behind = j.progress.vector()
+			behind.Advance(j.done)
+			j.wiped[w] = behind
+		}
+		if slices.ContainsFunc(behind, func(e origin.Entry) bool { return e.Seq > j.heard.stableSeq(e.Origin) }) {
+			continue
+		}
+		if _, err := j.conn.Exec(ctx, `DELETE FROM pgbridge.journal WHERE lo = 0 AND origin = $1 AND seq = $2 AND hi = $3`, w.origin, int64(w.seq), w.table); err != nil {
+			return err
+		}
+		delete(j.wiped, w)
+	}
+	return nil
+}
+
+// wiped is a TRUNCATE in the journal.
+type wiped struct {
+	origin int32
+	seq    uint64
+	table  int64
+}
+
+// excluding calls f while no transaction is applied to rows of these keys.
+func (j *journal) excluding(ctx context.Context, keys []wire.KeyHash, f func() error) error {
+	h := &held{origin: j.own, keys: keys}
+	if err := j.locks.lock(ctx, h); err != nil {
+		return err
+	}
+	defer j.locks.release(h)
+	return f()
+}
+
+// foldable returns up to which seq of each origin the writes can be folded into the base: every node has seen them, and
+// whoever wrote any of the others certainly had.
+func foldable(l *lineage, stable func(origin.Origin) uint64) map[origin.Origin]uint64 {
+	cut := map[origin.Origin]uint64{}
+	for i := range l.writes {
+		cut[l.writes[i].Origin] = stable(l.writes[i].Origin)
+	}
+	for again := true; again; {
+		again = false
+		for i := range l.writes {
+			w := &l.writes[i]
+			if w.Seq <= cut[w.Origin] {
+				continue
+			}
+			for o, seq := range cut {
+				if had := l.lows[i].Seq(o); o != w.Origin && had < seq {
+					cut[o], again = had, true
+				}
+			}
+		}
+	}
+	return cut
+}
+
+// fold folds what can be of one row's journal into its base.
+func (j *journal) fold(ctx context.Context, k wire.KeyHash) error {
+	var schema, name string
+	err := j.conn.QueryRow(ctx, `SELECT schema, name FROM pgbridge.journal_base WHERE hi = $1 AND lo = $2`, int64(k.Hi), int64(k.Lo)).Scan(&schema, &name)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	t, err := j.catalog.table(ctx, schema, name)
+	if isBlocked(err) || err == nil && t.merge == nil {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	ls, err := j.lineages(ctx, j.conn.PgConn(), t, []wire.KeyHash{k})
+	if err != nil || len(ls[0].truncates) > 0 {
+		return err
+	}
+	l := &ls[0]
+	cut := foldable(l, j.heard.stableSeq)
+	old := lineage{base: l.base}
+	for i := range l.writes {
+		if l.writes[i].Seq <= cut[l.writes[i].Origin] {
+			old.writes = append(old.writes, l.writes[i])
+		}
+	}
+	if len(old.writes) == 0 {
+		return nil
+	}
+	row, err := old.merged(t.merge)
+	if err != nil {
+		return err
+	}
+	return j.commit(ctx, func(tx pgx.Tx) error {
+		var cells []byte
+		if row.Row != nil {
+			cells = t.encodeCells(row.Row)
+		}
+		if _, err := tx.Exec(ctx, `UPDATE pgbridge.journal_base SET cells = $3 WHERE hi = $1 AND lo = $2`, int64(k.Hi), int64(k.Lo), cells); err != nil {
+			return err
+		}
+		for o, seq := range cut {
+			if _, err := tx.Exec(ctx, `DELETE FROM pgbridge.journal WHERE hi = $1 AND lo = $2 AND origin = $3 AND seq <= $4`,
+				int64(k.Hi), int64(k.Lo), j.id(o), int64(min(seq, math.MaxInt64))); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// id is what the journal calls an origin.
+func (j *journal) id(o origin.Origin) int32 {
+	for id, other := range j.origins {
+		if other == o {
+			return id
+		}
+	}
+	return -1 // no origin whose transactions are here
+}

@@ -1,0 +1,266 @@
+package apply
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgbridge/pgbridge/conflict"
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// MergePolicy says how concurrent writes of the rows of some tables become one row, where that is not simply the
+// later row.
+type MergePolicy struct {
+	// Pattern is how an operator wrote which tables it is for; Match tells.
+	Pattern string
+	Match   func(schema, table string) bool
+	// Rows is the rule of all columns that have none of their own, as one unit; a rule that picks a value.
+	Rows    conflict.Rule
+	Deletes conflict.Deletes
+	Columns []MergeColumns
+}
+
+// MergeColumns is the rule of a column, or of several that are merged as one unit. The name "*" stands for every column
+// that is not named, each by itself.
+type MergeColumns struct {
+	Names []string
+	Rule  conflict.Rule
+}
+
+// fingerprint tells policies apart: the journal belongs to those under which it was written.
+func fingerprint(policies []MergePolicy, priority []string) string {
+	h := sha256.New()
+	for _, p := range policies {
+		fmt.Fprintf(h, "%q %d %d %v\n", p.Pattern, p.Rows, p.Deletes, p.Columns)
+	}
+	fmt.Fprintf(h, "%q", priority)
+	return hex.EncodeToString(h.Sum(nil)[:8])
+}
+
+// merge is how a table's rows are merged.
+type merge struct {
+	rules conflict.Rules
+	cols  []int    // the local columns that rows consist of, as the rules count them
+	units []string // what the journal calls the rules' units
+}
+
+// newMerge fits the policy to a table; nil if no policy is for it. A Blocked error says what does not fit.
+func newMerge(t *table, policies []MergePolicy, priority []string) (*merge, error) {
+	at := slices.IndexFunc(policies, func(p MergePolicy) bool { return p.Match(t.schema, t.name) })
+	if at < 0 {
+		return nil, nil
+	}
+	p := &policies[at]
+	if !t.full {
+		return nil, blocked("table %s is merged (conflict.tables), which takes the old values of its rows; run ALTER TABLE %s REPLICA IDENTITY FULL "+
+			"on every node, and on each partition", t.quoted, t.quoted)
+	}
+	m := &merge{rules: conflict.Rules{Deletes: p.Deletes, Priority: priority}}
+	place := map[string]int{}
+	for i := range t.cols {
+		if !t.cols[i].generated {
+			place[t.cols[i].name] = len(m.cols)
+			m.cols = append(m.cols, i)
+		}
+	}
+	m.rules.Width = len(m.cols)
+	taken := make([]bool, len(m.cols))
+	each := false
+	for _, c := range p.Columns {
+		if len(c.Names) == 1 && c.Names[0] == "*" {
+			each = true
+			continue
+		}
+		u := conflict.Unit{Rule: c.Rule}
+		for _, name := range c.Names {
+			i, ok := place[name]
+			if !ok {
+				return nil, blocked("table %s has no column %q, which conflict.tables names for %s; correct the name", t.quoted, name, p.Pattern)
+			}
+			if taken[i] || t.isKey(m.cols[i]) {
+				return nil, blocked("column %q of table %s cannot be merged by a rule of its own: it is named twice in conflict.tables, or belongs to the key; "+
+					"take it out there", name, t.quoted)
+			}
+			taken[i] = true
+			u.Columns = append(u.Columns, i)
+		}
+		if len(u.Columns) == 1 {
+			u.Type = mergeType(t.cols[m.cols[u.Columns[0]]].typ.root())
+		}
+		if err := u.Rule.Supports(u.Type); err != nil {
+			return nil, blocked("column %q of table %s cannot be merged by %s: %v; choose another rule in conflict.tables", c.Names[0], t.quoted, c.Rule, err)
+		}
+		m.add(u, strings.Join(c.Names, ","))
+	}
+	rest := conflict.Unit{Rule: p.Rows}
+	for i := range m.cols {
+		switch {
+		case taken[i]:
+		case each && !t.isKey(m.cols[i]):
+			m.add(conflict.Unit{Columns: []int{i}, Rule: p.Rows}, t.cols[m.cols[i]].name)
+		default:
+			rest.Columns = append(rest.Columns, i)
+		}
+	}
+	m.add(rest, "") // the key at least
+	if err := m.rules.Validate(); err != nil {
+		return nil, blocked("table %s cannot be merged as conflict.tables says for %s: %v; correct that", t.quoted, p.Pattern, err)
+	}
+	if t.hasher.Served() {
+		return nil, blocked("table %s cannot be merged: its key is of a type whose equality only the server knows; take it out of conflict.tables", t.quoted)
+	}
+	return m, nil
+}
+
+func (m *merge) add(u conflict.Unit, name string) {
+	m.rules.Units, m.units = append(m.rules.Units, u), append(m.units, name)
+}
+
+func (t *table) isKey(col int) bool { return slices.Contains(t.key, col) }
+
+// mergeType is what the rules call a type.
+func mergeType(t *pgType) conflict.Type {
+	switch t.oid {
+	case 16:
+		return conflict.Bool
+	case 20:
+		return conflict.Int8
+	case 21:
+		return conflict.Int2
+	case 23:
+		return conflict.Int4
+	case 25, 1043:
+		return conflict.TextType
+	case 114:
+		return conflict.JSON
+	case 700:
+		return conflict.Float4
+	case 701:
+		return conflict.Float8
+	case 1082:
+		return conflict.Date
+	case 1083, 1114, 1184:
+		return conflict.Timestamp
+	case 1700:
+		return conflict.Numeric
+	case 2950:
+		return conflict.UUID
+	case 3802:
+		return conflict.JSONB
+	}
+	if t.elem != nil {
+		return conflict.Array
+	}
+	return conflict.Opaque
+}
+
+// cells are the values of a tuple of the origin's, as the rules count the columns. A column that the origin does not have
+// is NULL in all its rows.
+func (m *mapping) cells(tuple []wire.Value) ([]conflict.Cell, error) {
+	row := make([]conflict.Cell, len(m.local.merge.cols))
+	for at, li := range m.local.merge.cols {
+		i := slices.Index(m.cols, li)
+		if i < 0 || i >= len(tuple) {
+			row[at].Null = true
+			continue
+		}
+		if tuple[i].Format == wire.Unchanged {
+			return nil, m.needsFull()
+		}
+		p, err := m.param(i, tuple[i])
+		if err != nil {
+			return nil, err
+		}
+		row[at] = conflict.Cell{Null: p.null, Data: p.value}
+	}
+	return row, nil
+}
+
+// needsFull is the error for a change that does not come with the whole row as it was before.
+func (m *mapping) needsFull() error {
+	return blocked("table %s is merged (conflict.tables), which takes the old values of its rows; run ALTER TABLE %s REPLICA IDENTITY FULL on every node",
+		m.local.quoted, m.local.quoted)
+}
+
+// cellParam turns a cell of local column li into a statement's parameter.
+func (t *table) cellParam(li int, c conflict.Cell) param {
+	col := &t.cols[li]
+	switch {
+	case c.Null:
+		return param{null: true}
+	case col.typ.text || len(c.Data) == 0 && oneWayTypes[col.param()] != "":
+		return param{value: c.Data}
+	}
+	return binaryParam(c.Data)
+}
+
+// selectCells lists the columns of alias t that make up a row's cells, and the format codes in which they come.
+func (t *table) selectCells() (cols string, formats []int16) {
+	var names []string
+	for _, li := range t.merge.cols {
+		names, formats = append(names, "t."+t.cols[li].quoted), append(formats, t.cols[li].typ.format())
+	}
+	return strings.Join(names, ", "), formats
+}
+
+// cellsOf are the cells of a row that came as selectCells asks for it.
+func (t *table) cellsOf(row [][]byte) []conflict.Cell {
+	cells := make([]conflict.Cell, len(row))
+	for i, v := range row {
+		if cells[i] = (conflict.Cell{Null: v == nil, Data: v}); v == nil {
+			continue
+		}
+		if empty := oneWayTypes[t.cols[t.merge.cols[i]].param()]; empty != "" && string(v) == empty {
+			cells[i].Data = []byte{}
+		}
+	}
+	return cells
+}
+
+// cellsAt reads the row that where finds, nil if there is none.
+func cellsAt(ctx context.Context, conn *pgconn.PgConn, t *table, where string, types []uint32, ps []param) ([]conflict.Cell, error) {
+	cols, formats := t.selectCells()
+	values, in := raw(ps)
+	r := conn.ExecParams(ctx, "SELECT "+cols+" FROM "+t.rows+" t WHERE "+where, values, types, in, formats).Read()
+	if r.Err != nil || len(r.Rows) == 0 {
+		return nil, r.Err
+	}
+	return t.cellsOf(r.Rows[0]), nil
+}
+
+// sameCells reports whether two rows, or the lack of one, look the same.
+func sameCells(a, b []conflict.Cell) bool {
+	return (a == nil) == (b == nil) && slices.EqualFunc(a, b, sameCell)
+}
+
+func sameCell(a, b conflict.Cell) bool { return a.Null == b.Null && bytes.Equal(a.Data, b.Data) }
+
+// merges reports whether rows of a table are merged.
+func (o *Options) merges(schema, table string) bool {
+	return slices.ContainsFunc(o.Merge, func(p MergePolicy) bool { return p.Match(schema, table) })
+}
+
+// mayMerge reports whether t may have changed rows of a merged table.
+func (w *worker) mayMerge(t *txn) bool {
+	if len(w.opts.Merge) == 0 {
+		return false
+	}
+	for _, r := range t.relations { // of its frame
+		if w.opts.merges(r.Schema, r.Name) {
+			return true
+		}
+	}
+	return false
+}
+
+// merges reports whether one of the changes is of a merged table.
+func merges(pending []step) bool {
+	return slices.ContainsFunc(pending, func(s step) bool { return s.m.local.merge != nil })
+}

@@ -1,0 +1,471 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgbridge/pgbridge/conflict"
+	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// Rows of merged tables always go the careful path. What such a row looks like is a function of all writes of it that not
+// every node has seen, so that the order in which they come does not matter, and neither does it who wrote the row last.
+// That a write is one of a local session matters for one thing only: it must be in the journal before others are merged
+// with it.
+
+// mergedRow is one row of a merged table while a window of changes is decided.
+type mergedRow struct {
+	m     *mapping
+	key   wire.KeyHash
+	tuple []wire.Value    // holds the key
+	here  []conflict.Cell // the row as it stands; nil: there is none
+	lineage
+	held  bool // the journal held writes of it
+	steps []mergedStep
+}
+
+// mergedStep is one of the transaction's own writes, in the row's writes.
+type mergedStep struct {
+	at    int
+	t     *txn
+	tuple []wire.Value // what it wants the row to be; nil for a delete
+	kind  wire.Kind
+}
+
+// holdFor is how long an open transaction may wait for capture and the journal, once it has found another local writer
+// before: on a row that is written without a pause there is always one. PROOF.md R4 forbids more than a moment.
+const holdFor = 100 * time.Millisecond
+
+// judgeMerged finds out what stands here for a key of a merged table, as far as one must know before the journal is
+// asked: that it knows of whoever wrote the row last.
+func (c *carefulRun) judgeMerged(k wire.KeyHash, row [][]byte, inserts bool) (look, error) {
+	if row == nil {
+		// An insert that meets a local delete which is on its way is taken back (R18).
+		if !inserts && !c.waited {
+			return look{}, errUnknown
+		}
+		return look{local: conflict.Local{Absent: true}}, nil
+	}
+	l := look{found: true, mine: string(row[4]) == "t"}
+	if l.mine || string(row[3]) != "0" || string(row[1]) == "t" { // a remote transaction's, or long forgotten
+		return l, nil
+	}
+	xmin, err := strconv.ParseUint(string(row[0]), 10, 32)
+	if err != nil {
+		return l, fmt.Errorf("read row version: %w", err)
+	}
+	micros, err := strconv.ParseInt(string(row[2]), 10, 64)
+	if err != nil {
+		return l, fmt.Errorf("read row version: %w", err)
+	}
+	id := c.xmax + uint64(int64(int32(uint32(xmin)-uint32(c.xmax))))
+	if id < c.opts.FirstXID || c.known[uint32(xmin)] {
+		return l, nil
+	}
+	stamp := c.wal.LocalStamp(origin.StampOf(time.UnixMicro(micros)), k)
+	if newest, ok := c.wal.MarkFor(1<<63 - 1); ok && id < newest && c.journal.reached(stamp) {
+		return l, nil
+	}
+	c.unsure[uint32(xmin)] = true
+	return l, errUnknown
+}
+
+// holdOn waits for capture and the journal while the rows stay locked; false if that takes too long.
+func (c *carefulRun) holdOn(ctx context.Context) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, holdFor)
+	defer cancel()
+	lsn, err := c.markers.flush(ctx)
+	if err == nil {
+		err = c.wal.WaitPassed(ctx, lsn)
+	}
+	if err == nil {
+		err = c.journal.wait(ctx, c.wal.Captured())
+	}
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	for x := range c.unsure {
+		c.known[x] = true
+	}
+	return true, nil
+}
+
+// loadMerged reads the rows of merged tables that pending touches, and their journal.
+func (c *carefulRun) loadMerged(ctx context.Context, pending []step) error {
+	c.merged = nil
+	var order []*mapping
+	groups := map[*mapping][]*mergedRow{}
+	want := func(m *mapping, tuple []wire.Value, k wire.KeyHash) {
+		if _, ok := c.merged[k]; ok {
+			return
+		}
+		if c.merged == nil {
+			c.merged = map[wire.KeyHash]*mergedRow{}
+		}
+		r := &mergedRow{m: m, key: k, tuple: tuple}
+		c.merged[k] = r
+		if groups[m] == nil {
+			order = append(order, m)
+		}
+		groups[m] = append(groups[m], r)
+	}
+	for i := range pending {
+		if s := &pending[i]; s.m.local.merge != nil {
+			want(s.m, s.before(), s.from)
+			if s.to != s.from {
+				want(s.m, s.ch.New, s.to)
+			}
+		}
+	}
+	for _, m := range order {
+		rows := groups[m]
+		keys := make([]wire.KeyHash, len(rows))
+		for i, r := range rows {
+			keys[i] = r.key
+			if !c.rows[r.key].found {
+				continue
+			}
+			where, types, ps, err := m.keyCondition(r.tuple)
+			if err != nil {
+				return err
+			}
+			if r.here, err = cellsAt(ctx, c.conn.PgConn(), m.local, where, types, ps); err != nil {
+				return fmt.Errorf("read row of %s: %w", m.local.quoted, err)
+			}
+		}
+		ls, err := c.journal.lineages(ctx, c.conn.PgConn(), m.local, keys)
+		if err != nil {
+			return err
+		}
+		for i, r := range rows {
+			r.lineage = ls[i]
+			r.held = len(r.writes) > 0
+			if !r.based {
+				r.base = r.here
+			}
+		}
+	}
+	return nil
+}
+
+// merge takes one change of a merged table into the row's writes.
+func (c *carefulRun) merge(s *step) error {
+	hash := func(tuple []wire.Value) (wire.KeyHash, error) { return c.planner.hash(s.m, tuple) }
+	return s.m.logs(&s.ch, hash, func(k wire.KeyHash, kind wire.Kind, _ []conflict.Cell, ops []conflict.Op) {
+		c.part++
+		r := c.merged[k]
+		what, _ := writeOf(kind) // only kinds that there are
+		w := mergedStep{at: len(r.writes), t: s.t, kind: kind}
+		if kind != wire.KindDelete {
+			w.tuple, r.tuple = s.ch.New, s.ch.New
+		}
+		r.steps = append(r.steps, w)
+		r.writes = append(r.writes, conflict.Logged{Origin: s.t.origin, Seq: s.t.Seq, Part: c.part, Stamp: s.t.Stamp, Up: s.t.up, Kind: what, Ops: ops})
+		r.lows = append(r.lows, s.t.low)
+	})
+}
+
+// writeMerged queues what the window's merged rows have become, who lost, and what the journal must keep.
+func (c *carefulRun) writeMerged() error {
+	var writes []journaled
+	var bases []journalBase
+	for _, r := range c.mergedRows() {
+		if len(r.steps) == 0 {
+			continue
+		}
+		out, err := r.lineage.merged(r.m.local.merge)
+		if err != nil {
+			return fmt.Errorf("merge a row of %s: %w", r.m.local.quoted, err)
+		}
+		if err := c.recordMerged(r, out); err != nil {
+			return err
+		}
+		if err := c.becomes(r, out.Row); err != nil {
+			return err
+		}
+		if c.seenByAll(r) {
+			continue
+		}
+		if !r.based {
+			bases = append(bases, journalBase{key: r.key, local: r.m.local, cells: r.base})
+		}
+		for _, s := range r.steps {
+			writes = append(writes, journaled{key: r.key, origin: int32(c.id), write: &r.writes[s.at], low: r.lows[s.at], merge: r.m.local.merge, kind: s.kind})
+		}
+	}
+	if len(bases) > 0 {
+		c.push("journal", c.journalBaseStatement, baseParams(bases))
+	}
+	if len(writes) > 0 {
+		c.push("journal", c.journalStatement, journalParams(writes))
+	}
+	return nil
+}
+
+// mergedRows are the window's merged rows, in the order of their keys.
+func (c *carefulRun) mergedRows() []*mergedRow {
+	rows := make([]*mergedRow, 0, len(c.merged))
+	for _, r := range c.merged {
+		rows = append(rows, r)
+	}
+	slices.SortFunc(rows, func(a, b *mergedRow) int { return compareHash(a.key, b.key) })
+	return rows
+}
+
+// seenByAll reports whether the journal need not know of the transaction's writes: none of the row's is in it, and every
+// node has seen these. So it is with two nodes that do not write the same rows at once.
+func (c *carefulRun) seenByAll(r *mergedRow) bool {
+	return !r.held && !r.based && len(r.truncates) == 0 && c.t.Seq <= c.heard.stableSeq(c.origin)
+}
+
+// becomes queues the statement that makes the row look like cells; nil: that there is none.
+func (c *carefulRun) becomes(r *mergedRow, cells []conflict.Cell) error {
+	m := r.m
+	t := m.local
+	if sameCells(r.here, cells) {
+		return nil
+	}
+	place := func(li int) conflict.Cell { return cells[slices.Index(t.merge.cols, li)] }
+	what := "table " + t.quoted
+	if cells == nil {
+		ps, err := m.params(nil, r.tuple, m.key)
+		c.push(what, m.statement("kd", func() (string, []uint32) { return m.deleteSQL(nil) }), ps)
+		return err
+	}
+	var ps []param
+	if r.here == nil {
+		for _, li := range m.cols {
+			if li >= 0 {
+				ps = append(ps, t.cellParam(li, place(li)))
+			}
+		}
+		c.push(what, m.statement("ki", m.insertSQL), ps)
+		return nil
+	}
+	var set []int // remote columns
+	replace := false
+	for i, li := range m.cols {
+		if li < 0 {
+			continue
+		}
+		if n := slices.Index(t.merge.cols, li); !sameCell(cells[n], r.here[n]) {
+			set, replace = append(set, i), replace || t.cols[li].always
+			ps = append(ps, t.cellParam(li, cells[n]))
+		}
+	}
+	if len(set) == 0 {
+		return nil // only columns differ that the origin does not have
+	}
+	ps, err := m.params(ps, r.tuple, m.key)
+	if err != nil {
+		return err
+	}
+	if replace || len(m.always) > 0 {
+		c.push(what, m.statement("kr"+shape(set), func() (string, []uint32) { return m.replaceSQL(set) }), ps)
+		return nil
+	}
+	c.push(what, m.statement("ku"+shape(set), func() (string, []uint32) { return m.updateSQL(set, nil) }), ps)
+	return nil
+}
+
+// recordMerged records the conflict that the transaction's last write of a row was part of, if a value was lost in it.
+func (c *carefulRun) recordMerged(r *mergedRow, out conflict.Merged) error {
+	s := &r.steps[len(r.steps)-1]
+	w := &r.writes[s.at]
+	other, remoteWins := r.rival(w, out)
+	if other == nil {
+		return nil
+	}
+	tuple := s.tuple
+	if tuple == nil && !remoteWins && out.Row == nil {
+		return nil // both deleted it
+	}
+	d := conflict.Decision{RemoteWins: remoteWins, Conflict: true, Kind: conflict.KindOf(conflict.Case{
+		Write: w.Kind, Local: conflict.Local{Deleted: other.Kind == conflict.Delete}})}
+	l := look{found: r.here != nil, local: conflict.Local{Version: origin.Version{Stamp: other.Stamp, Origin: other.Origin}}}
+	return c.record(r.m, tuple, r.m.rowOf(r.tuple), l, d)
+}
+
+// rival returns the write that w lost to, or the latest that lost to w, if neither had seen the other; nil if nothing was
+// lost.
+func (r *mergedRow) rival(w *conflict.Logged, out conflict.Merged) (other *conflict.Logged, wins bool) {
+	apart := func(v *conflict.Logged) bool { return v.Origin != w.Origin && !w.Covers(v) }
+	if out.Row == nil {
+		if w.Kind == conflict.Delete {
+			return r.latest(func(v *conflict.Logged) bool { return v.Kind != conflict.Delete && apart(v) }), true
+		}
+		if out.Deleted >= 0 && apart(&r.writes[out.Deleted]) {
+			return &r.writes[out.Deleted], false
+		}
+		return nil, false
+	}
+	if w.Kind == conflict.Delete {
+		return r.latest(func(v *conflict.Logged) bool { return v.Kind != conflict.Delete && apart(v) }), false
+	}
+	for u, at := range out.Winner {
+		if len(w.Ops[u]) == 0 || at < 0 {
+			continue
+		}
+		if v := &r.writes[at]; v != w && apart(v) {
+			return v, false
+		}
+	}
+	return r.latest(func(v *conflict.Logged) bool {
+		if !apart(v) {
+			return false
+		}
+		if v.Kind == conflict.Delete {
+			return true
+		}
+		for u, at := range out.Winner {
+			if at >= 0 && &r.writes[at] == w && len(w.Ops[u]) > 0 && len(v.Ops[u]) > 0 {
+				return true
+			}
+		}
+		return false
+	}), true
+}
+
+// latest returns the last of the writes that fit.
+func (r *mergedRow) latest(fits func(*conflict.Logged) bool) *conflict.Logged {
+	var last *conflict.Logged
+	for i := range r.writes {
+		if v := &r.writes[i]; fits(v) && (last == nil || later(v, last) > 0) {
+			last = v
+		}
+	}
+	return last
+}
+
+// truncateMerged deletes the rows of a merged table that were there before the transaction, whoever wrote them.
+func (c *carefulRun) truncateMerged(ctx context.Context, m *mapping) error {
+	t := m.local
+	c.part++
+	c.push("journal", c.journalStatement, journalParams([]journaled{{key: wholeTable(t), origin: int32(c.id), low: c.t.low, merge: t.merge, kind: wire.KindTruncate,
+		write: &conflict.Logged{Origin: c.t.origin, Seq: c.t.Seq, Part: c.part, Stamp: c.t.Stamp, Up: c.t.up, Kind: conflict.Truncate}}}))
+	if err := c.flush(ctx); err != nil {
+		return err
+	}
+	rows, err := c.exec(ctx, "SELECT t.tableoid::text, t.ctid::text FROM "+t.rows+" t", nil, nil)
+	if err != nil {
+		return fmt.Errorf("truncate %s: %w", t.quoted, err)
+	}
+	for _, r := range rows {
+		where, types, ps, err := rowAt(string(r[0]), string(r[1]))()
+		if err != nil {
+			return err
+		}
+		if _, err := c.exec(ctx, "SELECT 1 FROM "+t.rows+" t WHERE "+where+" FOR UPDATE", types, ps); err != nil {
+			return fmt.Errorf("lock row of %s: %w", t.quoted, err)
+		}
+		k, found, err := c.keyHashOf(ctx, m, where, ps)
+		if err != nil || !found {
+			return err
+		}
+		stays, err := c.journal.stays(ctx, c.conn.PgConn(), t, k, where, types, ps)
+		if err != nil {
+			return err
+		}
+		if !stays {
+			if _, err := c.exec(ctx, "DELETE FROM "+t.rows+" t WHERE "+where, types, ps); err != nil {
+				return fmt.Errorf("truncate %s: %w", t.quoted, err)
+			}
+		}
+	}
+	return nil
+}
+
+// stays reports whether there is to be a row where the one of key k stands that where finds.
+func (j *journal) stays(ctx context.Context, conn *pgconn.PgConn, t *table, k wire.KeyHash, where string, types []uint32, ps []param) (bool, error) {
+	here, err := cellsAt(ctx, conn, t, where, types, ps)
+	if err != nil || here == nil {
+		return true, err
+	}
+	ls, err := j.lineages(ctx, conn, t, []wire.KeyHash{k})
+	if err != nil {
+		return true, err
+	}
+	if !ls[0].based {
+		ls[0].base = here
+	}
+	out, err := ls[0].merged(t.merge)
+	return out.Row != nil, err
+}
+
+// settle removes rows of a merged table that a local delete covers which capture met only after a remote transaction had
+// made them (PROOF.md R18).
+func (b *takebacks) settle(ctx context.Context, tab *table, t take) error {
+	if err := b.journal.wait(ctx, b.journal.wal.Captured()); err != nil {
+		return err
+	}
+	cols, formats := tab.keyColumns()
+	where, types, ps := tab.whereKey(t.key)
+	values, in := raw(ps)
+	conn := b.conn.PgConn()
+	r := conn.ExecParams(ctx, "SELECT "+cols+" FROM "+tab.rows+" t WHERE "+where, values, types, in, formats).Read()
+	if r.Err != nil {
+		return fmt.Errorf("take back rows of %s: %w", tab.quoted, r.Err)
+	}
+	for _, row := range r.Rows {
+		key := keyValues(row, formats)
+		if err := b.settleRow(ctx, tab, key, tab.hasher.Hash(key, nil)); err != nil {
+			return fmt.Errorf("take back a row of %s: %w", tab.quoted, err)
+		}
+	}
+	return nil
+}
+
+// whereKey is a condition that finds the row of a key among those of alias t, or all of them if there is no key.
+func (t *table) whereKey(key []wire.Value) (where string, types []uint32, ps []param) {
+	if key == nil {
+		return "true", nil, nil
+	}
+	for i, v := range key {
+		c := &t.cols[t.key[i]]
+		types = append(types, c.param())
+		if i > 0 {
+			where += " AND "
+		}
+		where += fmt.Sprintf("%s %s $%d", c.compared(), c.equals, len(types))
+		if v.Format == wire.Binary {
+			ps = append(ps, binaryParam(widened(v.Data, width(c.typ.root().oid))))
+		} else {
+			ps = append(ps, param{value: v.Data})
+		}
+	}
+	return where, types, ps
+}
+
+// settleRow removes one row, if it is not to be there. One whose last writer is a local session stays: that is later.
+func (b *takebacks) settleRow(ctx context.Context, tab *table, key []wire.Value, k wire.KeyHash) error {
+	return b.journal.excluding(ctx, []wire.KeyHash{k}, func() error {
+		return pgx.BeginFunc(ctx, b.conn, func(tx pgx.Tx) error {
+			where, types, ps := tab.whereKey(key)
+			values, in := raw(ps)
+			conn := tx.Conn().PgConn()
+			r := conn.ExecParams(ctx, "SELECT 1 FROM "+tab.rows+" t WHERE "+where+" FOR UPDATE", values, types, in, nil).Read()
+			if r.Err != nil || len(r.Rows) == 0 {
+				return r.Err
+			}
+			r = conn.ExecParams(ctx, "SELECT COALESCE(c.roident, 0)::text FROM "+tab.rows+" t, "+lookVersion+" WHERE "+where, values, types, in, nil).Read()
+			if r.Err != nil || len(r.Rows) == 0 || string(r.Rows[0][0]) == "0" {
+				return r.Err
+			}
+			if stays, err := b.journal.stays(ctx, conn, tab, k, where, types, ps); stays || err != nil {
+				return err
+			}
+			return conn.ExecParams(ctx, "DELETE FROM "+tab.rows+" t WHERE "+where, values, types, in, nil).Read().Err
+		})
+	})
+}
