@@ -50,9 +50,9 @@ func borders() map[string]border {
 		"stream":   {inside: []string{"wire", "origin"}, outside: []string{nats, zstd, errgroup}},
 		"apply":    {inside: []string{"wire", "origin", "conflict", "rowkey"}, outside: []string{pgx, errgroup}},
 		// The names of policies are conflict's.
-		"config":   {inside: []string{"conflict"}, outside: []string{viper, yaml}},
-		"console":  {never: []string{"database/sql"}},
-		"bridge":   {inside: []string{"*"}, outside: []string{pgx, pglogrepl, nats, errgroup}},
+		"config":  {inside: []string{"conflict"}, outside: []string{viper, yaml}},
+		"console": {never: []string{"database/sql"}},
+		"bridge":  {inside: []string{"*"}, outside: []string{pgx, pglogrepl, nats, errgroup}},
 		"demo": {inside: []string{"bridge", "config", "integration/pgcluster"},
 			outside: []string{pgx, errgroup, sysunix}},
 		"cmd/pgbridge": {inside: []string{"bridge", "config", "demo"}, outside: []string{cobra}},

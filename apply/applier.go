@@ -577,6 +577,14 @@ func (a *Applier) NotePublished(ctx context.Context, seq uint64) error {
 	return nil
 }
 
+// Published takes in a frame of the own stream, in order, also if it is not durable yet. Frame and body may be used again
+// when it returns.
+func (a *Applier) Published(ctx context.Context, f *wire.Frame) {
+	if a.journal != nil {
+		a.journal.offer(ctx, f)
+	}
+}
+
 // Stable returns, for every origin, what all other nodes have seen of it, by what they have published and was
 // applied here: whatever is still to come from them includes it (PROOF.md R22).
 func (a *Applier) Stable() origin.Vector {

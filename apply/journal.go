@@ -42,7 +42,8 @@ type journal struct {
 	mu      sync.Mutex
 	done    origin.Entry  // own transactions up to here are in the journal
 	changed chan struct{} // closed and replaced when done grows
-	wake    chan struct{} // of capacity 1: somebody waits
+
+	frames chan *wire.Frame // published, in order
 
 	// Of the goroutine that runs:
 	inbox    *inbox
@@ -56,8 +57,8 @@ type journal struct {
 }
 
 const (
-	journalEvery = 20 * time.Millisecond // how soon own writes are in the journal if nobody waits
-	journalBatch = 500                   // writes in one statement
+	journalFrames = 16  // that wait; capture waits, too, when there are more
+	journalBatch  = 500 // writes in one statement
 	// foldFrom is how many writes a row's journal holds before the older ones are folded.
 	foldFrom  = 64
 	purgeKeys = 2000 // rows whose journal goes in one transaction
@@ -75,7 +76,7 @@ func (a *Applier) openJournal(ctx context.Context, ids *remotes, locks *keyLocks
 	}
 	j := &journal{
 		conn: conn, own: a.own, origins: map[int32]origin.Origin{0: a.own}, catalog: a.catalog, heard: a.heard, progress: a.progress, locks: locks, wiped: map[wiped]origin.Vector{}, opts: &a.opts,
-		log: a.opts.Logger, policy: fingerprint(a.opts.Merge, a.opts.Priority), changed: make(chan struct{}), wake: make(chan struct{}, 1),
+		log: a.opts.Logger, policy: fingerprint(a.opts.Merge, a.opts.Priority), changed: make(chan struct{}), frames: make(chan *wire.Frame, journalFrames),
 		mappings: map[string]*mapping{}, done: origin.Entry{Origin: a.own},
 	}
 	for i, id := range ids.ids {
@@ -142,41 +143,57 @@ func (j *journal) run(ctx context.Context) error {
 	if err := j.begin(ctx); err != nil {
 		return err
 	}
-	tick, purge := time.NewTicker(journalEvery), time.NewTicker(purgeEvery)
-	defer tick.Stop()
+	j.inbox = newInbox(j.own, j.opts, j.upTo())
+	defer j.inbox.restart()
+	purge := time.NewTicker(purgeEvery)
 	defer purge.Stop()
 	for {
-		err := j.read(ctx)
-		switch {
-		case ctx.Err() != nil:
-			return context.Cause(ctx)
-		case err != nil && j.conn.IsClosed():
-			return err
-		case err != nil: // the own broker is away, or a table is not as it should be
-			j.log.Warn("own writes are not in the journal yet", "err", err.Error())
-			if err := j.pause(ctx, time.Second); err != nil {
-				return err
-			}
-		}
+		var err error
 		select {
-		case <-j.wake:
-		case <-tick.C:
+		case f := <-j.frames:
+			err = j.take(ctx, f)
 		case <-purge.C:
-			if err := j.purge(ctx); err != nil {
-				return err
-			}
+			err = j.purge(ctx)
 		case <-ctx.Done():
+		}
+		if ctx.Err() != nil {
 			return context.Cause(ctx)
+		}
+		if err != nil {
+			return err
 		}
 	}
 }
 
-func (j *journal) pause(ctx context.Context, d time.Duration) error {
+// take takes in a frame that was just published. What stands in front of it, of the bridge's earlier life, is read from the
+// stream first.
+func (j *journal) take(ctx context.Context, f *wire.Frame) error {
+	for f.FirstSeq > j.upTo()+1 {
+		err := j.read(ctx, f.FirstSeq-1)
+		if err == nil || ctx.Err() != nil {
+			break
+		}
+		if j.conn.IsClosed() {
+			return err
+		}
+		j.log.Warn("own writes are not in the journal yet", "err", err.Error())
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	return j.open(ctx, j.inbox, f)
+}
+
+// offer hands over a frame that was published. It waits while the journal is behind; frame and body may be used again when
+// it returns.
+func (j *journal) offer(ctx context.Context, f *wire.Frame) {
+	c := *f
+	c.Body = slices.Clone(f.Body)
 	select {
-	case <-time.After(d):
-		return nil
+	case j.frames <- &c:
 	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 }
 
@@ -204,10 +221,6 @@ func (j *journal) wait(ctx context.Context, seq uint64) error {
 			return nil
 		}
 		select {
-		case j.wake <- struct{}{}:
-		default:
-		}
-		select {
 		case <-changed:
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -225,28 +238,25 @@ func (j *journal) advance(e origin.Entry) {
 	}
 }
 
-// read takes in the own transactions that capture has read since.
-func (j *journal) read(ctx context.Context) error {
-	after, upTo := j.upTo(), j.wal.Captured()
-	if after >= upTo {
-		return nil
+// read takes in own transactions up to one that is in the stream.
+func (j *journal) read(ctx context.Context, upTo uint64) error {
+	b := newInbox(j.own, j.opts, j.upTo())
+	defer b.restart()
+	return j.streams.Reread(ctx, j.own, j.upTo(), upTo, func(f *wire.Frame) error { return j.open(ctx, b, f) })
+}
+
+// open takes a frame apart and its transactions in.
+func (j *journal) open(ctx context.Context, b *inbox, f *wire.Frame) error {
+	txns, err := b.open(0, f)
+	if err == nil {
+		err = j.frame(ctx, txns)
 	}
-	j.inbox = newInbox(j.own, j.opts, after)
-	defer j.inbox.restart()
-	return j.streams.Reread(ctx, j.own, after, upTo, func(f *wire.Frame) error {
-		txns, err := j.inbox.open(0, f)
-		if err != nil {
-			return err
+	for _, t := range txns {
+		if t.run != nil {
+			t.run.remove()
 		}
-		defer func() {
-			for _, t := range txns {
-				if t.run != nil {
-					t.run.remove()
-				}
-			}
-		}()
-		return j.frame(ctx, txns)
-	})
+	}
+	return err
 }
 
 // frame puts the transactions of a frame into the journal, all or none.

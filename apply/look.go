@@ -136,25 +136,10 @@ func (c *carefulRun) fetch(ctx context.Context, m *mapping, g *keyGroup) error {
 	if !m.runs(nil) || !g.binary(m) {
 		return c.fetchSingly(ctx, m, g)
 	}
-	var ps []param
-	for _, i := range m.key {
-		var a array
-		a.reset()
-		for _, t := range g.tuples {
-			p, err := m.param(i, t[i])
-			if err != nil {
-				return err
-			}
-			a.add(p.value, p.null)
-		}
-		ps = append(ps, binaryParam(a.value(m.local.cols[m.cols[i]].param())))
+	ps, err := g.params(m)
+	if err != nil {
+		return err
 	}
-	var lows array
-	lows.reset()
-	for _, k := range g.hashes {
-		lows.add(binary.BigEndian.AppendUint64(nil, k.Lo), false)
-	}
-	ps = append(ps, binaryParam(lows.value(oidInt8)))
 	lock := m.statement("kl", func() (string, []uint32) { return m.keysSQL("SELECT 1 FROM ", "", " ORDER BY v.n FOR UPDATE OF t") })
 	c.push("lock rows of "+m.local.quoted, lock, ps)
 	at := m.statement("kv", func() (string, []uint32) {
@@ -184,6 +169,29 @@ func (m *mapping) keysSQL(query, from, end string) (string, []uint32) {
 	args, names = append(args, fmt.Sprintf("$%d", len(types))), append(names, "lo")
 	return fmt.Sprintf("%sunnest(%s) WITH ORDINALITY v(%s, n), %s t%s WHERE %s%s", query,
 		strings.Join(args, ", "), strings.Join(names, ", "), m.local.rows, from, strings.Join(where, " AND "), end), types
+}
+
+// params are the parameters of keysSQL.
+func (g *keyGroup) params(m *mapping) ([]param, error) {
+	var ps []param
+	for _, i := range m.key {
+		var a array
+		a.reset()
+		for _, t := range g.tuples {
+			p, err := m.param(i, t[i])
+			if err != nil {
+				return nil, err
+			}
+			a.add(p.value, p.null)
+		}
+		ps = append(ps, binaryParam(a.value(m.local.cols[m.cols[i]].param())))
+	}
+	var lows array
+	lows.reset()
+	for _, k := range g.hashes {
+		lows.add(binary.BigEndian.AppendUint64(nil, k.Lo), false)
+	}
+	return append(ps, binaryParam(lows.value(oidInt8))), nil
 }
 
 func (g *keyGroup) binary(m *mapping) bool {

@@ -2,6 +2,7 @@ package apply
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -41,8 +42,12 @@ type mergedStep struct {
 }
 
 // holdFor is how long an open transaction may wait for capture and the journal, once it has found another local writer
-// before: on a row that is written without a pause there is always one. PROOF.md R4 forbids more than a moment.
-const holdFor = 100 * time.Millisecond
+// before: on a row that is written without a pause there is always one. It is longer each time, up to mostHold. PROOF.md R4
+// forbids more than a moment.
+const (
+	holdFor  = 50 * time.Millisecond
+	mostHold = 400 * time.Millisecond
+)
 
 // judgeMerged finds out what stands here for a key of a merged table, as far as one must know before the journal is
 // asked: that it knows of whoever wrote the row last.
@@ -80,7 +85,7 @@ func (c *carefulRun) judgeMerged(k wire.KeyHash, row [][]byte, inserts bool) (lo
 
 // holdOn waits for capture and the journal while the rows stay locked; false if that takes too long.
 func (c *carefulRun) holdOn(ctx context.Context) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, holdFor)
+	ctx, cancel := context.WithTimeout(ctx, min(holdFor<<min(c.tries-2, 8), mostHold))
 	defer cancel()
 	lsn, err := c.markers.flush(ctx)
 	if err == nil {
@@ -133,16 +138,9 @@ func (c *carefulRun) loadMerged(ctx context.Context, pending []step) error {
 		keys := make([]wire.KeyHash, len(rows))
 		for i, r := range rows {
 			keys[i] = r.key
-			if !c.rows[r.key].found {
-				continue
-			}
-			where, types, ps, err := m.keyCondition(r.tuple)
-			if err != nil {
-				return err
-			}
-			if r.here, err = cellsAt(ctx, c.conn.PgConn(), m.local, where, types, ps); err != nil {
-				return fmt.Errorf("read row of %s: %w", m.local.quoted, err)
-			}
+		}
+		if err := c.readMerged(ctx, m, rows); err != nil {
+			return fmt.Errorf("read rows of %s: %w", m.local.quoted, err)
 		}
 		ls, err := c.journal.lineages(ctx, c.conn.PgConn(), m.local, keys)
 		if err != nil {
@@ -157,6 +155,42 @@ func (c *carefulRun) loadMerged(ctx context.Context, pending []step) error {
 		}
 	}
 	return nil
+}
+
+// readMerged reads the rows as they stand.
+func (c *carefulRun) readMerged(ctx context.Context, m *mapping, rows []*mergedRow) error {
+	rows = slices.DeleteFunc(slices.Clone(rows), func(r *mergedRow) bool { return !c.rows[r.key].found })
+	if len(rows) == 0 {
+		return nil
+	}
+	g := &keyGroup{}
+	for _, r := range rows {
+		g.hashes, g.tuples = append(g.hashes, r.key), append(g.tuples, r.tuple)
+	}
+	if !m.runs(nil) || !g.binary(m) {
+		for _, r := range rows {
+			where, types, ps, err := m.keyCondition(r.tuple)
+			if err == nil {
+				r.here, err = cellsAt(ctx, c.conn.PgConn(), m.local, where, types, ps)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	ps, err := g.params(m)
+	if err != nil {
+		return err
+	}
+	cols, formats := m.local.selectCells()
+	sql, types := m.keysSQL("SELECT v.n, "+cols+" FROM ", "", "")
+	values, in := raw(ps)
+	r := c.conn.PgConn().ExecParams(ctx, sql, values, types, in, append([]int16{1}, formats...)).Read()
+	for _, row := range r.Rows {
+		rows[binary.BigEndian.Uint64(row[0])-1].here = m.local.cellsOf(row[1:])
+	}
+	return r.Err
 }
 
 // merge takes one change of a merged table into the row's writes.
@@ -188,8 +222,10 @@ func (c *carefulRun) writeMerged() error {
 		if err != nil {
 			return fmt.Errorf("merge a row of %s: %w", r.m.local.quoted, err)
 		}
-		if err := c.recordMerged(r, out); err != nil {
-			return err
+		for i := range r.steps {
+			if err := c.recordMerged(r, &r.steps[i], out); err != nil {
+				return err
+			}
 		}
 		if err := c.becomes(r, out.Row); err != nil {
 			return err
@@ -226,7 +262,7 @@ func (c *carefulRun) mergedRows() []*mergedRow {
 // seenByAll reports whether the journal need not know of the transaction's writes: none of the row's is in it, and every
 // node has seen these. So it is with two nodes that do not write the same rows at once.
 func (c *carefulRun) seenByAll(r *mergedRow) bool {
-	return !r.held && !r.based && len(r.truncates) == 0 && c.t.Seq <= c.heard.stableSeq(c.origin)
+	return !r.held && !r.based && len(r.truncates) == 0 && c.final().Seq <= c.heard.stableSeq(c.origin)
 }
 
 // becomes queues the statement that makes the row look like cells; nil: that there is none.
@@ -279,9 +315,8 @@ func (c *carefulRun) becomes(r *mergedRow, cells []conflict.Cell) error {
 	return nil
 }
 
-// recordMerged records the conflict that the transaction's last write of a row was part of, if a value was lost in it.
-func (c *carefulRun) recordMerged(r *mergedRow, out conflict.Merged) error {
-	s := &r.steps[len(r.steps)-1]
+// recordMerged records the conflict that a write of the transaction's was part of, if a value was lost in it.
+func (c *carefulRun) recordMerged(r *mergedRow, s *mergedStep, out conflict.Merged) error {
 	w := &r.writes[s.at]
 	other, remoteWins := r.rival(w, out)
 	if other == nil {
@@ -294,6 +329,8 @@ func (c *carefulRun) recordMerged(r *mergedRow, out conflict.Merged) error {
 	d := conflict.Decision{RemoteWins: remoteWins, Conflict: true, Kind: conflict.KindOf(conflict.Case{
 		Write: w.Kind, Local: conflict.Local{Deleted: other.Kind == conflict.Delete}})}
 	l := look{found: r.here != nil, local: conflict.Local{Version: origin.Version{Stamp: other.Stamp, Origin: other.Origin}}}
+	defer func(t *txn) { c.t = t }(c.t)
+	c.t = s.t
 	return c.record(r.m, tuple, r.m.rowOf(r.tuple), l, d)
 }
 

@@ -19,18 +19,22 @@ import (
 // written goes out as runs.
 
 // carefulBundle returns t, which comes next, with those behind it that can go the careful path together: they only insert
-// and update rows, and what their authors had seen is the same.
+// and update rows, or are of merged tables, and what their authors had seen is the same.
 func (w *worker) carefulBundle(t *txn) []*txn {
-	w.upcoming = w.inbox.upcoming(w.upcoming[:0], min(w.straight, w.opts.BatchTransactions))
+	limit := w.opts.BatchTransactions
+	if !w.mayMerge(t) {
+		limit = min(w.straight, limit)
+	}
+	w.upcoming = w.inbox.upcoming(w.upcoming[:0], limit)
 	if w.apart > 0 || len(w.upcoming) < bundleFrom {
 		return []*txn{t}
 	}
 	n, size, rows := 0, 0, 0
 	for _, u := range w.upcoming {
-		if u.run != nil || !u.joins(t) || !w.announceable(u) || w.mayMerge(u) {
+		if u.run != nil || !u.joins(t) || !w.announceable(u) {
 			break
 		}
-		changes, ok := plain(u)
+		changes, ok := w.plain(u)
 		if size, rows = size+len(u.body), rows+changes; !ok || size > bundleBytes || rows > windowChanges {
 			break
 		}
@@ -42,18 +46,27 @@ func (w *worker) carefulBundle(t *txn) []*txn {
 	return slices.Clone(w.upcoming[:n])
 }
 
-// plain reports how many changes t makes, and whether they only insert rows and update them without another key.
-func plain(t *txn) (int, bool) {
+// plain reports how many changes t makes, and whether they only insert rows and update them without another key, but for
+// rows of merged tables.
+func (w *worker) plain(t *txn) (int, bool) {
 	changes, err := newChanges(t)
 	if err != nil {
 		return 0, false
 	}
 	for n := 0; ; n++ {
-		rec, _, err := changes.next()
+		rec, relations, err := changes.next()
 		if err != nil {
 			return n, errors.Is(err, io.EOF)
 		}
-		_, tuples, err := wire.ParseChange(rec.Payload)
+		if rec.Kind == wire.KindTruncate {
+			return n, false
+		}
+		id, tuples, err := wire.ParseChange(rec.Payload)
+		if err == nil && len(w.opts.Merge) > 0 {
+			if r := relations[id]; r != nil && w.opts.merges(r.Schema, r.Name) {
+				continue
+			}
+		}
 		if err != nil || rec.Kind != wire.KindInsert && (rec.Kind != wire.KindUpdate || len(tuples) == 0 || tuples[0] != 'N') {
 			return n, false
 		}

@@ -201,7 +201,7 @@ func (w *worker) step(ctx context.Context) error {
 	if t.run != nil {
 		return w.applyRun(ctx, t)
 	}
-	if w.straight > 0 {
+	if w.straight > 0 || w.mayMerge(t) {
 		if ok, err := w.alone(ctx, t); !ok {
 			return err
 		}

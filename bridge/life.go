@@ -234,7 +234,7 @@ func (l *life) openCapture(ctx context.Context) error {
 	if err := l.applier.CheckDeletesFrom(ctx, info.ConfirmedLSN); err != nil {
 		return err
 	}
-	l.outbox = &outbox{Publisher: l.publisher}
+	l.outbox = &outbox{Publisher: l.publisher, published: l.applier.Published}
 	l.capture, err = capture.New(capture.Options{
 		DSN: l.cfg.Postgres.DSN, Cluster: l.cfg.Cluster, Node: l.cfg.Node, Origin: o, WriterEpoch: node.WriterEpoch,
 		SystemID: info.SystemID, Timeline: info.Timeline, Slot: slotName(l.cfg), Publication: slotName(l.cfg),

@@ -15,6 +15,7 @@ import (
 // is stable can be purged.
 type outbox struct {
 	*stream.Publisher
+	published func(ctx context.Context, f *wire.Frame) // told of each frame
 	mu     sync.Mutex
 	frames []sent // oldest first
 	back   uint64 // of the last frame
@@ -34,6 +35,9 @@ func (o *outbox) Publish(ctx context.Context, f *wire.Frame) (uint64, error) {
 	seq, err := o.Publisher.Publish(ctx, f)
 	if err == nil {
 		o.note(seq, f)
+		if o.published != nil {
+			o.published(ctx, f)
+		}
 	}
 	return seq, err
 }

@@ -30,6 +30,8 @@ CREATE TABLE bid (id int PRIMARY KEY, who text);
 CREATE TABLE mixed (id int PRIMARY KEY, hits int, best int, worst int, tags text[], j jsonb, body text, a text, b text);
 CREATE TABLE kept (id int PRIMARY KEY, v text);
 CREATE TABLE removed (id int PRIMARY KEY, v text);
+CREATE TABLE wiped (id int PRIMARY KEY, n int, v text);
+ALTER TABLE wiped REPLICA IDENTITY FULL;
 ALTER TABLE counter REPLICA IDENTITY FULL; ALTER TABLE doc REPLICA IDENTITY FULL; ALTER TABLE tagged REPLICA IDENTITY FULL;
 ALTER TABLE setting REPLICA IDENTITY FULL; ALTER TABLE person REPLICA IDENTITY FULL; ALTER TABLE price REPLICA IDENTITY FULL;
 ALTER TABLE bid REPLICA IDENTITY FULL; ALTER TABLE mixed REPLICA IDENTITY FULL; ALTER TABLE kept REPLICA IDENTITY FULL;
@@ -52,7 +54,7 @@ var mergedConfig = map[string]string{
 	"conflict.tables": `*.counter: n=delta; *.doc: body=text_merge; *.tagged: tags=set; *.setting: j=json_merge; ` +
 		`*.person: "*"=last_writer_wins, (street, town)=last_writer_wins; *.price: .rows=origin_priority; *.bid: .rows=first_writer_wins; ` +
 		`*.mixed: hits=delta, best=max, worst=min, tags=set, j=json_merge, body=text_merge; ` +
-		`*.kept: .deletes=update_wins; *.removed: .deletes=delete_wins`,
+		`*.kept: .deletes=update_wins; *.removed: .deletes=delete_wins; *.wiped: n=delta`,
 }
 
 // mergedWrite returns a random write of a merged table. Values of one node never repeat.
@@ -61,7 +63,7 @@ func mergedWrite(node string, r *rand.Rand, next *atomic.Int64) (string, []any) 
 	value := fmt.Sprintf("%s%d", node, n)
 	at := 1 + r.Intn(4)
 	letters := "abcdefghij"[r.Intn(8):]
-	switch r.Intn(22) {
+	switch r.Intn(26) {
 	case 0, 1, 2:
 		return `UPDATE doc SET body = left(body, $2) || $3 || substr(body, $2 + 1) WHERE id = $1`, []any{at, r.Intn(20), letters[:1+r.Intn(2)]}
 	case 3:
@@ -98,6 +100,17 @@ func mergedWrite(node string, r *rand.Rand, next *atomic.Int64) (string, []any) 
 		return `UPDATE ` + []string{"kept", "removed"}[r.Intn(2)] + ` SET v = $2 WHERE id = $1`, []any{1 + r.Intn(6), value}
 	case 20:
 		return `DELETE FROM ` + []string{"kept", "removed", "person", "bid"}[r.Intn(4)] + ` WHERE id = $1`, []any{1 + r.Intn(6)}
+	case 21:
+		return `INSERT INTO wiped VALUES ($1, 1, $2) ON CONFLICT (id) DO UPDATE SET v = EXCLUDED.v`, []any{1 + r.Intn(8), value}
+	case 22:
+		return `UPDATE wiped SET n = n + 1, v = $2 WHERE id = $1`, []any{1 + r.Intn(8), value}
+	case 23:
+		if r.Intn(8) == 0 {
+			return `TRUNCATE wiped`, nil
+		}
+		return `DELETE FROM wiped WHERE id = $1`, []any{1 + r.Intn(8)}
+	case 24:
+		return `UPDATE ` + []string{"kept", "person", "mixed"}[r.Intn(3)] + ` SET id = $2 WHERE id = $1`, []any{1 + r.Intn(6), 1 + r.Intn(6)}
 	}
 	return `UPDATE mixed SET hits = NULL, body = NULL WHERE id = $1 AND $2`, []any{at, r.Intn(6) == 0}
 }
@@ -177,7 +190,13 @@ func TestMergedTablesConverge(t *testing.T) {
 			if pgtest.Soak() {
 				d = time.Minute
 			}
+			var restarts sync.WaitGroup
+			restarts.Go(func() {
+				c.Nodes[2].Stop()
+				c.Nodes[2].Start()
+			})
 			add(mergedLoad(t, c, 2, d))
+			restarts.Wait()
 			c.WaitConverged()
 			for _, l := range c.Nodes[0].Links {
 				l.Cut()
@@ -191,14 +210,52 @@ func TestMergedTablesConverge(t *testing.T) {
 			}
 			add(mergedLoad(t, c, 2, d/2))
 			c.WaitConverged()
+			requireSums(t, c, sum)
 			for _, n := range c.Nodes {
-				for id := range 10 {
-					if got := n.Value(`SELECT n FROM counter WHERE id = $1`, id+1); got != strconv.FormatInt(sum[id+1], 10) {
-						t.Errorf("counter %d on node %s is %s, the increments sum up to %d", id+1, n.Name, got, sum[id+1])
-					}
-				}
 				t.Logf("node %s: %s in the journal, %s conflicts", n.Name, n.Value(`SELECT count(*) FROM pgbridge.journal`), n.Value(`SELECT count(*) FROM pgbridge.conflict`))
 			}
 		})
+	}
+}
+
+// TestMergedTablesSurviveKills: bridges are killed while all nodes write merged tables. What the journal knows and what the
+// rows show stay together.
+func TestMergedTablesSurviveKills(t *testing.T) {
+	kills := 6
+	if pgtest.Soak() {
+		kills = 60
+	}
+	c := cluster.New(t, cluster.Options{Nodes: 3, Schema: mergedSchema, Config: mergedConfig, Processes: true})
+	r := rand.New(rand.NewSource(seed(t)))
+	var killing sync.WaitGroup
+	killing.Go(func() {
+		for i := range kills {
+			moment, cancel := context.WithTimeout(context.Background(), time.Duration(r.Intn(1200))*time.Millisecond)
+			<-moment.Done() // the random moment
+			cancel()
+			n := c.Nodes[r.Intn(len(c.Nodes))]
+			t.Logf("kill %d: bridge of %s", i, n.Name)
+			n.Kill()
+			n.Launch()
+		}
+	})
+	sum := mergedLoad(t, c, 2, time.Duration(kills)*700*time.Millisecond)
+	killing.Wait()
+	for _, n := range c.Nodes {
+		n.Supervise()
+	}
+	c.WaitConverged()
+	requireSums(t, c, sum)
+}
+
+// requireSums checks the counters against what was added to them.
+func requireSums(t *testing.T, c *cluster.Cluster, sum map[int]int64) {
+	t.Helper()
+	for _, n := range c.Nodes {
+		for id := range 10 {
+			if got := n.Value(`SELECT n FROM counter WHERE id = $1`, id+1); got != strconv.FormatInt(sum[id+1], 10) {
+				t.Errorf("counter %d on node %s is %s, the increments sum up to %d", id+1, n.Name, got, sum[id+1])
+			}
+		}
 	}
 }

@@ -87,7 +87,11 @@ func (n *Node) spawn() (*process, error) {
 		return nil, err
 	}
 	defer log.Close()
-	p := &process{cmd: exec.Command(Binary(n.t), "run", "--config", n.File), done: make(chan struct{})}
+	args := []string{"run", "--config", n.File}
+	for key, value := range n.c.opts.Config {
+		args = append(args, "--set", key+"="+value)
+	}
+	p := &process{cmd: exec.Command(Binary(n.t), args...), done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	started := make(chan error)
 	go func() {
