@@ -687,7 +687,7 @@ func (w *world) judge(row []Cell) error {
 }
 
 // lateFailures are seeds that once found a fault.
-var lateFailures = []int64{22465}
+var lateFailures = []int64{1133, 3572, 22465}
 
 // TestReplicasConverge simulates replicas that write, announce, apply and fold in random orders. A failure
 // names its seed; it belongs into lateFailures.
