@@ -2,7 +2,6 @@ package conflict
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"slices"
 	"unicode/utf8"
 )
@@ -256,7 +255,7 @@ func (r *opReader) elements(a *alphabet, room []int32) []int32 {
 			room = append(room, a.intern(nil))
 			continue
 		}
-		if size--; size < 0 || size > len(r.rest) || a.typ == JSONB && !json.Valid(r.rest[:size]) {
+		if size--; size < 0 || size > len(r.rest) || a.typ == JSONB && !wholeValue(r.rest[:size]) {
 			r.fail("bad element")
 			break
 		}
