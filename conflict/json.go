@@ -3,7 +3,6 @@ package conflict
 import (
 	"bytes"
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -162,6 +161,14 @@ func (s *scanner) value() ([]byte, bool) {
 		s.at++
 	}
 	return s.b[from:], depth == 0 && s.at > from
+}
+
+// wholeValue reports whether b is one value and nothing else, as far as a scanner can tell. encoding/json would
+// tell more, but has limits of its own, and what PostgreSQL took must not be refused here.
+func wholeValue(b []byte) bool {
+	s := scanner{b: b}
+	v, ok := s.value()
+	return ok && len(v) == len(b)
 }
 
 func eachMember(raw []byte, yield func(key, value []byte) error) error {
@@ -555,7 +562,7 @@ func (r *opReader) change() change {
 	}
 	if set := r.bytes(); len(set) > 0 {
 		c.set = set
-		if !json.Valid(set) {
+		if !wholeValue(set) {
 			r.fail("malformed json")
 		}
 	}

@@ -2,7 +2,6 @@ package conflict
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"slices"
 	"unicode/utf8"
 )
@@ -162,10 +161,11 @@ func (a *alphabet) state(c Cell, elements []int32) state {
 
 func isBlock(elements []int32) bool { return len(elements) == 1 && elements[0] < 0 }
 
-// hunk is one step of an edit script: skip some elements, insert some, delete some.
+// hunk is one step of an edit script: skip some elements, insert some, delete some. What is deleted is named,
+// so that nothing else is if its place cannot be told exactly.
 type hunk struct {
-	keep, remove int
-	insert       []int32
+	keep           int
+	remove, insert []int32
 }
 
 // scriptOp is the edit script between two values. An insert, a NULL and a block are assignments: they replace
@@ -199,38 +199,51 @@ func scriptOp(t Type, inserted bool, before, after Cell) (Op, error) {
 		o = binary.BigEndian.AppendUint32(o, a.element)
 	}
 	for _, h := range compareSequences(from, to) {
-		o = o.number(h.keep).number(h.remove)
-		if t == TextType {
-			size := 0
-			for _, e := range h.insert {
-				size += utf8.RuneLen(e)
-			}
-			o = a.join(o.number(size), h.insert)
-			continue
-		}
-		o = o.number(len(h.insert))
-		for _, e := range h.insert {
-			if v := a.values[e]; v == nil {
-				o = o.number(0)
-			} else {
-				o = append(o.number(len(v)+1), v...)
-			}
-		}
+		o = a.write(a.write(o.number(h.keep), h.remove), h.insert)
 	}
 	return o, nil
 }
 
-// hunk reads the next hunk; its elements are appended to room.
-func (r *opReader) hunk(a *alphabet, room []int32) hunk {
-	h := hunk{keep: r.number(), remove: r.number()}
+// write appends elements to an op.
+func (a *alphabet) write(o Op, elements []int32) Op {
+	if a.typ == TextType {
+		size := 0
+		for _, e := range elements {
+			size += utf8.RuneLen(e)
+		}
+		return a.join(o.number(size), elements)
+	}
+	o = o.number(len(elements))
+	for _, e := range elements {
+		if v := a.values[e]; v == nil {
+			o = o.number(0)
+		} else {
+			o = append(o.number(len(v)+1), v...)
+		}
+	}
+	return o
+}
+
+// hunk reads the next hunk. Its elements are put into room, over what is there.
+func (r *opReader) hunk(a *alphabet, room []int32) (hunk, []int32) {
+	h := hunk{keep: r.number()}
+	room = r.elements(a, room[:0])
+	removed := len(room)
+	room = r.elements(a, room)
+	h.remove, h.insert = room[:removed:removed], room[removed:]
+	return h, room
+}
+
+// elements reads what write has written and appends it to room.
+func (r *opReader) elements(a *alphabet, room []int32) []int32 {
 	if a.typ == TextType {
 		text := r.bytes()
 		if !utf8.Valid(text) {
 			r.fail("no utf-8")
-			return hunk{}
+			return room
 		}
-		h.insert, _ = a.split(room, text)
-		return h
+		room, _ = a.split(room, text) // no text is in error
+		return room
 	}
 	count := r.number()
 	if count > len(r.rest) {
@@ -242,15 +255,14 @@ func (r *opReader) hunk(a *alphabet, room []int32) hunk {
 			room = append(room, a.intern(nil))
 			continue
 		}
-		if size--; size < 0 || size > len(r.rest) || a.typ == JSONB && !json.Valid(r.rest[:size]) {
+		if size--; size < 0 || size > len(r.rest) || a.typ == JSONB && !wholeValue(r.rest[:size]) {
 			r.fail("bad element")
 			break
 		}
 		room = append(room, a.intern(r.rest[:size:size]))
 		r.rest = r.rest[size:]
 	}
-	h.insert = room
-	return h
+	return room
 }
 
 // maxEdits bounds the effort of comparing: beyond, what differs is replaced whole. Time grows with its
@@ -268,7 +280,7 @@ func compareSequences(a, b []int32) []hunk {
 	for len(a) > 0 && len(b) > 0 && a[len(a)-1] == b[len(b)-1] {
 		a, b = a[:len(a)-1], b[:len(b)-1]
 	}
-	whole := []hunk{{start, len(a), b}}
+	whole := []hunk{{start, a, b}}
 	switch {
 	case len(a) == 0 && len(b) == 0:
 		return nil
@@ -293,7 +305,7 @@ func compareSequences(a, b []int32) []hunk {
 			}
 			reach[limit+k] = x
 			if int(x) >= len(a) && int(x)-k >= len(b) {
-				return backtrack(trace, b, start, len(a), len(b))
+				return backtrack(trace, a, b, start)
 			}
 		}
 	}
@@ -301,7 +313,8 @@ func compareSequences(a, b []int32) []hunk {
 }
 
 // backtrack follows the trace from the end and collects the edits as hunks.
-func backtrack(trace [][]int32, b []int32, start, x, y int) []hunk {
+func backtrack(trace [][]int32, a, b []int32, start int) []hunk {
+	x, y := len(a), len(b)
 	type edit struct {
 		x, y   int
 		insert bool
@@ -331,7 +344,7 @@ func backtrack(trace [][]int32, b []int32, start, x, y int) []hunk {
 		if e.insert {
 			h.insert = append(h.insert, b[e.y])
 		} else {
-			h.remove++
+			h.remove = append(h.remove, a[e.x])
 			end++
 			at = end
 		}

@@ -123,14 +123,14 @@ func (s *sequence) replay(base []int32) (Cell, bool, error) {
 			return Cell{}, false, nil
 		}
 		for pos := 0; len(r.rest) > 0; {
-			h := r.hunk(&s.abc, s.room[:0])
-			s.room = h.insert
+			var h hunk
+			h, s.room = r.hunk(&s.abc, s.room)
 			pos = min(pos+h.keep, len(elements))
-			h.remove = min(h.remove, len(elements)-pos)
+			end := min(pos+len(h.remove), len(elements))
 			if !own {
 				elements, own = append(make([]int32, 0, len(elements)+len(h.insert)+16), elements...), true
 			}
-			elements = slices.Replace(elements, pos, pos+h.remove, h.insert...)
+			elements = slices.Replace(elements, pos, end, h.insert...)
 			pos += len(h.insert)
 		}
 		if r.err != nil {
@@ -264,13 +264,20 @@ func (s *sequence) insert(op int32) error {
 		v.shown = s.assign(v.shown[:0], s.room, op)
 		v.hidden = nil
 		exact = true
-	} else if err := s.edit(&r, v, op); err != nil {
-		return err
+	} else {
+		run := s.edit
+		if !exact {
+			run = s.approximate
+		}
+		if err := run(&r, v, op); err != nil {
+			return err
+		}
 	}
 	v.counts[s.origin(op)] = s.index[op] + 1
-	v.hash = 0
-	if exact {
-		v.hash = after
+	v.hash = after
+	if !exact {
+		*v = s.view(v.counts)
+		v.inUse = true
 	}
 	return nil
 }
@@ -306,25 +313,20 @@ func (s *sequence) assign(shown []int32, values []int32, op int32) []int32 {
 	return shown
 }
 
-// edit runs a script on a version. A script that does not fit, which can only be one whose author's version
-// was not found, is cut to what there is.
+// edit runs a script on the version that it was made of.
 func (s *sequence) edit(r *opReader, v *view, op int32) error {
 	pos, first := 0, true
 	var out, added []int32
 	for len(r.rest) > 0 {
-		h := r.hunk(&s.abc, s.room[:0])
-		s.room = h.insert
-		if r.err != nil {
+		var h hunk
+		if h, s.room = r.hunk(&s.abc, s.room); r.err != nil {
 			return r.err
 		}
 		from := min(pos+h.keep, len(v.shown))
-		to := min(from+h.remove, len(v.shown))
+		to := min(from+len(h.remove), len(v.shown))
 		behind := int32(0)
 		if from > 0 {
 			behind = v.shown[from-1]
-		}
-		if len(added) > 0 && from == pos && to == from {
-			behind = added[len(added)-1] // nothing was kept in between
 		}
 		added = s.run(added[:0], behind, h.insert, op, v.counts)
 		s.deleteAll(v.shown[from:to], v, op)
@@ -336,6 +338,52 @@ func (s *sequence) edit(r *opReader, v *view, op int32) error {
 		pos, first = to, false
 	}
 	v.shown = append(out, v.shown[pos:]...)
+	return r.err
+}
+
+// reach is how far from its place an element is looked for, when the place is not known exactly.
+const reach = 1000
+
+// approximate runs a script on another version than that which it was made of, because that was not found:
+// it deletes the nearest elements of the values that the script names, and inserts beside them.
+func (s *sequence) approximate(r *opReader, v *view, op int32) error {
+	gone := make(map[int]bool)
+	nearest := func(value int32, at int) int {
+		for d := range reach {
+			for _, j := range [2]int{at - d, at + d} {
+				if j >= 0 && j < len(v.shown) && s.elements[v.shown[j]].value == value && !gone[j] {
+					return j
+				}
+			}
+		}
+		return -1
+	}
+	for at := 0; len(r.rest) > 0; {
+		var h hunk
+		if h, s.room = r.hunk(&s.abc, s.room); r.err != nil {
+			return r.err
+		}
+		at = min(at+h.keep, len(v.shown))
+		where := -1
+		for i, value := range h.remove {
+			if j := nearest(value, at+i); j >= 0 {
+				gone[j] = true
+				s.deleteAll(v.shown[j:j+1], v, op)
+				if where < 0 {
+					where = j
+				}
+			}
+		}
+		if where < 0 {
+			where = at
+		}
+		behind := int32(0)
+		if where > 0 {
+			behind = v.shown[where-1]
+		}
+		s.run(nil, behind, h.insert, op, v.counts)
+		at += len(h.remove)
+	}
 	return r.err
 }
 
