@@ -36,6 +36,8 @@ type WAL interface {
 	Wrote(commitTime origin.Stamp) bool
 	// Captured is the seq of the last local transaction that has been read.
 	Captured() uint64
+	// Hasten has what is captured published without waiting for more.
+	Hasten()
 	// MarkFor is the xmin of the newest marker whose seq is at most seq (R11).
 	MarkFor(seq uint64) (xid uint64, ok bool)
 	// MarkWithin is the xmin of the newest marker up to which deps covers all that had been captured, and
@@ -78,6 +80,9 @@ type Options struct {
 	Priority []string
 	Now      func() time.Time // time.Now
 	Logger   *slog.Logger     // slog.Default
+	// Running says that apply goes on after an interruption: a policy in Merge that does not fit a table any more keeps
+	// nothing from that.
+	Running bool
 	// NoHold switches the causal hold off, so that a test can show what it is for.
 	NoHold bool
 

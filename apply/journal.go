@@ -70,6 +70,11 @@ func (a *Applier) openJournal(ctx context.Context, ids *remotes, locks *keyLocks
 	if len(a.opts.Merge) == 0 {
 		return nil
 	}
+	if !a.opts.Running {
+		if err := a.checkMerges(ctx); err != nil {
+			return err
+		}
+	}
 	conn, err := a.connect(ctx, "journal", map[string]string{"enable_seqscan": "on", "enable_hashjoin": "on"})
 	if err != nil {
 		return err
@@ -220,6 +225,7 @@ func (j *journal) wait(ctx context.Context, seq uint64) error {
 		if done >= seq {
 			return nil
 		}
+		j.wal.Hasten()
 		select {
 		case <-changed:
 		case <-ctx.Done():
@@ -640,7 +646,7 @@ func (j *journal) fold(ctx context.Context, k wire.KeyHash) error {
 	if len(old.writes) == 0 {
 		return nil
 	}
-	row, err := old.merged(t.merge)
+	row, err := old.merged(t.rules(ctx, j.conn.PgConn()))
 	if err != nil {
 		return err
 	}

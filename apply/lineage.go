@@ -33,9 +33,9 @@ func later(a, b *conflict.Logged) int {
 }
 
 // merged works the row out. What it says of writes are places in l.writes.
-func (l *lineage) merged(m *merge) (conflict.Merged, error) {
+func (l *lineage) merged(rules *conflict.Rules) (conflict.Merged, error) {
 	if len(l.truncates) == 0 {
-		return m.rules.Merge(l.base, l.writes)
+		return rules.Merge(l.base, l.writes)
 	}
 	last := slices.MaxFunc(l.truncates, func(a, b conflict.Logged) int { return later(&a, &b) })
 	var places []int
@@ -55,7 +55,7 @@ func (l *lineage) merged(m *merge) (conflict.Merged, error) {
 	for n, i := range places {
 		writes[n] = l.writes[i]
 	}
-	out, err := m.rules.Merge(nil, writes)
+	out, err := rules.Merge(nil, writes)
 	for u, n := range out.Winner {
 		if n >= 0 {
 			out.Winner[u] = places[n]

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgbridge/pgbridge/conflict"
@@ -21,24 +22,26 @@ type MergePolicy struct {
 	// Pattern is how an operator wrote which tables it is for; Match tells.
 	Pattern string
 	Match   func(schema, table string) bool
-	// Rows is the rule of all columns that have none of their own, as one unit; a rule that picks a value.
-	Rows    conflict.Rule
-	Deletes conflict.Deletes
-	Columns []MergeColumns
+	// Rows is the rule of all columns that have none of their own, as one unit, with the function if the rule is that.
+	Rows     conflict.Rule
+	Function string
+	Deletes  conflict.Deletes
+	Columns  []MergeColumns
 }
 
 // MergeColumns is the rule of a column, or of several that are merged as one unit. The name "*" stands for every column
 // that is not named, each by itself.
 type MergeColumns struct {
-	Names []string
-	Rule  conflict.Rule
+	Names    []string
+	Rule     conflict.Rule
+	Function string // schema.name, if Rule is conflict.Function (mergecall.go)
 }
 
 // fingerprint tells policies apart: the journal belongs to those under which it was written.
 func fingerprint(policies []MergePolicy, priority []string) string {
 	h := sha256.New()
 	for _, p := range policies {
-		fmt.Fprintf(h, "%q %d %d %v\n", p.Pattern, p.Rows, p.Deletes, p.Columns)
+		fmt.Fprintf(h, "%q %d %q %d %v\n", p.Pattern, p.Rows, p.Function, p.Deletes, p.Columns)
 	}
 	fmt.Fprintf(h, "%q", priority)
 	return hex.EncodeToString(h.Sum(nil)[:8])
@@ -49,6 +52,7 @@ type merge struct {
 	rules conflict.Rules
 	cols  []int    // the local columns that rows consist of, as the rules count them
 	units []string // what the journal calls the rules' units
+	calls []string // by unit, the function that it calls; "" for none
 }
 
 // newMerge fits the policy to a table; nil if no policy is for it. A Blocked error says what does not fit.
@@ -97,19 +101,22 @@ func newMerge(t *table, policies []MergePolicy, priority []string) (*merge, erro
 		if err := u.Rule.Supports(u.Type); err != nil {
 			return nil, blocked("column %q of table %s cannot be merged by %s: %v; choose another rule in conflict.tables", c.Names[0], t.quoted, c.Rule, err)
 		}
-		m.add(u, strings.Join(c.Names, ","))
+		m.add(u, strings.Join(c.Names, ","), c.Function)
 	}
 	rest := conflict.Unit{Rule: p.Rows}
 	for i := range m.cols {
 		switch {
 		case taken[i]:
 		case each && !t.isKey(m.cols[i]):
-			m.add(conflict.Unit{Columns: []int{i}, Rule: p.Rows}, t.cols[m.cols[i]].name)
+			m.add(conflict.Unit{Columns: []int{i}, Rule: p.Rows}, t.cols[m.cols[i]].name, p.Function)
 		default:
 			rest.Columns = append(rest.Columns, i)
 		}
 	}
-	m.add(rest, "") // the key at least
+	if len(rest.Columns) == len(t.key) {
+		rest.Rule = conflict.Latest // only the key
+	}
+	m.add(rest, "", p.Function)
 	if err := m.rules.Validate(); err != nil {
 		return nil, blocked("table %s cannot be merged as conflict.tables says for %s: %v; correct that", t.quoted, p.Pattern, err)
 	}
@@ -119,8 +126,11 @@ func newMerge(t *table, policies []MergePolicy, priority []string) (*merge, erro
 	return m, nil
 }
 
-func (m *merge) add(u conflict.Unit, name string) {
-	m.rules.Units, m.units = append(m.rules.Units, u), append(m.units, name)
+func (m *merge) add(u conflict.Unit, name, function string) {
+	if u.Rule != conflict.Function {
+		function = ""
+	}
+	m.rules.Units, m.units, m.calls = append(m.rules.Units, u), append(m.units, name), append(m.calls, function)
 }
 
 func (t *table) isKey(col int) bool { return slices.Contains(t.key, col) }
@@ -264,3 +274,47 @@ func (w *worker) mayMerge(t *txn) bool {
 func merges(pending []step) bool {
 	return slices.ContainsFunc(pending, func(s step) bool { return s.m.local.merge != nil })
 }
+
+// checkMerges refuses policies that do not fit the published tables: that is found out at a start, not when the first
+// conflict comes.
+func (a *Applier) checkMerges(ctx context.Context) error {
+	var names []tableName
+	var n tableName
+	if err := a.catalog.ask(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		rows, err := conn.Query(ctx, `SELECT schemaname, tablename FROM pg_publication_tables WHERE pubname = $1 ORDER BY 1, 2`,
+			ownOriginName(a.opts.Cluster, a.opts.Node)) // which is the publication's name, too
+		if err != nil {
+			return err
+		}
+		_, err = pgx.ForEachRow(rows, []any{&n.schema, &n.name}, func() error {
+			if a.opts.merges(n.schema, n.name) {
+				names = append(names, n)
+			}
+			return nil
+		})
+		return err
+	}); err != nil {
+		return fmt.Errorf("read published tables: %w", explain(err))
+	}
+	var wrong []string
+	for _, n := range names {
+		if _, err := a.catalog.table(ctx, n.schema, n.name); isBlocked(err) {
+			wrong = append(wrong, err.Error())
+		} else if err != nil {
+			return err
+		}
+	}
+	if wrong != nil {
+		return misfitError(strings.Join(wrong, "; "))
+	}
+	return nil
+}
+
+// misfitError says which policies do not fit their tables.
+type misfitError string
+
+// Error gives the faults and the mends.
+func (e misfitError) Error() string { return string(e) }
+
+// ExitCode is the command's exit code for this error: a check has found something.
+func (misfitError) ExitCode() int { return 3 }

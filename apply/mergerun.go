@@ -45,7 +45,7 @@ type mergedStep struct {
 // before: on a row that is written without a pause there is always one. It is longer each time, up to mostHold. PROOF.md R4
 // forbids more than a moment.
 const (
-	holdFor  = 50 * time.Millisecond
+	holdFor  = 100 * time.Millisecond
 	mostHold = 400 * time.Millisecond
 )
 
@@ -211,14 +211,14 @@ func (c *carefulRun) merge(s *step) error {
 }
 
 // writeMerged queues what the window's merged rows have become, who lost, and what the journal must keep.
-func (c *carefulRun) writeMerged() error {
+func (c *carefulRun) writeMerged(ctx context.Context) error {
 	var writes []journaled
 	var bases []journalBase
 	for _, r := range c.mergedRows() {
 		if len(r.steps) == 0 {
 			continue
 		}
-		out, err := r.lineage.merged(r.m.local.merge)
+		out, err := r.lineage.merged(r.m.local.rules(ctx, c.conn.PgConn()))
 		if err != nil {
 			return fmt.Errorf("merge a row of %s: %w", r.m.local.quoted, err)
 		}
@@ -436,7 +436,7 @@ func (j *journal) stays(ctx context.Context, conn *pgconn.PgConn, t *table, k wi
 	if !ls[0].based {
 		ls[0].base = here
 	}
-	out, err := ls[0].merged(t.merge)
+	out, err := ls[0].merged(t.rules(ctx, conn))
 	return out.Row != nil, err
 }
 

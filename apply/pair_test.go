@@ -74,6 +74,7 @@ func (f *fakeWAL) LocalStamp(s origin.Stamp, k wire.KeyHash) origin.Stamp {
 }
 func (f *fakeWAL) Wrote(origin.Stamp) bool { return true }
 func (f *fakeWAL) Captured() uint64        { return f.local.Load() }
+func (f *fakeWAL) Hasten()                 {}
 func (f *fakeWAL) MarkWithin(deps origin.Vector, _ origin.Origin) (uint64, bool) {
 	return f.MarkFor(deps.Seq(origin.Origin{Node: "b", Epoch: 1}))
 }

@@ -194,8 +194,10 @@ func loadTable(ctx context.Context, cat *catalog, schema, name string) (*table, 
 	if err := t.loadKey(ctx, cat.conn, identity, byNumber); err != nil {
 		return nil, err
 	}
-	t.merge, err = newMerge(t, cat.merges, cat.priority)
-	return t, err
+	if t.merge, err = newMerge(t, cat.merges, cat.priority); t.merge == nil {
+		return t, err
+	}
+	return t, t.checkCalls(ctx, cat.conn)
 }
 
 func (t *table) loadKey(ctx context.Context, conn *pgx.Conn, identity string, byNumber map[int16]int) error {

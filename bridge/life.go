@@ -173,7 +173,7 @@ func (l *life) openApplier(ctx context.Context) error {
 		MaxClockSkew: l.cfg.Apply.MaxClockSkew, ConflictRetention: bound(l.cfg.Apply.ConflictRetention),
 		Merge: mergePolicies(l.cfg), Priority: l.cfg.Conflict.Priority,
 		ConflictRows: bound(l.cfg.Apply.ConflictRows), SpoolLimit: bound(int64(l.cfg.Apply.SpoolLimit)),
-		Logger: l.log, NoHold: l.opts.NoHold,
+		Logger: l.log, NoHold: l.opts.NoHold, Running: l.everRan,
 	})
 	if l.applier = a; a != nil {
 		l.node = a.Node()

@@ -16,9 +16,9 @@ import (
 type outbox struct {
 	*stream.Publisher
 	published func(ctx context.Context, f *wire.Frame) // told of each frame
-	mu     sync.Mutex
-	frames []sent // oldest first
-	back   uint64 // of the last frame
+	mu        sync.Mutex
+	frames    []sent // oldest first
+	back      uint64 // of the last frame
 }
 
 // sent is one frame: reading on behind seq last begins at resume; commits from lsn on are in later frames.

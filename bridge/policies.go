@@ -11,24 +11,27 @@ import (
 func mergePolicies(cfg *config.Config) []apply.MergePolicy {
 	var all []apply.MergePolicy
 	for _, t := range cfg.Conflict.Tables {
-		p := apply.MergePolicy{Pattern: t.Match, Rows: ruleOf(t.Rows),
+		p := apply.MergePolicy{Pattern: t.Match,
 			Match: func(schema, table string) bool { return capture.Matches(t.Match, schema, table) }}
+		p.Rows, p.Function = ruleOf(t.Rows)
 		if t.Deletes != "" {
 			p.Deletes, _ = conflict.DeletesByName(t.Deletes)
 		}
 		for _, c := range t.Columns {
-			p.Columns = append(p.Columns, apply.MergeColumns{Names: c.Names, Rule: ruleOf(c.Policy)})
+			rule, function := ruleOf(c.Policy)
+			p.Columns = append(p.Columns, apply.MergeColumns{Names: c.Names, Rule: rule, Function: function})
 		}
 		all = append(all, p)
 	}
 	return all
 }
 
-// ruleOf is the rule of a name that was checked; none means that the later write wins.
-func ruleOf(name string) conflict.Rule {
-	if name == "" {
-		return conflict.Latest
+// ruleOf is the rule of a policy that was checked, with its function; none means that the later write wins.
+func ruleOf(policy string) (conflict.Rule, string) {
+	if policy == "" {
+		return conflict.Latest, ""
 	}
+	name, function := config.SplitPolicy(policy)
 	rule, _ := conflict.RuleByName(name)
-	return rule
+	return rule, function
 }

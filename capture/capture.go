@@ -32,7 +32,7 @@ func New(opts Options, pub Publisher, del Deletes, tail *wire.Frame) (*Capture, 
 			fmt.Sprintf("ends with a frame of origin %s of cluster %q, this is %s of %q", tail.Origin, tail.Cluster, opts.Origin, opts.Cluster),
 			"give this node a stream of its own")
 	}
-	c := &Capture{opts: opts, state: &state{}}
+	c := &Capture{opts: opts, state: &state{hurried: make(chan struct{}, 1)}}
 	c.ledger = &ledger{pub: pub, del: del}
 	c.tagger = &tagger{
 		opts: &c.opts, pub: pub, del: del, state: c.state, ledger: c.ledger,
@@ -120,6 +120,15 @@ func (c *Capture) WaitPassed(ctx context.Context, lsn uint64) error {
 // key; the commit time itself if it was not lifted (PROOF.md R15).
 func (c *Capture) LocalStamp(commitTime origin.Stamp, key wire.KeyHash) origin.Stamp {
 	return c.state.lifted.stamp(commitTime, key)
+}
+
+// Hasten has what is captured published without waiting for more.
+func (c *Capture) Hasten() {
+	c.state.hurry.Store(true)
+	select {
+	case c.state.hurried <- struct{}{}:
+	default:
+	}
 }
 
 // Wrote reports whether a local transaction with that commit time was captured, of those that are not stable

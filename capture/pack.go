@@ -77,6 +77,7 @@ func (t *tagger) publish(ctx context.Context) error {
 			t.seq, seq, next)
 	}
 	t.ledger.push(seq, t.position)
+	t.state.hurry.Store(false)
 	now := time.Now()
 	t.counters.Frames++
 	t.counters.Bytes += uint64(len(f.Body))
@@ -160,7 +161,7 @@ func (t *tagger) tendDraft(ctx context.Context, now time.Time, drained bool) (ti
 	}
 	left := linger - now.Sub(t.draft.since)
 	idle := drained && t.pub.InFlight() == 0 && !t.inline() && t.fresh(now)
-	if left > 0 && !idle {
+	if left > 0 && !idle && !(t.draft.firstSeq != 0 && t.state.hurry.Load()) {
 		return left, nil
 	}
 	if len(t.chunk) > 0 {

@@ -230,6 +230,8 @@ func (s *session) loop(ctx context.Context) error {
 			case b, ok = <-s.wire.full:
 			case <-changed:
 				continue
+			case <-s.tagger.state.hurried:
+				continue
 			case <-timer.C:
 				continue
 			}

@@ -16,6 +16,10 @@ type state struct {
 	lifted  lifted
 	written written
 
+	// hurry: somebody waits for what is captured to be published; hurried wakes the session up.
+	hurry   atomic.Bool
+	hurried chan struct{} // of capacity 1
+
 	mu     sync.Mutex
 	status Status // guarded by mu
 }

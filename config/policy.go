@@ -262,15 +262,27 @@ func (c *Config) checkPolicies(ps *problems) {
 
 // checkRule checks a policy that, if picks is set, must pick one of the values and not make a new one.
 func (c *Config) checkRule(ps *problems, key, what, policy string, picks bool) {
-	rule, err := conflict.RuleByName(orDefault(policy))
+	name, function := SplitPolicy(orDefault(policy))
+	rule, err := conflict.RuleByName(name)
+	schema, called, qualified := strings.Cut(function, ".")
 	switch {
 	case err != nil:
 		ps.add(key, "%s: %v", what, err)
-	case picks && rule > conflict.Priority:
-		ps.add(key, "%s: %s is for a single column; use last_writer_wins, first_writer_wins or origin_priority here", what, policy)
+	case rule == conflict.Function && (!qualified || schema == "" || called == ""):
+		ps.add(key, "%s: function needs the function's name with its schema; write %q", what, "function app.merge_price")
+	case rule != conflict.Function && function != "":
+		ps.add(key, "%s: %q behind %s means nothing; leave it out", what, function, name)
+	case picks && !rule.Groups():
+		ps.add(key, "%s: %s is for a single column; use last_writer_wins, first_writer_wins, origin_priority, manual or a function here", what, policy)
 	case rule == conflict.Priority && len(c.Conflict.Priority) == 0:
 		ps.add(key, "%s: origin_priority needs conflict.priority, the nodes in their order", what)
 	}
+}
+
+// SplitPolicy takes a policy such as "function app.merge_price" apart: its name, and the function that it calls, if it does.
+func SplitPolicy(policy string) (name, function string) {
+	name, function, _ = strings.Cut(policy, " ")
+	return name, strings.TrimSpace(function)
 }
 
 // orDefault names the policy that counts where none is given.

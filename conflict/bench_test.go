@@ -39,7 +39,7 @@ func letters(n int) string {
 
 // BenchmarkText/size=n/edits=n: two authors' concurrent edits of one text.
 func BenchmarkText(b *testing.B) {
-	rules := &Rules{Width: 1, Units: []Unit{{[]int{0}, TextMerge, TextType}}}
+	rules := &Rules{Width: 1, Units: []Unit{{Columns: []int{0}, Rule: TextMerge, Type: TextType}}}
 	for _, tt := range []struct{ size, edits int }{{100, 1}, {1000, 1}, {20_000, 1}, {20_000, 100}, {20_000, 10_000}} {
 		text := letters(tt.size)
 		writes := append(chain(b, rules, "a", text, tt.edits, 1), chain(b, rules, "b", text, tt.edits, 2)...)
@@ -95,7 +95,7 @@ func BenchmarkMerge(b *testing.B) {
 
 // BenchmarkDiff/what: one write's ops.
 func BenchmarkDiff(b *testing.B) {
-	rules := &Rules{Width: 1, Units: []Unit{{[]int{0}, TextMerge, TextType}}}
+	rules := &Rules{Width: 1, Units: []Unit{{Columns: []int{0}, Rule: TextMerge, Type: TextType}}}
 	text := letters(20_000)
 	for name, after := range map[string]string{"one-character": text[:9000] + "x" + text[9000:], "all-else": letters(9_000)[1:] + "y"} {
 		b.Run("20kB/"+name, func(b *testing.B) {

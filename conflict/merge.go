@@ -21,6 +21,15 @@ type Unit struct {
 	Columns []int
 	Rule    Rule
 	Type    Type
+	// Call, for the rule Function, makes one value of two that were written concurrently: the earlier one, or what was made
+	// of those before it, and a later one. The cells are those of Columns. It must give the same on every node.
+	Call func(earlier, later Candidate) ([]Cell, error)
+}
+
+// Candidate is one of the values that a Unit's Call chooses from or makes one value of.
+type Candidate struct {
+	Version origin.Version // of the write, or of the latest of those that it was made of
+	Cells   []Cell
 }
 
 // Rules says how the concurrent writes of a table's rows become one row. Its Units share the columns out
@@ -206,6 +215,9 @@ func (m *merger) read(p int32) opReader { return readOp(m.op(p)) }
 
 // merge puts the unit's value into row and gives the place of the write that it is of, or -1.
 func (m *merger) merge(row []Cell) (int32, error) {
+	if m.unit.Rule == Function {
+		return m.call(row)
+	}
 	if m.unit.Rule.picks() {
 		p := m.choose()
 		return p, pick(m.op(p), m.unit, row)
@@ -255,6 +267,48 @@ func (m *merger) choose() int32 {
 		}
 	}
 	return best
+}
+
+// call lets the unit's function make one value of the heads', one after the other in canonical order.
+func (m *merger) call(row []Cell) (int32, error) {
+	m.few = m.h.heads(m.ops, m.few)
+	if len(m.few) == 1 {
+		return m.few[0], pick(m.op(m.few[0]), m.unit, row)
+	}
+	if m.unit.Call == nil {
+		return -1, fmt.Errorf("there is no function to call")
+	}
+	candidate := func(p int32) (Candidate, error) {
+		if err := pick(m.op(p), m.unit, row); err != nil {
+			return Candidate{}, err
+		}
+		c := Candidate{Version: origin.Version{Stamp: m.h.at(int(p)).Stamp, Origin: m.h.at(int(p)).Origin}}
+		for _, col := range m.unit.Columns {
+			c.Cells = append(c.Cells, row[col])
+		}
+		return c, nil
+	}
+	one, err := candidate(m.few[0])
+	for _, p := range m.few[1:] {
+		var next Candidate
+		if err == nil {
+			next, err = candidate(p)
+		}
+		if err == nil {
+			one.Cells, err = m.unit.Call(one, next)
+			one.Version = next.Version
+		}
+		if err == nil && len(one.Cells) != len(m.unit.Columns) {
+			err = fmt.Errorf("the function gives %d values for %d columns", len(one.Cells), len(m.unit.Columns))
+		}
+	}
+	if err != nil {
+		return -1, err
+	}
+	for i, col := range m.unit.Columns {
+		row[col] = one.Cells[i]
+	}
+	return -1, nil
 }
 
 // parts cuts the unit's ops where what is before may be taken as one value.

@@ -164,7 +164,7 @@ func TestRules(t *testing.T) {
 		{"elements of a json array", Set, JSONB, asJSONB, `["a", {"b": 1}]`, both(`[{"b": 1}]`, `["a", {"b": 1}, 2.50]`), `[{"b": 1}, 2.50]`, -1},
 	} {
 		t.Run(tt.rule.String()+"/"+tt.name, func(t *testing.T) {
-			rules := &Rules{Width: 1, Units: []Unit{{[]int{0}, tt.rule, tt.typ}}, Priority: []string{"c"}}
+			rules := &Rules{Width: 1, Units: []Unit{{Columns: []int{0}, Rule: tt.rule, Type: tt.typ}}, Priority: []string{"c"}}
 			if err := rules.Validate(); err != nil {
 				t.Fatal(err)
 			}
@@ -199,7 +199,7 @@ func TestDeletes(t *testing.T) {
 		{"inserted twice", "-", []step{{"a", 10, nil, "p", false}, {"b", 20, nil, "q", false}}, [3]string{"q", "q", "q"}, [3]int{-1, -1, -1}},
 	} {
 		for d := range tt.want {
-			rules := &Rules{Width: 1, Units: []Unit{{[]int{0}, Latest, Opaque}}, Deletes: Deletes(d)}
+			rules := &Rules{Width: 1, Units: []Unit{{Columns: []int{0}, Rule: Latest, Type: Opaque}}, Deletes: Deletes(d)}
 			m := example(t, rules, asText, tt.start, tt.steps)
 			got := "-"
 			if m.Row != nil {
@@ -214,7 +214,7 @@ func TestDeletes(t *testing.T) {
 
 // TestDeclaredIsNotSeen: b's row did not have a's letters yet when b typed, though they were announced.
 func TestDeclaredIsNotSeen(t *testing.T) {
-	rules := &Rules{Width: 1, Units: []Unit{{[]int{0}, TextMerge, TextType}}}
+	rules := &Rules{Width: 1, Units: []Unit{{Columns: []int{0}, Rule: TextMerge, Type: TextType}}}
 	write := func(node string, stamp int, up origin.Vector, before, after string) Logged {
 		ops, err := rules.Diff([]Cell{asText(before)}, []Cell{asText(after)})
 		if err != nil {
@@ -232,15 +232,15 @@ func TestDeclaredIsNotSeen(t *testing.T) {
 
 func TestValidate(t *testing.T) {
 	for want, r := range map[string]Rules{
-		"":                      {Width: 3, Units: []Unit{{[]int{2, 0}, Latest, Opaque}, {[]int{1}, Delta, Int4}}},
-		"belongs to no unit":    {Width: 2, Units: []Unit{{[]int{0}, Latest, Opaque}}},
-		"another unit too":      {Width: 1, Units: []Unit{{[]int{0}, Latest, Opaque}, {[]int{0}, First, Opaque}}},
-		"is not one of 1":       {Width: 1, Units: []Unit{{[]int{1}, Latest, Opaque}}},
-		"takes one column":      {Width: 2, Units: []Unit{{[]int{0, 1}, Delta, Int4}}},
-		"order of adding":       {Width: 1, Units: []Unit{{[]int{0}, Delta, Float8}}},
-		"does not work on text": {Width: 1, Units: []Unit{{[]int{0}, JSONMerge, TextType}}},
-		"no conflict rule":      {Width: 1, Units: []Unit{{[]int{0}, 99, Opaque}}},
-		"for deletes":           {Width: 1, Units: []Unit{{[]int{0}, Latest, Opaque}}, Deletes: 9},
+		"":                      {Width: 3, Units: []Unit{{Columns: []int{2, 0}, Rule: Latest, Type: Opaque}, {Columns: []int{1}, Rule: Delta, Type: Int4}}},
+		"belongs to no unit":    {Width: 2, Units: []Unit{{Columns: []int{0}, Rule: Latest, Type: Opaque}}},
+		"another unit too":      {Width: 1, Units: []Unit{{Columns: []int{0}, Rule: Latest, Type: Opaque}, {Columns: []int{0}, Rule: First, Type: Opaque}}},
+		"is not one of 1":       {Width: 1, Units: []Unit{{Columns: []int{1}, Rule: Latest, Type: Opaque}}},
+		"takes one column":      {Width: 2, Units: []Unit{{Columns: []int{0, 1}, Rule: Delta, Type: Int4}}},
+		"order of adding":       {Width: 1, Units: []Unit{{Columns: []int{0}, Rule: Delta, Type: Float8}}},
+		"does not work on text": {Width: 1, Units: []Unit{{Columns: []int{0}, Rule: JSONMerge, Type: TextType}}},
+		"no conflict rule":      {Width: 1, Units: []Unit{{Columns: []int{0}, Rule: 99, Type: Opaque}}},
+		"for deletes":           {Width: 1, Units: []Unit{{Columns: []int{0}, Rule: Latest, Type: Opaque}}, Deletes: 9},
 	} {
 		err := r.Validate()
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
@@ -364,7 +364,7 @@ func TestScripts(t *testing.T) {
 }
 
 func TestUnknownStampsAreRefused(t *testing.T) {
-	rules := &Rules{Width: 1, Units: []Unit{{[]int{0}, Latest, Opaque}}}
+	rules := &Rules{Width: 1, Units: []Unit{{Columns: []int{0}, Rule: Latest, Type: Opaque}}}
 	a, b := origin.Origin{Node: "a", Epoch: 1}, origin.Origin{Node: "b", Epoch: 1}
 	for name, log := range map[string][]Logged{
 		"falling":        {{Origin: a, Seq: 1, Stamp: 2}, {Origin: a, Seq: 2, Stamp: 1}},
@@ -378,7 +378,7 @@ func TestUnknownStampsAreRefused(t *testing.T) {
 }
 
 func TestCorruptOps(t *testing.T) {
-	rules := &Rules{Width: 1, Units: []Unit{{[]int{0}, TextMerge, TextType}}}
+	rules := &Rules{Width: 1, Units: []Unit{{Columns: []int{0}, Rule: TextMerge, Type: TextType}}}
 	for _, op := range []Op{{1}, {9, 's'}, {1, 'p', 0, 0}, {1, 's', 1}, append(newOp(opScript, 0).state(0).state(0), 0, 200, 200)} {
 		w := Logged{Origin: origin.Origin{Node: "a", Epoch: 1}, Seq: 1, Kind: Update, Ops: []Op{op}}
 		if _, err := rules.Merge([]Cell{asText("abc")}, []Logged{w}); !errors.Is(err, ErrCorrupt) {
@@ -439,7 +439,7 @@ func FuzzDiff(f *testing.F) {
 	f.Add(byte(TextMerge), byte(TextType), []byte("abc"), []byte("ab\xffc"))
 	f.Add(byte(Max), byte(Float8), []byte("12345678"), []byte("87654321"))
 	f.Fuzz(func(t *testing.T, rule, typ byte, before, after []byte) {
-		u := Unit{[]int{0}, Rule(rule), Type(typ)}
+		u := Unit{Columns: []int{0}, Rule: Rule(rule), Type: Type(typ), Call: joined}
 		rules := &Rules{Width: 1, Units: []Unit{u}}
 		if rules.Validate() != nil {
 			return

@@ -7,7 +7,7 @@ import (
 )
 
 // Rule says how concurrent writes of a unit, which is a column or a group of columns, become one value.
-// The first three pick one of the written values; the others merge them.
+// Those up to Function take the written values as they are; the others merge them.
 type Rule byte
 
 // The rules.
@@ -15,6 +15,8 @@ const (
 	Latest    Rule = iota // the later write's value
 	First                 // the earlier one's
 	Priority              // that of the node which stands first in Rules.Priority
+	Manual                // the later write's value, until a person has decided
+	Function              // what Unit.Call makes of the values
 	Delta                 // increments add up
 	Max                   // the greatest value
 	Min                   // the least value
@@ -23,7 +25,7 @@ const (
 	TextMerge             // texts merge character by character
 )
 
-var ruleNames = []string{"last_writer_wins", "first_writer_wins", "origin_priority", "delta", "max", "min",
+var ruleNames = []string{"last_writer_wins", "first_writer_wins", "origin_priority", "manual", "function", "delta", "max", "min",
 	"set", "json_merge", "text_merge"}
 
 // RuleByName returns the rule of that configuration name. The error lists the names that exist.
@@ -38,8 +40,11 @@ func RuleByName(name string) (Rule, error) {
 // String gives the configuration name.
 func (r Rule) String() string { return nameOf(ruleNames, byte(r)) }
 
-// picks reports whether r takes one of the written values as it is.
-func (r Rule) picks() bool { return r <= Priority }
+// picks reports whether r takes the written values as they are.
+func (r Rule) picks() bool { return r <= Function }
+
+// Groups reports whether r works on a group of columns, too.
+func (r Rule) Groups() bool { return r.picks() }
 
 // Deletes says what a delete does to a concurrent write of the row.
 type Deletes byte

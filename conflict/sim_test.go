@@ -34,6 +34,9 @@ var plans = []plan{
 	{TextMerge, TextType, 1}, {TextMerge, TextType, 1}, {TextMerge, TextType, 1},
 }
 
+// laterPlans came when seeds that had failed were kept already: those draw from plans alone.
+var laterPlans = []plan{{Function, Opaque, 1}, {Function, Opaque, 2}, {Manual, Opaque, 1}}
+
 // done is a write with what only the simulation knows: what its author's row had really seen.
 type done struct {
 	Logged
@@ -74,6 +77,7 @@ type faults struct {
 }
 
 type world struct {
+	seed     int64
 	r        *rand.Rand
 	rules    Rules
 	plans    []plan // by unit
@@ -93,17 +97,17 @@ type world struct {
 }
 
 func newWorld(seed int64, f faults) *world {
-	w := &world{r: rand.New(rand.NewSource(seed)), faults: f, txs: map[origin.Origin][]*transaction{},
+	w := &world{seed: seed, r: rand.New(rand.NewSource(seed)), faults: f, txs: map[origin.Origin][]*transaction{},
 		births: map[rune]int{}, killed: map[rune]bool{}, sums: map[int]int64{}, nextRune: 0x4E00}
 	w.calm = w.r.Intn(3) == 0
 	for range 1 + w.r.Intn(4) {
-		p := plans[w.r.Intn(len(plans))]
+		p := w.draw()
 		var cols []int
 		for range p.cols {
 			cols = append(cols, w.rules.Width)
 			w.rules.Width++
 		}
-		w.rules.Units = append(w.rules.Units, Unit{cols, p.rule, p.types})
+		w.rules.Units = append(w.rules.Units, Unit{Columns: cols, Rule: p.rule, Type: p.types, Call: joined})
 		w.plans = append(w.plans, p)
 	}
 	w.rules.Deletes = Deletes(w.r.Intn(3))
@@ -120,6 +124,24 @@ func newWorld(seed int64, f faults) *world {
 		})
 	}
 	return w
+}
+
+// draw chooses a plan for the next unit.
+func (w *world) draw() plan {
+	all := plans
+	if !slices.Contains(lateFailures, w.seed) {
+		all = slices.Concat(plans, laterPlans)
+	}
+	return all[w.r.Intn(len(all))]
+}
+
+// joined is the function of a unit: both values, one behind the other.
+func joined(earlier, later Candidate) ([]Cell, error) {
+	var cells []Cell
+	for i := range earlier.Cells {
+		cells = append(cells, Cell{Data: slices.Concat(earlier.Cells[i].Data, later.Cells[i].Data)})
+	}
+	return cells, nil
 }
 
 func (w *world) blob(n int) []byte {

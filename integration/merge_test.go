@@ -259,3 +259,66 @@ func requireSums(t *testing.T, c *cluster.Cluster, sum map[int]int64) {
 		}
 	}
 }
+
+// TestPoliciesThatDoNotFit: what is wrong with a policy is said when the bridge starts, with the mend.
+func TestPoliciesThatDoNotFit(t *testing.T) {
+	n := oneNode(t, `CREATE TABLE stock (id int PRIMARY KEY, n int, f float8, v text);
+		CREATE TABLE bare (id int PRIMARY KEY, n int);
+		CREATE FUNCTION volatile_one(jsonb, jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT $1';
+		ALTER TABLE stock REPLICA IDENTITY FULL;`)
+	for policy, words := range map[string][]string{
+		"*.bare: n=delta":                               {"bare", "old values", "REPLICA IDENTITY FULL"},
+		"*.stock: quantity=delta":                       {"stock", `"quantity"`, "correct the name"},
+		"*.stock: f=delta":                              {"stock", `"f"`, "numeric"},
+		"*.stock: v=json_merge":                         {"stock", `"v"`, "json"},
+		"*.stock: id=delta":                             {"stock", `"id"`, "key"},
+		"*.stock: n=delta, n=max":                       {"stock", `"n"`, "twice"},
+		`*.stock: .rows="function public.missing"`:      {"stock", "public.missing", "create it"},
+		`*.stock: .rows="function public.volatile_one"`: {"stock", "public.volatile_one", "IMMUTABLE"},
+	} {
+		wantRefusal(t, run(t, n, map[string]string{"conflict.tables": policy}), words...)
+	}
+	if err := run(t, n, map[string]string{"conflict.tables": "*.stock: n=delta, v=text_merge"}); err != nil {
+		t.Errorf("a policy that fits is refused: %v", err)
+	}
+}
+
+// TestHotMergedRow: a row that local sessions write without a pause takes in what others add.
+func TestHotMergedRow(t *testing.T) {
+	c := cluster.New(t, cluster.Options{Nodes: 2, Schema: mergedSchema, Config: map[string]string{"conflict.tables": "*.counter: n=delta"}})
+	ctx, cancel := context.WithCancel(t.Context())
+	var busy sync.WaitGroup
+	var local atomic.Int64
+	for range 2 {
+		busy.Go(func() {
+			conn, err := pgx.Connect(context.Background(), c.Nodes[1].DSN)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close(context.Background())
+			for ctx.Err() == nil {
+				if _, err := conn.Exec(context.Background(), `UPDATE counter SET n = n + 1 WHERE id = 1`); err != nil {
+					t.Error(err)
+					return
+				}
+				local.Add(1)
+			}
+		})
+	}
+	for range 20 {
+		c.Nodes[0].Exec(`UPDATE counter SET n = n + 1000000 WHERE id = 1`)
+	}
+	c.Nodes[0].Exec(`INSERT INTO counter VALUES (99, 0)`)
+	for c.Nodes[1].Value(`SELECT count(*) FROM counter WHERE id = 99`) != "1" { // in order, so behind the others
+		if t.Failed() || ctx.Err() != nil {
+			break
+		}
+	}
+	cancel()
+	busy.Wait()
+	c.WaitConverged()
+	if got, want := c.Nodes[0].Value(`SELECT n FROM counter WHERE id = 1`), strconv.FormatInt(20*1000000+local.Load(), 10); got != want {
+		t.Errorf("the counter is %s, the increments sum up to %s", got, want)
+	}
+}
