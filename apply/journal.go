@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math"
 	"slices"
 	"sync"
 	"time"
@@ -318,7 +317,7 @@ func (j *journal) txn(ctx context.Context, t *txn) error {
 				}
 				if m != nil {
 					part++
-					j.put(t, m, wholeTable(m.local), wire.KindTruncate, part, nil)
+					j.put(t, m, wholeTable(m.local), wire.KindTruncate, part, nil, nil)
 				}
 			}
 			continue
@@ -383,24 +382,22 @@ func (j *journal) took(t *txn, m *mapping, part *conflict.Part) error {
 		var err error
 		j.key, err = m.keyOf(j.key, tuple)
 		return m.local.hasher.Hash(j.key, nil), err
-	}, func(k wire.KeyHash, kind wire.Kind, old []conflict.Cell, ops []conflict.Op) {
+	}, func(k wire.KeyHash, kind wire.Kind, old, new []conflict.Cell, ops []conflict.Op) {
 		*part++
-		j.put(t, m, k, kind, *part, ops)
-		if kind != wire.KindTruncate {
-			j.bases = append(j.bases, journalBase{key: k, local: m.local, cells: old})
-		}
+		j.put(t, m, k, kind, *part, ops, new)
+		j.bases = append(j.bases, journalBase{key: k, local: m.local, cells: old})
 	})
 }
 
-func (j *journal) put(t *txn, m *mapping, k wire.KeyHash, kind wire.Kind, part conflict.Part, ops []conflict.Op) {
+func (j *journal) put(t *txn, m *mapping, k wire.KeyHash, kind wire.Kind, part conflict.Part, ops []conflict.Op, image []conflict.Cell) {
 	w, _ := writeOf(kind) // only kinds that there are
-	j.writes = append(j.writes, journaled{key: k, kind: kind, low: t.low, merge: m.local.merge,
+	j.writes = append(j.writes, journaled{key: k, kind: kind, low: t.low, local: m.local, image: m.local.keeps(image),
 		write: &conflict.Logged{Origin: t.origin, Seq: t.Seq, Part: part, Stamp: t.Stamp, Up: t.up, Kind: w, Ops: ops}})
 }
 
 // logs tells what one change of the origin's does to rows: a changed key deletes one row and makes another (R31).
 func (m *mapping) logs(c *wire.Change, hash func([]wire.Value) (wire.KeyHash, error),
-	log func(k wire.KeyHash, kind wire.Kind, old []conflict.Cell, ops []conflict.Op)) error {
+	log func(k wire.KeyHash, kind wire.Kind, old, new []conflict.Cell, ops []conflict.Op)) error {
 	if m.remote.ReplicaIdentity != 'f' {
 		return m.needsFull()
 	}
@@ -433,18 +430,18 @@ func (m *mapping) logs(c *wire.Change, hash func([]wire.Value) (wire.KeyHash, er
 		if err != nil {
 			return fmt.Errorf("merge %s: %w", m.local.quoted, err)
 		}
-		log(to, wire.KindUpdate, old, ops)
+		log(to, wire.KindUpdate, old, new, ops)
 		return nil
 	}
 	if old != nil {
-		log(from, wire.KindDelete, old, nil)
+		log(from, wire.KindDelete, old, nil, nil)
 	}
 	if new != nil {
 		ops, err := rules.Diff(nil, new)
 		if err != nil {
 			return fmt.Errorf("merge %s: %w", m.local.quoted, err)
 		}
-		log(to, wire.KindInsert, nil, ops)
+		log(to, wire.KindInsert, nil, new, ops)
 	}
 	return nil
 }
@@ -474,198 +471,6 @@ func (j *journal) flush(ctx context.Context) error {
 func (j *journal) exec(ctx context.Context, sql string, types []uint32, ps []param) error {
 	values, formats := raw(ps)
 	return j.conn.PgConn().ExecParams(ctx, sql, values, types, formats, nil).Read().Err
-}
-
-// stableSQL finds the rows of which all nodes have seen all writes, or that have many.
-const stableSQL = `SELECT j.hi, j.lo, bool_and(j.seq <= s.seq)
-FROM pgbridge.journal j JOIN unnest($1::int4[], $2::int8[]) s(origin, seq) ON s.origin = j.origin
-WHERE j.lo <> 0 GROUP BY j.hi, j.lo HAVING bool_and(j.seq <= s.seq) OR count(*) >= $3 LIMIT $4`
-
-// forgetSQL takes those of the given rows out of the journal of which all nodes have seen all writes.
-const forgetSQL = `WITH k AS (SELECT j.hi, j.lo
-	FROM pgbridge.journal j JOIN unnest($1::int4[], $2::int8[]) s(origin, seq) ON s.origin = j.origin
-		JOIN unnest($3::int8[], $4::int8[]) k(hi, lo) ON k.hi = j.hi AND k.lo = j.lo
-	GROUP BY j.hi, j.lo HAVING bool_and(j.seq <= s.seq)),
-b AS (DELETE FROM pgbridge.journal_base b USING k WHERE b.hi = k.hi AND b.lo = k.lo)
-DELETE FROM pgbridge.journal j USING k WHERE j.hi = k.hi AND j.lo = k.lo`
-
-// purge forgets what every node has seen.
-func (j *journal) purge(ctx context.Context) error {
-	var ids []int32
-	var seqs []int64
-	for id, o := range j.origins {
-		ids, seqs = append(ids, id), append(seqs, int64(j.heard.stableSeq(o)))
-	}
-	rows, err := j.conn.Query(ctx, stableSQL, ids, seqs, foldFrom, purgeKeys)
-	if err != nil {
-		return fmt.Errorf("purge journal: %w", err)
-	}
-	var gone, long []wire.KeyHash
-	var hi, lo int64
-	var stable bool
-	if _, err := pgx.ForEachRow(rows, []any{&hi, &lo, &stable}, func() error {
-		k := wire.KeyHash{Hi: uint64(hi), Lo: uint64(lo)}
-		if stable {
-			gone = append(gone, k)
-		} else {
-			long = append(long, k)
-		}
-		return nil
-	}); err != nil {
-		return fmt.Errorf("purge journal: %w", err)
-	}
-	if len(gone) > 0 {
-		if err := j.excluding(ctx, gone, func() error {
-			his, los := make([]int64, len(gone)), make([]int64, len(gone))
-			for i, k := range gone {
-				his[i], los[i] = int64(k.Hi), int64(k.Lo)
-			}
-			_, err := j.conn.Exec(ctx, forgetSQL, ids, seqs, his, los)
-			return err
-		}); err != nil {
-			return fmt.Errorf("purge journal: %w", err)
-		}
-	}
-	if err := j.purgeTruncates(ctx); err != nil {
-		return fmt.Errorf("purge journal: %w", err)
-	}
-	for _, k := range long {
-		if err := j.excluding(ctx, []wire.KeyHash{k}, func() error { return j.fold(ctx, k) }); err != nil {
-			return fmt.Errorf("fold journal: %w", err)
-		}
-	}
-	return nil
-}
-
-// purgeTruncates forgets TRUNCATEs. Once all nodes have seen one, whatever comes was written by somebody who had; but what is
-// in the journal by then may not have seen it, and is judged by it as long as it is there.
-func (j *journal) purgeTruncates(ctx context.Context) error {
-	rows, err := j.conn.Query(ctx, `SELECT origin, seq, hi FROM pgbridge.journal WHERE lo = 0`)
-	if err != nil {
-		return err
-	}
-	var due []wiped
-	var w wiped
-	var seq int64
-	if _, err := pgx.ForEachRow(rows, []any{&w.origin, &seq, &w.table}, func() error {
-		if w.seq = uint64(seq); w.seq <= j.heard.stableSeq(j.origins[w.origin]) {
-			due = append(due, w)
-		}
-		return nil
-	}); err != nil {
-		return err
-	}
-	for _, w := range due {
-		behind, ok := j.wiped[w]
-		if !ok {
-			behind = j.progress.vector()
-			behind.Advance(j.done)
-			j.wiped[w] = behind
-		}
-		if slices.ContainsFunc(behind, func(e origin.Entry) bool { return e.Seq > j.heard.stableSeq(e.Origin) }) {
-			continue
-		}
-		if _, err := j.conn.Exec(ctx, `DELETE FROM pgbridge.journal WHERE lo = 0 AND origin = $1 AND seq = $2 AND hi = $3`, w.origin, int64(w.seq), w.table); err != nil {
-			return err
-		}
-		delete(j.wiped, w)
-	}
-	return nil
-}
-
-// wiped is a TRUNCATE in the journal.
-type wiped struct {
-	origin int32
-	seq    uint64
-	table  int64
-}
-
-// excluding calls f while no transaction is applied to rows of these keys.
-func (j *journal) excluding(ctx context.Context, keys []wire.KeyHash, f func() error) error {
-	h := &held{origin: j.own, keys: keys}
-	if err := j.locks.lock(ctx, h); err != nil {
-		return err
-	}
-	defer j.locks.release(h)
-	return f()
-}
-
-// foldable returns up to which seq of each origin the writes can be folded into the base: every node has seen them, and
-// whoever wrote any of the others certainly had.
-func foldable(l *lineage, stable func(origin.Origin) uint64) map[origin.Origin]uint64 {
-	cut := map[origin.Origin]uint64{}
-	for i := range l.writes {
-		cut[l.writes[i].Origin] = stable(l.writes[i].Origin)
-	}
-	for again := true; again; {
-		again = false
-		for i := range l.writes {
-			w := &l.writes[i]
-			if w.Seq <= cut[w.Origin] {
-				continue
-			}
-			for o, seq := range cut {
-				if had := l.lows[i].Seq(o); o != w.Origin && had < seq {
-					cut[o], again = had, true
-				}
-			}
-		}
-	}
-	return cut
-}
-
-// fold folds what can be of one row's journal into its base.
-func (j *journal) fold(ctx context.Context, k wire.KeyHash) error {
-	var schema, name string
-	err := j.conn.QueryRow(ctx, `SELECT schema, name FROM pgbridge.journal_base WHERE hi = $1 AND lo = $2`, int64(k.Hi), int64(k.Lo)).Scan(&schema, &name)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	t, err := j.catalog.table(ctx, schema, name)
-	if isBlocked(err) || err == nil && t.merge == nil {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	ls, err := j.lineages(ctx, j.conn.PgConn(), t, []wire.KeyHash{k})
-	if err != nil || len(ls[0].truncates) > 0 {
-		return err
-	}
-	l := &ls[0]
-	cut := foldable(l, j.heard.stableSeq)
-	old := lineage{base: l.base}
-	for i := range l.writes {
-		if l.writes[i].Seq <= cut[l.writes[i].Origin] {
-			old.writes = append(old.writes, l.writes[i])
-		}
-	}
-	if len(old.writes) == 0 {
-		return nil
-	}
-	row, err := old.merged(t.rules(ctx, j.conn.PgConn()))
-	if err != nil {
-		return err
-	}
-	return j.commit(ctx, func(tx pgx.Tx) error {
-		var cells []byte
-		if row.Row != nil {
-			cells = t.encodeCells(row.Row)
-		}
-		if _, err := tx.Exec(ctx, `UPDATE pgbridge.journal_base SET cells = $3 WHERE hi = $1 AND lo = $2`, int64(k.Hi), int64(k.Lo), cells); err != nil {
-			return err
-		}
-		for o, seq := range cut {
-			if _, err := tx.Exec(ctx, `DELETE FROM pgbridge.journal WHERE hi = $1 AND lo = $2 AND origin = $3 AND seq <= $4`,
-				int64(k.Hi), int64(k.Lo), j.id(o), int64(min(seq, math.MaxInt64))); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
 }
 
 // id is what the journal calls an origin.

@@ -21,50 +21,20 @@ type lineage struct {
 	based  bool // the journal has base
 	base   []conflict.Cell
 	writes []conflict.Logged
-	lows   []origin.Vector // of each write, what its author certainly had seen
+	lows   []origin.Vector   // of each write, what its author certainly had seen
+	images [][]conflict.Cell // of each write the row as its author left it, if the table has CHECK constraints
 	// truncates are those of the table. They take every row with them that is older, seen or not: whoever truncates means
 	// the table, and the rows' old values are not told.
 	truncates []conflict.Logged
 }
 
+func (l *lineage) add(w conflict.Logged, low origin.Vector, image []conflict.Cell) {
+	l.writes, l.lows, l.images = append(l.writes, w), append(l.lows, low), append(l.images, image)
+}
+
 // later orders writes as the rules do.
 func later(a, b *conflict.Logged) int {
 	return cmp.Or(cmp.Compare(a.Stamp, b.Stamp), a.Origin.Compare(b.Origin), cmp.Compare(a.Seq, b.Seq), cmp.Compare(a.Part, b.Part))
-}
-
-// merged works the row out. What it says of writes are places in l.writes.
-func (l *lineage) merged(rules *conflict.Rules) (conflict.Merged, error) {
-	if len(l.truncates) == 0 {
-		return rules.Merge(l.base, l.writes)
-	}
-	last := slices.MaxFunc(l.truncates, func(a, b conflict.Logged) int { return later(&a, &b) })
-	var places []int
-	for i := range l.writes {
-		if later(&l.writes[i], &last) > 0 {
-			places = append(places, i)
-		}
-	}
-	slices.SortFunc(places, func(a, b int) int { return later(&l.writes[a], &l.writes[b]) })
-	// An update of a row that the TRUNCATE has taken lacks the values that it left alone.
-	first := slices.IndexFunc(places, func(i int) bool { return l.writes[i].Kind == conflict.Insert })
-	if first < 0 {
-		return conflict.Merged{Deleted: -1}, nil
-	}
-	places = places[first:]
-	writes := make([]conflict.Logged, len(places))
-	for n, i := range places {
-		writes[n] = l.writes[i]
-	}
-	out, err := rules.Merge(nil, writes)
-	for u, n := range out.Winner {
-		if n >= 0 {
-			out.Winner[u] = places[n]
-		}
-	}
-	if out.Deleted >= 0 {
-		out.Deleted = places[out.Deleted]
-	}
-	return out, err
 }
 
 // wholeTable stands in the journal for the keys of all rows of a table.
@@ -78,13 +48,14 @@ type journaled struct {
 	origin int32 // as in pgbridge.position; 0: this node
 	write  *conflict.Logged
 	low    origin.Vector
-	merge  *merge
+	image  []conflict.Cell // as in lineage
+	local  *table
 	kind   wire.Kind
 }
 
 // journalSQL puts writes into the journal; those that are there already stay.
-const journalSQL = `INSERT INTO pgbridge.journal (hi, lo, origin, seq, part, stamp, kind, seen, ops)
-SELECT * FROM unnest($1::int8[], $2::int8[], $3::int4[], $4::int8[], $5::int4[], $6::int8[], $7::"char"[], $8::bytea[], $9::bytea[])
+const journalSQL = `INSERT INTO pgbridge.journal (hi, lo, origin, seq, part, stamp, kind, seen, ops, image)
+SELECT * FROM unnest($1::int8[], $2::int8[], $3::int4[], $4::int8[], $5::int4[], $6::int8[], $7::"char"[], $8::bytea[], $9::bytea[], $10::bytea[])
 ON CONFLICT DO NOTHING`
 
 // Object ids of array types and elements that no other statement needs (pg_type.dat).
@@ -94,11 +65,11 @@ const (
 	oidByteaArray = 1001
 )
 
-var journalTypes = []uint32{oidInt8Array, oidInt8Array, oidInt4Array, oidInt8Array, oidInt4Array, oidInt8Array, oidCharArray, oidByteaArray, oidByteaArray}
+var journalTypes = []uint32{oidInt8Array, oidInt8Array, oidInt4Array, oidInt8Array, oidInt4Array, oidInt8Array, oidCharArray, oidByteaArray, oidByteaArray, oidByteaArray}
 
 // journalParams are the parameters of journalSQL.
 func journalParams(writes []journaled) []param {
-	elements := []uint32{oidInt8, oidInt8, oidInt4, oidInt8, oidInt4, oidInt8, oidChar, oidBytea, oidBytea}
+	elements := []uint32{oidInt8, oidInt8, oidInt4, oidInt8, oidInt4, oidInt8, oidChar, oidBytea, oidBytea, oidBytea}
 	cols := make([]array, len(elements))
 	for i := range cols {
 		cols[i].reset()
@@ -115,7 +86,8 @@ func journalParams(writes []journaled) []param {
 		int8(5, uint64(w.write.Stamp))
 		cols[6].add([]byte{byte(w.kind)}, false)
 		cols[7].add(wire.AppendVector(wire.AppendVector(nil, w.write.Up), w.low), false)
-		cols[8].add(w.merge.encodeOps(w.write.Ops), false)
+		cols[8].add(w.local.merge.encodeOps(w.write.Ops), false)
+		cols[9].add(w.local.encodeCells(w.image), w.image == nil)
 	}
 	ps := make([]param, len(cols))
 	for i := range cols {
@@ -247,7 +219,7 @@ func cutBytes(b []byte) (v, rest []byte, ok bool) {
 
 // lineageSQL reads what the journal holds of keys.
 const (
-	lineageSQL = `SELECT k.n::int8, j.origin, j.seq, j.part, j.stamp, j.kind, j.seen, j.ops
+	lineageSQL = `SELECT k.n::int8, j.origin, j.seq, j.part, j.stamp, j.kind, j.seen, j.ops, j.image
 FROM unnest($1::int8[], $2::int8[]) WITH ORDINALITY k(hi, lo, n) JOIN pgbridge.journal j ON j.hi = k.hi AND j.lo = k.lo`
 	lineageBaseSQL = `SELECT k.n::int8, b.cells
 FROM unnest($1::int8[], $2::int8[]) WITH ORDINALITY k(hi, lo, n) JOIN pgbridge.journal_base b ON b.hi = k.hi AND b.lo = k.lo`
@@ -275,8 +247,14 @@ func (j *journal) lineages(ctx context.Context, conn *pgconn.PgConn, t *table, k
 		if err != nil {
 			return nil, err
 		}
+		var image []conflict.Cell
+		if r[8] != nil {
+			if image, err = t.decodeCells(r[8]); err != nil {
+				return nil, err
+			}
+		}
 		if n := int(binary.BigEndian.Uint64(r[0])) - 1; n < len(keys) {
-			out[n].writes, out[n].lows = append(out[n].writes, w), append(out[n].lows, low)
+			out[n].add(w, low, image)
 		} else {
 			whole = append(whole, w)
 		}

@@ -53,6 +53,7 @@ type merge struct {
 	cols  []int    // the local columns that rows consist of, as the rules count them
 	units []string // what the journal calls the rules' units
 	calls []string // by unit, the function that it calls; "" for none
+	check string   // condition over a row's columns that its CHECK constraints demand; "" for none
 }
 
 // newMerge fits the policy to a table; nil if no policy is for it. A Blocked error says what does not fit.

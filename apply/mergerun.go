@@ -196,7 +196,7 @@ func (c *carefulRun) readMerged(ctx context.Context, m *mapping, rows []*mergedR
 // merge takes one change of a merged table into the row's writes.
 func (c *carefulRun) merge(s *step) error {
 	hash := func(tuple []wire.Value) (wire.KeyHash, error) { return c.planner.hash(s.m, tuple) }
-	return s.m.logs(&s.ch, hash, func(k wire.KeyHash, kind wire.Kind, _ []conflict.Cell, ops []conflict.Op) {
+	return s.m.logs(&s.ch, hash, func(k wire.KeyHash, kind wire.Kind, _, new []conflict.Cell, ops []conflict.Op) {
 		c.part++
 		r := c.merged[k]
 		what, _ := writeOf(kind) // only kinds that there are
@@ -205,8 +205,7 @@ func (c *carefulRun) merge(s *step) error {
 			w.tuple, r.tuple = s.ch.New, s.ch.New
 		}
 		r.steps = append(r.steps, w)
-		r.writes = append(r.writes, conflict.Logged{Origin: s.t.origin, Seq: s.t.Seq, Part: c.part, Stamp: s.t.Stamp, Up: s.t.up, Kind: what, Ops: ops})
-		r.lows = append(r.lows, s.t.low)
+		r.add(conflict.Logged{Origin: s.t.origin, Seq: s.t.Seq, Part: c.part, Stamp: s.t.Stamp, Up: s.t.up, Kind: what, Ops: ops}, s.t.low, s.m.local.keeps(new))
 	})
 }
 
@@ -218,7 +217,7 @@ func (c *carefulRun) writeMerged(ctx context.Context) error {
 		if len(r.steps) == 0 {
 			continue
 		}
-		out, err := r.lineage.merged(r.m.local.rules(ctx, c.conn.PgConn()))
+		out, err := r.lineage.merged(ctx, c.conn.PgConn(), r.m.local)
 		if err != nil {
 			return fmt.Errorf("merge a row of %s: %w", r.m.local.quoted, err)
 		}
@@ -237,7 +236,7 @@ func (c *carefulRun) writeMerged(ctx context.Context) error {
 			bases = append(bases, journalBase{key: r.key, local: r.m.local, cells: r.base})
 		}
 		for _, s := range r.steps {
-			writes = append(writes, journaled{key: r.key, origin: int32(c.id), write: &r.writes[s.at], low: r.lows[s.at], merge: r.m.local.merge, kind: s.kind})
+			writes = append(writes, journaled{key: r.key, origin: int32(c.id), write: &r.writes[s.at], low: r.lows[s.at], image: r.images[s.at], local: r.m.local, kind: s.kind})
 		}
 	}
 	if len(bases) > 0 {
@@ -260,9 +259,10 @@ func (c *carefulRun) mergedRows() []*mergedRow {
 }
 
 // seenByAll reports whether the journal need not know of the transaction's writes: none of the row's is in it, and every
-// node has seen these. So it is with two nodes that do not write the same rows at once.
+// node has seen these. So it is with two nodes that do not write the same rows at once. Where no row was, a local delete may
+// be on its way into the journal, which this node's own stability says nothing of.
 func (c *carefulRun) seenByAll(r *mergedRow) bool {
-	return !r.held && !r.based && len(r.truncates) == 0 && c.final().Seq <= c.heard.stableSeq(c.origin)
+	return r.here != nil && !r.held && !r.based && len(r.truncates) == 0 && c.final().Seq <= c.heard.stableSeq(c.origin)
 }
 
 // becomes queues the statement that makes the row look like cells; nil: that there is none.
@@ -389,7 +389,7 @@ func (r *mergedRow) latest(fits func(*conflict.Logged) bool) *conflict.Logged {
 func (c *carefulRun) truncateMerged(ctx context.Context, m *mapping) error {
 	t := m.local
 	c.part++
-	c.push("journal", c.journalStatement, journalParams([]journaled{{key: wholeTable(t), origin: int32(c.id), low: c.t.low, merge: t.merge, kind: wire.KindTruncate,
+	c.push("journal", c.journalStatement, journalParams([]journaled{{key: wholeTable(t), origin: int32(c.id), low: c.t.low, local: t, kind: wire.KindTruncate,
 		write: &conflict.Logged{Origin: c.t.origin, Seq: c.t.Seq, Part: c.part, Stamp: c.t.Stamp, Up: c.t.up, Kind: conflict.Truncate}}}))
 	if err := c.flush(ctx); err != nil {
 		return err
@@ -436,7 +436,7 @@ func (j *journal) stays(ctx context.Context, conn *pgconn.PgConn, t *table, k wi
 	if !ls[0].based {
 		ls[0].base = here
 	}
-	out, err := ls[0].merged(t.rules(ctx, conn))
+	out, err := ls[0].merged(ctx, conn, t)
 	return out.Row != nil, err
 }
 

@@ -197,7 +197,7 @@ func loadTable(ctx context.Context, cat *catalog, schema, name string) (*table, 
 	if t.merge, err = newMerge(t, cat.merges, cat.priority); t.merge == nil {
 		return t, err
 	}
-	return t, t.checkCalls(ctx, cat.conn)
+	return t, t.loadMerge(ctx, cat.conn)
 }
 
 func (t *table) loadKey(ctx context.Context, conn *pgx.Conn, identity string, byNumber map[int16]int) error {

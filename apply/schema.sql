@@ -75,6 +75,7 @@ CREATE TABLE IF NOT EXISTS pgbridge.journal (
     kind   "char" NOT NULL,                  -- as in pgoutput: I, U, D, T
     seen   bytea  NOT NULL,                  -- the vectors up and low of its author
     ops    bytea  NOT NULL,                  -- what it did to each unit of columns
+    image  bytea,                            -- the row as its author left it, where CHECK constraints may ask for it
     PRIMARY KEY (hi, lo, origin, seq, part)
 );
 ALTER TABLE pgbridge.journal ALTER COLUMN seen SET STORAGE PLAIN;

@@ -30,6 +30,9 @@ CREATE TABLE bid (id int PRIMARY KEY, who text);
 CREATE TABLE mixed (id int PRIMARY KEY, hits int, best int, worst int, tags text[], j jsonb, body text, a text, b text);
 CREATE TABLE kept (id int PRIMARY KEY, v text);
 CREATE TABLE removed (id int PRIMARY KEY, v text);
+CREATE TABLE account (id int PRIMARY KEY, balance int CHECK (balance >= 0), lent int, CHECK (lent <= 10 OR balance > 0));
+ALTER TABLE account REPLICA IDENTITY FULL;
+INSERT INTO account SELECT i, 10, 0 FROM generate_series(1, 4) i;
 CREATE TABLE wiped (id int PRIMARY KEY, n int, v text);
 ALTER TABLE wiped REPLICA IDENTITY FULL;
 ALTER TABLE counter REPLICA IDENTITY FULL; ALTER TABLE doc REPLICA IDENTITY FULL; ALTER TABLE tagged REPLICA IDENTITY FULL;
@@ -54,7 +57,7 @@ var mergedConfig = map[string]string{
 	"conflict.tables": `*.counter: n=delta; *.doc: body=text_merge; *.tagged: tags=set; *.setting: j=json_merge; ` +
 		`*.person: "*"=last_writer_wins, (street, town)=last_writer_wins; *.price: .rows=origin_priority; *.bid: .rows=first_writer_wins; ` +
 		`*.mixed: hits=delta, best=max, worst=min, tags=set, j=json_merge, body=text_merge; ` +
-		`*.kept: .deletes=update_wins; *.removed: .deletes=delete_wins; *.wiped: n=delta`,
+		`*.kept: .deletes=update_wins; *.removed: .deletes=delete_wins; *.wiped: n=delta; *.account: balance=delta, lent=delta`,
 }
 
 // mergedWrite returns a random write of a merged table. Values of one node never repeat.
@@ -63,7 +66,7 @@ func mergedWrite(node string, r *rand.Rand, next *atomic.Int64) (string, []any) 
 	value := fmt.Sprintf("%s%d", node, n)
 	at := 1 + r.Intn(4)
 	letters := "abcdefghij"[r.Intn(8):]
-	switch r.Intn(26) {
+	switch r.Intn(29) {
 	case 0, 1, 2:
 		return `UPDATE doc SET body = left(body, $2) || $3 || substr(body, $2 + 1) WHERE id = $1`, []any{at, r.Intn(20), letters[:1+r.Intn(2)]}
 	case 3:
@@ -109,7 +112,10 @@ func mergedWrite(node string, r *rand.Rand, next *atomic.Int64) (string, []any) 
 			return `TRUNCATE wiped`, nil
 		}
 		return `DELETE FROM wiped WHERE id = $1`, []any{1 + r.Intn(8)}
-	case 24:
+	case 24, 25, 26: // merged, it may violate a CHECK
+		return `UPDATE account SET balance = balance - $2, lent = lent + $3 WHERE id = $1 AND balance >= $2 AND (lent + $3 <= 10 OR balance > $2)`,
+			[]any{at, r.Intn(12) - 3, r.Intn(9) - 4}
+	case 27:
 		return `UPDATE ` + []string{"kept", "person", "mixed"}[r.Intn(3)] + ` SET id = $2 WHERE id = $1`, []any{1 + r.Intn(6), 1 + r.Intn(6)}
 	}
 	return `UPDATE mixed SET hits = NULL, body = NULL WHERE id = $1 AND $2`, []any{at, r.Intn(6) == 0}
