@@ -62,3 +62,5 @@ CREATE TABLE IF NOT EXISTS pgbridge.conflict (
     remote_row    json                       -- what the remote transaction wanted; null for a delete
 );
 CREATE INDEX IF NOT EXISTS conflict_at ON pgbridge.conflict (at);
+-- Whether the loser was brought back, and by whom (undo.go). Added later: installations before have a table without.
+ALTER TABLE pgbridge.conflict ADD COLUMN IF NOT EXISTS undone_at timestamptz, ADD COLUMN IF NOT EXISTS undone_by text;
