@@ -13,7 +13,7 @@ import (
 
 // Values that are longer are cut where a person reads them.
 const (
-	keyWidth   = 40
+	keyWidth   = 48
 	valueWidth = 48
 )
 
@@ -64,7 +64,7 @@ func margin(c *bridge.Conflict) string {
 // printConflict writes one conflict for a person.
 func printConflict(w io.Writer, d *bridge.ConflictDetail, clockError time.Duration) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "conflict %d in table %s, row %s, decided here at %s\n", d.ID, d.Table, orDash(cut(d.Key.String(), keyWidth)), clock(d.At))
+	fmt.Fprintf(&b, "conflict %d in table %s, row %s, decided here at %s\n", d.ID, d.Table, orDash(d.Key.String()), clock(d.At))
 	fmt.Fprintf(&b, "%s: %s, and neither had seen the other's write\n", d.Kind, met(&d.Conflict))
 	fmt.Fprintf(&b, "%s won: %s\n", d.Winner, why(&d.Conflict))
 	if d.Close {
