@@ -3,6 +3,7 @@ package apply
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -43,7 +44,22 @@ func (h *History) Undo(ctx context.Context, id int64, o UndoOptions) (*Undone, e
 		return nil, &refusal{errors.New("the table pgbridge.conflict is of an earlier version, without the columns that an undo writes"), "run pgbridge setup"}
 	}
 	var done *Undone
-	err := pgx.BeginFunc(ctx, h.conn, func(tx pgx.Tx) error {
+	var err error
+	for range undoTries {
+		done, err = h.undo(ctx, id, o)
+		if !hasCode(err, "23505", "40001", "40P01") {
+			break // else the row may have come at the same moment, and the next look sees it
+		}
+	}
+	return done, err
+}
+
+// undoTries bounds how often an undo meets a write at the same moment, before it is left to a person.
+const undoTries = 3
+
+// undo is one try.
+func (h *History) undo(ctx context.Context, id int64, o UndoOptions) (done *Undone, err error) {
+	err = pgx.BeginFunc(ctx, h.conn, func(tx pgx.Tx) error {
 		u, err := h.plan(ctx, tx, id, o)
 		if err != nil {
 			return err
@@ -188,12 +204,7 @@ func (u *undo) isTheRow() string {
 
 // look reads the row that is there now, and both images through the table's types.
 func (u *undo) look(ctx context.Context, lock string) error {
-	_, col := u.keyImage()
-	from, where := u.from(col)
 	var err error
-	if u.now, err = u.row(ctx, fmt.Sprintf("SELECT row_to_json(t.*)::text FROM %s t, %s WHERE %s AND %s%s", u.t.rows, from, where, u.isTheRow(), lock)); err != nil {
-		return err
-	}
 	for _, i := range []struct {
 		to   **image
 		of   *image
@@ -204,18 +215,21 @@ func (u *undo) look(ctx context.Context, lock string) error {
 			continue
 		}
 		from, where := u.from(i.name)
-		if *i.to, err = u.row(ctx, fmt.Sprintf("SELECT row_to_json(p.*)::text FROM %s WHERE %s", from, where)); err != nil {
+		if *i.to, err = u.row(ctx, "turn what was recorded into", fmt.Sprintf("SELECT row_to_json(p.*)::text FROM %s WHERE %s", from, where)); err != nil {
 			return err
 		}
 	}
-	return nil
+	_, col := u.keyImage()
+	from, where := u.from(col)
+	u.now, err = u.row(ctx, "look at", fmt.Sprintf("SELECT row_to_json(t.*)::text FROM %s t, %s WHERE %s AND %s%s", u.t.rows, from, where, u.isTheRow(), lock))
+	return err
 }
 
-// row runs a query for one row as JSON; an image without a row if there is none.
-func (u *undo) row(ctx context.Context, sql string) (*image, error) {
+// row runs a query for one row as JSON, for what it is to do with it; an image without a row if there is none.
+func (u *undo) row(ctx context.Context, what, sql string) (*image, error) {
 	var text *string
 	if err := u.tx.QueryRow(ctx, sql).Scan(&text); err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return nil, u.explain(fmt.Errorf("read table %s: %w", u.t.quoted, err))
+		return nil, u.explain(fmt.Errorf("%s a row of %s: %w", what, u.t.quoted, err))
 	}
 	return parseImage(text)
 }
@@ -225,6 +239,9 @@ func (u *undo) unchanged() error {
 	const force = "; --force writes it all the same"
 	if cols := u.differing(u.loser, u.loserNow); len(cols) > 0 {
 		return fmt.Errorf("in table %s the recorded row would not be what it was: its types have changed, of %s%s", u.t.quoted, strings.Join(cols, ", "), force)
+	}
+	if cols := u.ambiguous(); len(cols) > 0 {
+		return fmt.Errorf("in table %s JSON cannot tell whether the arrays in %s were elements or dimensions%s", u.t.quoted, strings.Join(cols, ", "), force)
 	}
 	changed := u.differing(u.winnerNow, u.now)
 	switch {
@@ -247,6 +264,23 @@ func (u *undo) differing(a, b *image) []string {
 	for i := range u.t.cols {
 		c := &u.t.cols[i]
 		if v := a.values[c.name]; v != nil && b.there() && !c.generated && !u.lacks(a, c.name) && !bytes.Equal(v, b.values[c.name]) {
+			cols = append(cols, c.quoted)
+		}
+	}
+	return cols
+}
+
+// ambiguous lists the loser's json[] and jsonb[] columns that hold arrays in an array: the server takes those for dimensions.
+func (u *undo) ambiguous() []string {
+	const oidJSONB = 3802
+	var cols []string
+	for i := range u.t.cols {
+		c := &u.t.cols[i]
+		var elements []json.RawMessage
+		if e := c.typ.root().elem; e == nil || e.root().oid != oidJSON && e.root().oid != oidJSONB || json.Unmarshal(u.loser.values[c.name], &elements) != nil {
+			continue
+		}
+		if slices.ContainsFunc(elements, func(v json.RawMessage) bool { return bytes.HasPrefix(v, []byte("[")) }) {
 			cols = append(cols, c.quoted)
 		}
 	}
@@ -384,7 +418,7 @@ func (u *undo) explain(err error) error {
 		return &refusal{err, fmt.Sprintf("run GRANT SELECT, INSERT, UPDATE, DELETE ON %s TO %s, and where the table has row security let the role have BYPASSRLS; "+
 			"or name a role in postgres.dsn that may write it", u.t.quoted, u.h.role)}
 	case "23505":
-		return fmt.Errorf("%w (%s); another row has what must be unique: change that one first, or try again if this row was written at the same moment", err, pg.Detail)
+		return fmt.Errorf("%w (%s); another row has what must be unique: change that one first", err, pg.Detail)
 	}
 	return err
 }

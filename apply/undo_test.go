@@ -202,6 +202,32 @@ func TestUndoOfEachType(t *testing.T) {
 	})
 }
 
+// TestWhatJSONCannotTellApart holds docs/history.md to what it says of the limits.
+func TestWhatJSONCannotTellApart(t *testing.T) {
+	db := setUp(t, pgtest.SharedServer(t, pgtest.Newest(t)), `CREATE TABLE t (id int PRIMARY KEY, j jsonb, a int[], ja jsonb[]); CREATE EXTENSION hstore; CREATE TABLE h (id int PRIMARY KEY, h hstore)`)
+	h := openHistory(t, db, "")
+	undo := func(relation, row string, o UndoOptions) error {
+		_, err := h.Undo(t.Context(), loseByHand(t, db, relation, "update_delete", localWins, "", row), o)
+		return err
+	}
+	if err := undo("public.t", `SELECT 1 AS id, 'null'::jsonb AS j, '[5:6]={1,2}'::int[] AS a, ARRAY['1', '{"a": [2]}']::jsonb[] AS ja`, UndoOptions{}); err != nil {
+		t.Error(err)
+	}
+	if got := db.Value(t, `SELECT * FROM t`); got != `1|∅|{1,2}|{1,"{\"a\": [2]}"}` {
+		t.Errorf("row %s", got)
+	}
+	nested := `SELECT 2 AS id, NULL AS j, NULL AS a, ARRAY['[1]', '[2]']::jsonb[] AS ja`
+	if err := undo("public.t", nested, UndoOptions{}); err == nil || !strings.Contains(err.Error(), `JSON cannot tell whether the arrays in "ja" were elements or dimensions`) {
+		t.Errorf("arrays in a jsonb[]: %v", err)
+	}
+	if err := undo("public.t", nested, UndoOptions{Force: true}); err != nil || db.Value(t, `SELECT ja FROM t WHERE id = 2`) != "{{1},{2}}" {
+		t.Errorf("arrays in a jsonb[], by force: %v", err)
+	}
+	if err := undo("public.h", `SELECT 1 AS id, 'a=>1'::hstore AS h`, UndoOptions{}); err == nil || !strings.Contains(err.Error(), `turn what was recorded into a row of "public"."h": ERROR: syntax error in hstore`) {
+		t.Errorf("hstore: %v", err)
+	}
+}
+
 // TestUndoInTablesOfEachShape: identity and generated columns, partitions, keys that look different, no primary key.
 func TestUndoInTablesOfEachShape(t *testing.T) {
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
@@ -354,6 +380,38 @@ func TestUndoRefuses(t *testing.T) {
 	}
 	if got := db.Value(t, `SELECT count(*) FROM pgbridge.conflict WHERE undone_at IS NOT NULL`); got != "2" {
 		t.Errorf("%s are noted as undone", got)
+	}
+}
+
+// TestUndoMeetsAWriteAtTheSameMoment: another session inserts the row, and has not committed when the undo looks for it.
+func TestUndoMeetsAWriteAtTheSameMoment(t *testing.T) {
+	db := setUp(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
+	for id, o := range map[int]UndoOptions{1: {}, 2: {Force: true}} {
+		h := openHistory(t, db, "")
+		other := db.Connect(t)
+		if _, err := other.Exec(t.Context(), fmt.Sprintf(`BEGIN; INSERT INTO t VALUES (%d, 'other', 0)`, id)); err != nil {
+			t.Fatal(err)
+		}
+		conflict := loseByHand(t, db, "public.t", "update_delete", localWins, "", fmt.Sprintf(`SELECT %d AS id, 'lost' AS v, 0 AS n`, id))
+		done := make(chan error, 1)
+		go func() {
+			_, err := h.Undo(t.Context(), conflict, o)
+			done <- err
+		}()
+		awaitTrue(t, func() bool {
+			return db.Value(t, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'pgbridge conflicts' AND wait_event_type = 'Lock'`) == "1"
+		})
+		if _, err := other.Exec(t.Context(), `COMMIT`); err != nil {
+			t.Fatal(err)
+		}
+		err := <-done
+		want := "lost"
+		if !o.Force {
+			want = "other"
+		}
+		if got := db.Value(t, `SELECT v FROM t WHERE id = $1`, id); got != want || (err == nil) != o.Force || err != nil && !strings.Contains(err.Error(), "has been inserted since") {
+			t.Errorf("%+v: row %q, %v", o, got, err)
+		}
 	}
 }
 

@@ -25,15 +25,15 @@ func fight(t *testing.T, c *cluster.Cluster, r *rand.Rand) {
 		n := c.Nodes[i]
 		conn := pgtest.Connect(t, n.DSN)
 		for _, id := range r.Perm(undoKeys) {
-			v := fmt.Sprintf("%s %d", n.Name, r.Intn(1_000_000))
+			v, number := fmt.Sprintf("%s %d", n.Name, r.Intn(1_000_000)), fmt.Sprintf("%d.%d0", r.Intn(1_000_000), r.Intn(100))
 			var err error
 			switch r.Intn(4) {
 			case 0:
 				_, err = conn.Exec(t.Context(), `DELETE FROM fought WHERE id = $1`, id)
 			case 1:
-				_, err = conn.Exec(t.Context(), `INSERT INTO fought VALUES ($1, $2, 1.50, now(), ARRAY[1, NULL]) ON CONFLICT DO NOTHING`, id, v)
+				_, err = conn.Exec(t.Context(), `INSERT INTO fought VALUES ($1, $2, $3::text::numeric, now(), ARRAY[1, NULL]) ON CONFLICT DO NOTHING`, id, v, number)
 			default:
-				_, err = conn.Exec(t.Context(), `UPDATE fought SET v = $2, n = n + 0.10, at = clock_timestamp(), a = a || 7 WHERE id = $1`, id, v)
+				_, err = conn.Exec(t.Context(), `UPDATE fought SET v = $2, n = $3::text::numeric, at = clock_timestamp(), a = a || length($2) WHERE id = $1`, id, v, number)
 			}
 			if err != nil {
 				t.Fatal(err)
