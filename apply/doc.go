@@ -17,6 +17,9 @@
 // When one transaction cannot be applied (a table is missing here), its origin waits with a reason that
 // [Applier.Status] shows, the others go on, and nothing is lost. When a peer is away its queue is empty.
 //
+// The conflict history is also read, and losers are brought back, by [History], which is no part of an Applier: conflicts.go
+// and undo.go.
+//
 // Begin with applier.go, then worker.go (the optimistic path), guard.go, plan.go, bundle.go, careful.go with decide.go, and
 // absence.go for what is known about rows that are not there.
 package apply

@@ -52,9 +52,9 @@ func (c *carefulRun) record(m *mapping, tuple []wire.Value, here rowOf, l look, 
 	if !d.Conflict {
 		return nil
 	}
-	outcome := "local wins"
+	outcome := localWins
 	if d.RemoteWins {
-		outcome = "remote wins"
+		outcome = remoteWins
 	}
 	c.losses++
 	if ok, err := c.recordTogether(m, tuple, l, d, outcome); ok || err != nil {
@@ -121,9 +121,12 @@ func (i *images) make(m *mapping, tuple []wire.Value, here rowOf, found bool) er
 	return nil
 }
 
+// notRecorded begins what stands in place of an image that the server could not make.
+const notRecorded = "not recorded: "
+
 // mark says in both images why they are not there.
 func (i *images) mark(reason string, local, remote bool) {
-	b, _ := json.Marshal(map[string]string{"pgbridge": "not recorded: " + reason}) // strings always encode
+	b, _ := json.Marshal(map[string]string{"pgbridge": notRecorded + reason}) // strings always encode
 	for _, there := range []bool{local, remote} {
 		i.types, i.ps = append(i.types, oidJSON), append(i.ps, param{value: b, null: !there})
 	}

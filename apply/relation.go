@@ -30,12 +30,15 @@ type column struct {
 
 // compared is the column of alias t as its key is compared: as what a domain is made of, since the server
 // finds no operator for a domain over an enum, and the index takes both.
-func (c *column) compared() string {
+func (c *column) compared() string { return c.comparedIn("t") }
+
+// comparedIn is compared for another alias.
+func (c *column) comparedIn(alias string) string {
 	if c.typ.base == nil {
-		return "t." + c.quoted
+		return alias + "." + c.quoted
 	}
 	r := c.typ.root()
-	return fmt.Sprintf("(t.%s)::%s", c.quoted, pgx.Identifier{r.schema, r.name}.Sanitize())
+	return fmt.Sprintf("(%s.%s)::%s", alias, c.quoted, pgx.Identifier{r.schema, r.name}.Sanitize())
 }
 
 // param is the type object id under which the column's values are sent.

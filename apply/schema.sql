@@ -97,3 +97,6 @@ CREATE TABLE IF NOT EXISTS pgbridge.journal_state (
     policy text   NOT NULL DEFAULT ''
 );
 INSERT INTO pgbridge.journal_state DEFAULT VALUES ON CONFLICT DO NOTHING;
+
+-- Whether the loser was brought back, and by whom (undo.go). Added later: installations before have a table without.
+ALTER TABLE pgbridge.conflict ADD COLUMN IF NOT EXISTS undone_at timestamptz, ADD COLUMN IF NOT EXISTS undone_by text;

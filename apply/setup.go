@@ -86,13 +86,19 @@ func literal(s string) string {
 }
 
 func connectPlain(ctx context.Context, dsn, name string) (*pgx.Conn, error) {
+	// The defaults of the database or the role are for its users: read only, a short time-out.
+	settings := maps.Clone(sessionSettings)
+	delete(settings, "session_replication_role") // takes a privilege that is not needed here
+	return connectWith(ctx, dsn, name, settings)
+}
+
+// connectWith opens a connection with settings on top of what the connection string says.
+func connectWith(ctx context.Context, dsn, name string, settings map[string]string) (*pgx.Conn, error) {
 	cfg, err := pgx.ParseConfig(dsn)
 	if err != nil {
 		return nil, fmt.Errorf("postgres.dsn: %w", withoutPassword(err))
 	}
-	// The defaults of the database or the role are for its users: read only, a short time-out.
-	maps.Copy(cfg.RuntimeParams, sessionSettings)
-	delete(cfg.RuntimeParams, "session_replication_role") // takes a privilege that is not needed here
+	maps.Copy(cfg.RuntimeParams, settings)
 	cfg.RuntimeParams["application_name"] = name
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {

@@ -63,8 +63,8 @@ func parseSize(text string) (Size, error) {
 
 const day = 24 * time.Hour
 
-// parseDuration reads Go's durations, with days in front: "5s", "1h30m", "30d", "1d12h".
-func parseDuration(text string) (time.Duration, error) {
+// ParseDuration reads Go's durations, with days in front: "5s", "1h30m", "30d", "1d12h".
+func ParseDuration(text string) (time.Duration, error) {
 	wrong := fmt.Errorf("%q is not a duration; write a number with ms, s, m, h or d, such as 5s", text)
 	var days time.Duration
 	rest := text
@@ -88,7 +88,7 @@ func parseDuration(text string) (time.Duration, error) {
 	return days + d, nil
 }
 
-// formatDuration writes d as [parseDuration] reads it, without zero parts: "30d", "1m", "1h30m".
+// formatDuration writes d as [ParseDuration] reads it, without zero parts: "30d", "1m", "1h30m".
 func formatDuration(d time.Duration) string {
 	days, rest := d/day, d%day
 	var text string
@@ -193,7 +193,7 @@ func decodeText(field any, text string) (err error) {
 	case *Size:
 		*p, err = parseSize(text)
 	case *time.Duration:
-		*p, err = parseDuration(text)
+		*p, err = ParseDuration(text)
 	case *[]string:
 		*p = splitList(text)
 	case *map[string]string:

@@ -27,13 +27,13 @@ func TestDurationText(t *testing.T) {
 		"0s": 0, "5ms": 5 * time.Millisecond, "60s": time.Minute, "1h30m": 90 * time.Minute, "30d": 30 * day,
 		"1d12h": 36 * time.Hour, "0d": 0,
 	} {
-		if got, err := parseDuration(text); err != nil || got != want {
-			t.Errorf("parseDuration(%q) = %v, %v; want %v", text, got, err, want)
+		if got, err := ParseDuration(text); err != nil || got != want {
+			t.Errorf("ParseDuration(%q) = %v, %v; want %v", text, got, err, want)
 		}
 	}
 	for _, text := range []string{"", "5", "0", "-5s", "+5s", "5 s", "d", "1.5d", "1d-1h", "1d0", "5sec", "999999999d", "106751d24h"} {
-		if got, err := parseDuration(text); err == nil {
-			t.Errorf("parseDuration(%q) = %v; want an error", text, got)
+		if got, err := ParseDuration(text); err == nil {
+			t.Errorf("ParseDuration(%q) = %v; want an error", text, got)
 		}
 	}
 	for d, want := range map[time.Duration]string{
@@ -56,7 +56,7 @@ func TestTextRoundTrip(t *testing.T) {
 			t.Fatalf("seed %d: size %d is written %q, read %d, %v", seed, n, Size(n), got, err)
 		}
 		d := time.Duration(n)
-		if got, err := parseDuration(formatDuration(d)); err != nil || got != d {
+		if got, err := ParseDuration(formatDuration(d)); err != nil || got != d {
 			t.Fatalf("seed %d: duration %d is written %q, read %d, %v", seed, d, formatDuration(d), got, err)
 		}
 	}

@@ -167,7 +167,7 @@ func (d *demo) keep(ctx context.Context) {
 	s.say("")
 	s.say("Things to try:")
 	s.say("  psql '%s' -c \"UPDATE shop.notes SET body = 'mine'\", then look at another node", n.pg.DSN(database))
-	s.say("  psql '%s' -c \"SELECT * FROM pgbridge.conflict ORDER BY id DESC LIMIT 3\"", n.pg.DSN(database))
+	s.say("  %s conflicts list --config %s --limit 3, then show and undo one of them", d.opts.Executable, n.file)
 	s.say("  kill -9 %d (the bridge of %s), write, then %s run --config %s", n.bridge.pid(), n.name, d.opts.Executable, n.file)
 	s.say("")
 	s.say("Ctrl-C ends everything and removes it.")

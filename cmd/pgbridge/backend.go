@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"time"
 
 	"github.com/pgbridge/pgbridge/bridge"
 	"github.com/pgbridge/pgbridge/config"
@@ -19,8 +20,21 @@ type backend struct {
 	// status asks the bridge that runs with this configuration. If none does, it may return what the
 	// database says together with the error.
 	status func(ctx context.Context, cfg *config.Config) (*bridge.Report, error)
+	// history opens the conflict history of the primary, which needs no bridge.
+	history func(ctx context.Context, cfg *config.Config, clockError time.Duration) (history, error)
+	// now is the wall clock.
+	now func() time.Time
 	// demo runs a whole cluster for a while.
 	demo func(ctx context.Context, opts demo.Options) error
+}
+
+// history is what the verbs of conflicts ask, each for one open session.
+type history interface {
+	List(ctx context.Context, f bridge.ConflictFilter) (*bridge.ConflictPage, error)
+	Show(ctx context.Context, id int64) (*bridge.ConflictDetail, error)
+	Undo(ctx context.Context, id int64, o bridge.UndoOptions) (*bridge.Undone, error)
+	Stats(ctx context.Context, f bridge.ConflictFilter) ([]bridge.ConflictCount, error)
+	Close(ctx context.Context)
 }
 
 func realBackend() backend {
@@ -29,6 +43,14 @@ func realBackend() backend {
 		setup:    bridge.Setup,
 		setupSQL: bridge.SetupSQL,
 		status:   bridge.Status,
-		demo:     demo.Run,
+		history: func(ctx context.Context, cfg *config.Config, clockError time.Duration) (history, error) {
+			h, err := bridge.OpenHistory(ctx, cfg, clockError)
+			if err != nil {
+				return nil, err // a nil *History would not be a nil history
+			}
+			return h, nil
+		},
+		now:  time.Now,
+		demo: demo.Run,
 	}
 }

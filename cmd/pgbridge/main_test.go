@@ -67,7 +67,8 @@ func writeConfig(t *testing.T) string {
 
 func TestHelp(t *testing.T) {
 	var all strings.Builder
-	for _, args := range [][]string{{}, {"run", "--help"}, {"setup", "--help"}, {"status", "--help"}, {"demo", "--help"}, {"version", "--help"}} {
+	for _, args := range [][]string{{}, {"run", "--help"}, {"setup", "--help"}, {"status", "--help"}, {"conflicts"}, {"conflicts", "list", "--help"},
+		{"conflicts", "show", "--help"}, {"conflicts", "undo", "--help"}, {"conflicts", "stats", "--help"}, {"demo", "--help"}, {"version", "--help"}} {
 		got := call(t, backend{}, args...)
 		if got.code != exitDone || got.err != "" {
 			t.Errorf("pgbridge %q: code %d, %s", args, got.code, got.err)
@@ -97,6 +98,22 @@ func TestWrongUsage(t *testing.T) {
 			path + `:6: topology.nodes: lacks this node, "c"; the names there are a, b: add it, or correct node`},
 		{[]string{"setup", "--config", "absent.yaml"},
 			"open absent.yaml: no such file or directory; name a readable file with --config, or set every key by PGBRIDGE_ variables"},
+		{[]string{"conflicts", "lst"}, `unknown command "lst"; did you mean "list"?`},
+		{[]string{"conflicts", "redo"}, `unknown command "redo"; did you mean "undo"?`},
+		{[]string{"conflicts", "repeat"}, `unknown command "repeat"; "pgbridge conflicts --help" lists the commands`},
+		{[]string{"conflicts", "list", "7"}, `list takes no arguments, got "7"; "pgbridge conflicts list --help" shows its use`},
+		{[]string{"conflicts", "list", "--limit", "0"}, `--limit 0 is out of range; use 1 or more`},
+		{[]string{"conflicts", "list", "--since", "yesterday"},
+			`invalid argument "yesterday" for "--since" flag: it is neither a duration, such as 2h, nor a time, such as 2006-01-02T15:04:05Z; "pgbridge conflicts list --help" lists the flags`},
+		{[]string{"conflicts", "list", "--clock-error", "5"},
+			`invalid argument "5" for "--clock-error" flag: "5" is not a duration; write a number with ms, s, m, h or d, such as 5s; "pgbridge conflicts list --help" lists the flags`},
+		{[]string{"conflicts", "list", "--key", "7"}, `--key "7" is neither column=value nor a JSON object; write it as in --key id=7`},
+		{[]string{"conflicts", "list", "--key", "{7}"},
+			`--key "{7}" is not a JSON object (invalid character '7' looking for beginning of object key string); write it as in --key '{"id": 7}'`},
+		{[]string{"conflicts", "show"}, `show needs the id of a conflict; "pgbridge conflicts list" shows them`},
+		{[]string{"conflicts", "show", "1", "2"}, `show takes one id of a conflict, got 2; "pgbridge conflicts show --help" shows its use`},
+		{[]string{"conflicts", "undo", "1", "-c"}, `flag needs an argument: 'c' in -c; "pgbridge conflicts undo --help" lists the flags`},
+		{[]string{"conflicts", "undo", "1", "x"}, `"x" is not the id of a conflict; "pgbridge conflicts list" shows them`},
 		{[]string{"demo", "--nodes", "1"}, `--nodes 1 is out of range; use 2 to 9`},
 		{[]string{"demo", "--seconds", "0"}, `--seconds 0 is out of range; use 1 to 3600`},
 		{[]string{"demo", "--nodes", "many"},

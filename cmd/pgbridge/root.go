@@ -55,7 +55,7 @@ another bridge has this node: do not restart.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%v; %q lists the flags", err, cmd.CommandPath()+" --help")
 	})
-	root.AddCommand(newRun(b, c), newSetup(b, c), newStatus(b, c), newDemo(b, c), newVersion(c))
+	root.AddCommand(newRun(b, c), newSetup(b, c), newStatus(b, c), newConflicts(b, c), newDemo(b, c), newVersion(c))
 	return root
 }
 
@@ -64,10 +64,11 @@ func refuseUnknownCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return cmd.Help()
 	}
+	cmd.SuggestionsMinimumDistance = 2 // cobra's own default, which it forgets where the command is ours to refuse
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 		return usagef("unknown command %q; did you mean %q?", args[0], near[0])
 	}
-	return usagef("unknown command %q; %q lists the commands", args[0], cmd.Name()+" --help")
+	return usagef("unknown command %q; %q lists the commands", args[0], cmd.CommandPath()+" --help")
 }
 
 // noArguments refuses words behind a verb that takes none.
