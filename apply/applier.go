@@ -61,18 +61,20 @@ type Options struct {
 	DSN               string
 	Cluster           string
 	Node              string
-	Peers             []string         // the other nodes' names
-	SpoolDir          string           // for large transactions while they arrive; emptied at start
-	Policy            string           // last_writer_wins
-	BatchTransactions int              // at most in one network round trip; 256
-	BatchBytes        int              // about so many in one network round trip; 1 MiB
-	InboxBytes        int64            // received and not applied, per origin; 16 MiB
-	SpoolLimit        int64            // bytes of large transactions on disk, per origin; 10 GiB; negative: no bound
-	MaxClockSkew      time.Duration    // 1 minute; a transaction from further in the future waits
-	ConflictRetention time.Duration    // 30 days; negative: for ever
-	ConflictRows      int              // kept at most, the newest; 1 000 000; negative: all
-	Now               func() time.Time // time.Now
-	Logger            *slog.Logger     // slog.Default
+	Peers             []string      // the other nodes' names
+	SpoolDir          string        // for large transactions while they arrive; emptied at start
+	Policy            string        // last_writer_wins
+	BatchTransactions int           // at most in one network round trip; 256
+	BatchBytes        int           // about so many in one network round trip; 1 MiB
+	InboxBytes        int64         // received and not applied, per origin; 16 MiB
+	SpoolLimit        int64         // bytes of large transactions on disk, per origin; 10 GiB; negative: no bound
+	MaxClockSkew      time.Duration // 1 minute; a transaction from further in the future waits
+	ConflictRetention time.Duration // 30 days; negative: for ever
+	ConflictRows      int           // kept at most, the newest; 1 000 000; negative: all
+	// ParkedTransactions is how many may be parked before their origins wait; 10 000.
+	ParkedTransactions int
+	Now                func() time.Time // time.Now
+	Logger             *slog.Logger     // slog.Default
 	// NoHold switches the causal hold off, so that a test can show what it is for.
 	NoHold bool
 
@@ -102,6 +104,7 @@ func (o Options) withDefaults() Options {
 		o.ConflictRetention = 30 * 24 * time.Hour
 	}
 	set(&o.ConflictRows, 1_000_000)
+	set(&o.ParkedTransactions, 10_000)
 	if o.Policy == "" {
 		o.Policy = "last_writer_wins"
 	}
@@ -126,6 +129,7 @@ type Applier struct {
 	markers  *markers
 	absence  *absence
 	heard    *hearsay
+	parked   *parked
 	workers  []*worker
 	takes    *takebacks
 	start    origin.Vector // applied before this start
@@ -182,6 +186,7 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 	}
 	locks := newKeyLocks(len(ids.origins))
 	a.heard = newHearsay(a.own, ids.origins)
+	a.parked = newParked(&a.opts, a.progress, a.heard, ids.origins)
 	for i := range ids.origins {
 		w, err := a.openWorker(ctx, ids, i, policy, locks)
 		if err != nil {
@@ -190,6 +195,9 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 		a.workers = append(a.workers, w)
 	}
 	if err := a.openTakebacks(ctx, ids); err != nil {
+		return nil, err
+	}
+	if err := a.loadParked(ctx); err != nil {
 		return nil, err
 	}
 	a.start = a.progress.vector()
@@ -326,7 +334,7 @@ func (a *Applier) openWorker(ctx context.Context, ids *remotes, i int, policy co
 	}
 	w := &worker{
 		origin: o, own: a.own, id: ids.ids[i], opts: &a.opts, log: a.opts.Logger,
-		progress: a.progress, markers: a.markers, absence: a.absence, locks: locks, heard: a.heard, policy: policy,
+		progress: a.progress, markers: a.markers, absence: a.absence, locks: locks, heard: a.heard, parked: a.parked, policy: policy,
 		conn: conn, socket: conn.PgConn().Conn(), catalog: a.catalog, mappings: map[uint32]*mapping{}, combined: map[string]*combination{},
 		digests: rowkey.NewDigests(a.catalog.ask),
 		pasts:   map[tableName]*past{},
@@ -598,6 +606,7 @@ func (a *Applier) Run(ctx context.Context, wal WAL, streams Streams) error {
 	g.Go(func() error { return a.markers.run(ctx, wal) })
 	g.Go(func() error { return a.takes.run(ctx) })
 	g.Go(func() error { return a.sweep(ctx, wal) })
+	g.Go(func() error { return a.watchParked(ctx) })
 	for _, w := range a.workers {
 		w.wal, w.streams = wal, streams
 		g.Go(func() error { return w.run(ctx) })

@@ -175,7 +175,8 @@ const (
 func (m *markers) write(ctx context.Context, batch []markRequest, flush bool) (uint64, origin.Vector, error) {
 	p := m.progress
 	p.mu.Lock()
-	up, done := p.announced.Clone(), p.applied.Clone()
+	up, done := p.announced.Clone(), p.done()
+	applied := p.beyond()
 	p.mu.Unlock()
 	var lost []wire.Loss
 	for _, r := range batch {
@@ -199,6 +200,7 @@ func (m *markers) write(ctx context.Context, batch []markRequest, flush bool) (u
 	}
 	p.mu.Lock()
 	p.announced.Merge(up)
+	p.read.marked(uint64(lsn), applied)
 	p.mu.Unlock()
 	return uint64(lsn), done, nil
 }
