@@ -47,11 +47,11 @@ func (p *progress) watch() (origin.Vector, <-chan struct{}) {
 	return p.applied.Clone(), p.changed
 }
 
-// unchanged returns a channel that is closed at the next change if v is what is done, else nil.
-func (p *progress) unchanged(v origin.Vector) <-chan struct{} {
+// unchanged returns a channel that is closed at the next change if nothing has changed since a, else nil.
+func (p *progress) unchanged(a applied) <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.done().Equal(v) {
+	if now := p.now(); now.done.Equal(a.done) && now.all.Equal(a.all) {
 		return p.changed
 	}
 	return nil

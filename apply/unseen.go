@@ -31,22 +31,21 @@ func (p *progress) signal() {
 	p.changed = make(chan struct{})
 }
 
-// done is a copy of what is applied, up to what is parked; mu is held.
-func (p *progress) done() origin.Vector {
-	v := p.applied.Clone()
-	for o, before := range p.parked {
-		v = slices.DeleteFunc(v, func(e origin.Entry) bool { return e.Origin == o })
-		v.Advance(before)
-	}
-	return v
-}
+// applied is what is applied: all, and what of it is told to others.
+type applied struct{ all, done origin.Vector }
 
-// beyond is a copy of what is applied if that is more than is told, else nil; mu is held.
-func (p *progress) beyond() origin.Vector {
-	if len(p.parked) == 0 {
-		return nil
+// now returns copies of both, which are the same while nothing is parked; mu is held.
+func (p *progress) now() applied {
+	a := applied{all: p.applied.Clone()}
+	if a.done = a.all; len(p.parked) == 0 {
+		return a
 	}
-	return p.applied.Clone()
+	a.done = a.all.Clone()
+	for o, before := range p.parked {
+		a.done = slices.DeleteFunc(a.done, func(e origin.Entry) bool { return e.Origin == o })
+		a.done.Advance(before)
+	}
+	return a
 }
 
 // readBack is what this node knows of the commits that its capture has passed, where that is more than markers tell:
@@ -65,9 +64,9 @@ type readMark struct {
 // readMarks bounds the marks that are kept; above it every second one is forgotten, which makes the answer coarser.
 const readMarks = 1000
 
-// marked notes that a marker at lsn was written when all of applied, unless nil, had been committed.
-func (r *readBack) marked(lsn uint64, applied origin.Vector) {
-	if applied == nil {
+// marked notes that a marker at lsn was written when all of a had been committed.
+func (r *readBack) marked(lsn uint64, a applied) {
+	if a.done.Equal(a.all) {
 		return
 	}
 	if len(r.marks) >= readMarks {
@@ -76,7 +75,7 @@ func (r *readBack) marked(lsn uint64, applied origin.Vector) {
 		}
 		r.marks = r.marks[:readMarks/2]
 	}
-	r.marks = append(r.marks, readMark{lsn, applied})
+	r.marks = append(r.marks, readMark{lsn, a.all})
 }
 
 // readBack returns the transactions whose commits capture has passed.
