@@ -368,7 +368,7 @@ func (a *Applier) readRequests(ctx context.Context) error {
 	a.parked.mu.Lock()
 	defer a.parked.mu.Unlock()
 	for _, e := range a.parked.entries {
-		if r := requests[e.id]; r != "" && e.request == "" {
+		if r := requests[e.id]; r != "" && r != e.request {
 			e.request, e.due = r, time.Time{}
 		}
 	}

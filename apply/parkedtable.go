@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -58,7 +56,13 @@ type ParkedChange struct {
 // ErrNotParked means that no such transaction is parked.
 var ErrNotParked = errors.New("no such transaction is parked; pgbridge parked list shows those that are")
 
-const parkedColumns = `SELECT id, at, origin, epoch, seq, stamp, changes, depends_on, COALESCE(sqlstate, ''), COALESCE(message, ''),
+// parkedName is how a person names a transaction of the table.
+const parkedName = `origin || CASE WHEN epoch > 1 THEN '/' || epoch ELSE '' END || ':' || seq`
+
+// Of those that it depended on, only those that are parked still.
+const parkedColumns = `SELECT id, at, origin, epoch, seq, stamp, changes,
+	ARRAY(SELECT d FROM unnest(depends_on) d WHERE d IN (SELECT ` + parkedName + ` FROM pgbridge.parked)),
+	COALESCE(sqlstate, ''), COALESCE(message, ''),
 	COALESCE(constraint_name, ''), COALESCE(relation, tables[1] || '.' || tables[2], ''), key::text, attempts, tried_at, COALESCE(request, '')
 	FROM pgbridge.parked`
 
@@ -116,20 +120,8 @@ func parkedError(err error) error {
 	return nil
 }
 
-// whichParked is the condition for a transaction that is named by its id or as origin:seq, which are $1 to $3.
-const whichParked = ` WHERE id = $1 OR origin || CASE WHEN epoch > 1 THEN '/' || epoch ELSE '' END = $2 AND seq = $3`
-
-func whichParams(name string) ([]any, error) {
-	if o, seq, ok := strings.Cut(name, ":"); ok {
-		n, err := strconv.ParseInt(seq, 10, 64)
-		if err == nil {
-			return []any{int64(-1), o, n}, nil
-		}
-	} else if id, err := strconv.ParseInt(name, 10, 64); err == nil {
-		return []any{id, "", int64(-1)}, nil
-	}
-	return nil, fmt.Errorf("%q is neither an id nor origin:seq: %w", name, ErrNotParked)
-}
+// whichParked is the condition for a transaction that is named by its id or as origin:seq.
+const whichParked = ` WHERE id::text = $1 OR ` + parkedName + ` = $1`
 
 // FindParked returns one parked transaction, named by its id or as origin:seq; ErrNotParked if it is not there.
 func FindParked(ctx context.Context, dsn, name string) (*ParkedTransaction, error) {
@@ -142,11 +134,7 @@ func FindParked(ctx context.Context, dsn, name string) (*ParkedTransaction, erro
 }
 
 func findParked(ctx context.Context, conn *pgx.Conn, name string) (*ParkedTransaction, error) {
-	params, err := whichParams(name)
-	if err != nil {
-		return nil, err
-	}
-	p, err := scanParked(conn.QueryRow(ctx, parkedColumns+whichParked, params...))
+	p, err := scanParked(conn.QueryRow(ctx, parkedColumns+whichParked, name))
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, fmt.Errorf("%s: %w", name, ErrNotParked)
 	}

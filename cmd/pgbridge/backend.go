@@ -19,6 +19,12 @@ type backend struct {
 	// status asks the bridge that runs with this configuration. If none does, it may return what the
 	// database says together with the error.
 	status func(ctx context.Context, cfg *config.Config) (*bridge.Report, error)
+	// parked lists what is parked at the node of this configuration.
+	parked func(ctx context.Context, cfg *config.Config) ([]bridge.ParkedTransaction, error)
+	// showParked returns one parked transaction with its first changes.
+	showParked func(ctx context.Context, cfg *config.Config, name string, limit int) (*bridge.ParkedTransaction, []bridge.ParkedChange, error)
+	// requestParked has parked transactions tried again or discarded; all of them if name is empty.
+	requestParked func(ctx context.Context, cfg *config.Config, name string, request bridge.ParkedRequest) (*bridge.ParkedOutcome, error)
 	// demo runs a whole cluster for a while.
 	demo func(ctx context.Context, opts demo.Options) error
 }
@@ -29,6 +35,11 @@ func realBackend() backend {
 		setup:    bridge.Setup,
 		setupSQL: bridge.SetupSQL,
 		status:   bridge.Status,
-		demo:     demo.Run,
+
+		parked:        bridge.ParkedList,
+		showParked:    bridge.ParkedShow,
+		requestParked: bridge.RequestParked,
+
+		demo: demo.Run,
 	}
 }
