@@ -37,7 +37,8 @@ func ParkedShow(ctx context.Context, cfg *config.Config, name string, limit int)
 const (
 	// parkedPatience is how long a request is waited for. What a retry must wait for may take longer.
 	parkedPatience = 30 * time.Second
-	parkedLook     = 100 * time.Millisecond
+	// Between two looks, each twice as long as the one before.
+	parkedLook, parkedLookMax = 50 * time.Millisecond, 2 * time.Second
 )
 
 // ParkedOutcome is what became of a request.
@@ -70,7 +71,7 @@ func RequestParked(ctx context.Context, cfg *config.Config, name string, request
 		return nil, err
 	}
 	end := time.Now().Add(parkedPatience)
-	for {
+	for look := parkedLook; ; look = min(2*look, parkedLookMax) {
 		here, err := ParkedList(ctx, cfg)
 		if err != nil {
 			return nil, err
@@ -80,7 +81,7 @@ func RequestParked(ctx context.Context, cfg *config.Config, name string, request
 			return o, nil
 		}
 		select {
-		case <-time.After(parkedLook):
+		case <-time.After(look):
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
