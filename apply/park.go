@@ -397,6 +397,12 @@ func (w *worker) tryParked(ctx context.Context) (bool, error) {
 	if !w.parkedDue {
 		return false, nil
 	}
+	if w.parkedTried { // then it is the turn of what comes in
+		w.parkedTried = false
+		if t, _ := w.inbox.peek(w.passed); t != nil {
+			return false, nil
+		}
+	}
 	e, discard := w.parked.next(w.origin, w.opts.Now())
 	if e == nil {
 		w.parkedDue = false
@@ -405,6 +411,7 @@ func (w *worker) tryParked(ctx context.Context) (bool, error) {
 	if err := w.reap(ctx, 0); err != nil {
 		return true, err
 	}
+	w.parkedTried = true
 	t, err := w.loadTxn(ctx, e)
 	if t == nil && err == nil { // somebody has deleted it by hand
 		w.parked.remove(e)

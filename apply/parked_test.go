@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -614,4 +615,31 @@ func TestConcurrentIsNotKept(t *testing.T) {
 	if now := s.progress.now(); len(now.done) != 0 {
 		t.Errorf("done is %v", now.done)
 	}
+}
+
+// TestRetriesLeaveTurns: while many are tried in vain, what comes in goes on.
+func TestRetriesLeaveTurns(t *testing.T) {
+	p := newParkedPair(t)
+	const many = 100
+	for i := range many {
+		p.commit(fmt.Sprintf(`INSERT INTO t VALUES (%d, 'bad', -1)`, 100+i))
+	}
+	p.ship(nil, false)
+	p.await()
+	attempts := func() int {
+		n, err := strconv.Atoi(p.to.Value(t, `SELECT sum(attempts) FROM pgbridge.parked`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if _, err := RequestParked(t.Context(), p.to.DSN, "", requestRetry); err != nil {
+		t.Fatal(err)
+	}
+	awaitTrue(t, func() bool { return attempts() > 0 })
+	p.do(`UPDATE t SET v = 'in between' WHERE id = 1`)
+	if n := attempts(); n >= many {
+		t.Errorf("%d tries came first", n)
+	}
+	awaitTrue(t, func() bool { return attempts() >= many })
 }

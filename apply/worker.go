@@ -69,7 +69,7 @@ type worker struct {
 	bundleStatement, impatientStatement           *statement
 	beginStatement, commitStatement, xidStatement *statement
 	parking                                       parkingStatements
-	parkedDue                                     bool // a parked transaction of the origin may be due
+	parkedDue, parkedTried                        bool // a parked transaction of the origin may be due, was tried just now
 
 	atOnce int // transactions in the next batch: few after a failure, then more again
 	// straight is how many of the next transactions take the careful path without trying the other first, wary how
@@ -354,6 +354,9 @@ func (w *worker) deps(ctx context.Context, t *txn) error {
 	// What is in flight must not wait for our own reaping; and if it has failed, its turn comes first.
 	if ok, err := w.alone(ctx, t); !ok {
 		return err
+	}
+	if w.parkedDue {
+		return errParkedDue
 	}
 	ctx, end := w.parked.interruptible(ctx, w.origin)
 	defer end()
