@@ -254,10 +254,10 @@ func (s *shower) show(kind wire.Kind, rel *wire.Relation, ch *wire.Change) Parke
 		return c
 	}
 	m, err := s.mapping(rel)
-	old := ch.Old
 	if err == nil {
 		m.readable(ch)
-		if old = ch.Old; len(old) > 0 && !ch.OldFull {
+		old := ch.Old
+		if len(old) > 0 && !ch.OldFull {
 			old = m.keyOnly(old)
 		}
 		if c.Old, err = s.image(m, old); err == nil {
