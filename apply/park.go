@@ -387,6 +387,7 @@ func (m *mapping) keyOnly(tuple []wire.Value) []wire.Value {
 // reports whether it did something.
 func (w *worker) tryParked(ctx context.Context) (bool, error) {
 	if w.parked.empty() {
+		w.parkedDue = false
 		return false, nil
 	}
 	select {
