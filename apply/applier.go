@@ -61,20 +61,19 @@ type Options struct {
 	DSN               string
 	Cluster           string
 	Node              string
-	Peers             []string      // the other nodes' names
-	SpoolDir          string        // for large transactions while they arrive; emptied at start
-	Policy            string        // last_writer_wins
-	BatchTransactions int           // at most in one network round trip; 256
-	BatchBytes        int           // about so many in one network round trip; 1 MiB
-	InboxBytes        int64         // received and not applied, per origin; 16 MiB
-	SpoolLimit        int64         // bytes of large transactions on disk, per origin; 10 GiB; negative: no bound
-	MaxClockSkew      time.Duration // 1 minute; a transaction from further in the future waits
-	ConflictRetention time.Duration // 30 days; negative: for ever
-	ConflictRows      int           // kept at most, the newest; 1 000 000; negative: all
-	// ParkedTransactions is how many may be parked before their origins wait; 10 000.
-	ParkedTransactions int
-	Now                func() time.Time // time.Now
-	Logger             *slog.Logger     // slog.Default
+	Peers             []string         // the other nodes' names
+	SpoolDir          string           // for large transactions while they arrive; emptied at start
+	Policy            string           // last_writer_wins
+	BatchTransactions int              // at most in one network round trip; 256
+	BatchBytes        int              // about so many in one network round trip; 1 MiB
+	InboxBytes        int64            // received and not applied, per origin; 16 MiB
+	SpoolLimit        int64            // bytes of large transactions on disk, per origin; 10 GiB; negative: no bound
+	MaxClockSkew      time.Duration    // 1 minute; a transaction from further in the future waits
+	ConflictRetention time.Duration    // 30 days; negative: for ever
+	ConflictRows      int              // kept at most, the newest; 1 000 000; negative: all
+	ParkedLimit       int              // transactions parked at most, before their origins wait; 10 000
+	Now               func() time.Time // time.Now
+	Logger            *slog.Logger     // slog.Default
 	// NoHold switches the causal hold off, so that a test can show what it is for.
 	NoHold bool
 
@@ -104,7 +103,7 @@ func (o Options) withDefaults() Options {
 		o.ConflictRetention = 30 * 24 * time.Hour
 	}
 	set(&o.ConflictRows, 1_000_000)
-	set(&o.ParkedTransactions, 10_000)
+	set(&o.ParkedLimit, 10_000)
 	if o.Policy == "" {
 		o.Policy = "last_writer_wins"
 	}

@@ -142,7 +142,7 @@ func (p *pair) slot() string { return "pgb_" + p.from.Name + "_t" }
 
 func (p *pair) start(peers ...string) {
 	p.t.Helper()
-	a, err := Open(p.t.Context(), Options{DSN: p.to.DSN, Cluster: p.to.Name, Node: "b", Peers: append(peers, "a"), SpoolDir: p.t.TempDir(), ParkedTransactions: p.limit,
+	a, err := Open(p.t.Context(), Options{DSN: p.to.DSN, Cluster: p.to.Name, Node: "b", Peers: append(peers, "a"), SpoolDir: p.t.TempDir(), ParkedLimit: p.limit,
 		Now: func() time.Time { return time.Now().Add(time.Duration(p.ahead.Load())) }})
 	if err != nil {
 		p.t.Fatal(err)

@@ -233,8 +233,8 @@ func (s *parked) room(t *txn, keys int, size int64, why error) error {
 	defer s.mu.Unlock()
 	limit := ""
 	switch {
-	case len(s.entries) >= s.opts.ParkedTransactions:
-		limit = fmt.Sprintf("%d transactions", s.opts.ParkedTransactions)
+	case len(s.entries) >= s.opts.ParkedLimit:
+		limit = fmt.Sprintf("%d transactions", s.opts.ParkedLimit)
 	case s.bytes+size > parkedBytes:
 		limit = fmt.Sprintf("%d bytes", parkedBytes)
 	case len(s.keys)+keys > parkedKeys:
