@@ -176,38 +176,42 @@ func TestTruncateDependsOnParkedRows(t *testing.T) {
 	p.same(`SELECT * FROM t ORDER BY id`)
 }
 
-// TestParkedIsAtomicWithThePosition: a bridge that loses its connection at the COMMIT finds neither the row nor a position
-// behind it, and parks the transaction when it comes again, once.
+// TestParkedIsAtomicWithThePosition: a bridge that loses its connection when the transaction is stored but the position
+// has not moved, or at the COMMIT, finds neither when it comes again, and parks the transaction then, once.
 func TestParkedIsAtomicWithThePosition(t *testing.T) {
-	p := newParkedPair(t)
-	p.to.Exec(t, `CREATE FUNCTION dies() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$;
-		CREATE CONSTRAINT TRIGGER dies AFTER INSERT ON pgbridge.parked DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION dies();
-		ALTER TABLE pgbridge.parked ENABLE ALWAYS TRIGGER dies`)
-	before := p.to.Value(t, `SELECT seq FROM pgbridge.position WHERE origin = 'a'`)
-	done := make(chan error, 1)
-	stop := p.stop
-	p.from.Exec(t, `UPDATE t SET n = -1 WHERE id = 1`)
-	p.ship(nil, false)
-	awaitTrue(t, func() bool {
-		return p.to.Value(t, `SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgbridge b apply%' AND datname = current_database()`) == "0"
-	})
-	go func() { done <- stop() }()
-	if err := <-done; !hasCode(err, "57P01") && !strings.Contains(fmt.Sprint(err), "57P01") {
-		t.Logf("the applier ended with %v", err)
+	const dies = `CREATE FUNCTION dies() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+		IF EXISTS (SELECT FROM pgbridge.parked) THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF; RETURN NEW; END $$; `
+	for _, c := range []struct{ name, table, trigger string }{
+		{"before the position moves", "position", `CREATE TRIGGER dies BEFORE UPDATE ON pgbridge.position FOR EACH ROW EXECUTE FUNCTION dies()`},
+		{"at the commit", "parked", `CREATE CONSTRAINT TRIGGER dies AFTER INSERT ON pgbridge.parked DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION dies()`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := newParkedPair(t)
+			p.to.Exec(t, dies+c.trigger+`; ALTER TABLE pgbridge.`+c.table+` ENABLE ALWAYS TRIGGER dies`)
+			before := p.to.Value(t, `SELECT seq FROM pgbridge.position WHERE origin = 'a'`)
+			p.from.Exec(t, `UPDATE t SET n = -1 WHERE id = 1`)
+			p.ship(nil, false)
+			awaitTrue(t, func() bool {
+				return p.to.Value(t, `SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgbridge b apply%' AND datname = current_database()`) == "0"
+			})
+			if err := p.stop(); !strings.Contains(fmt.Sprint(err), "57P01") {
+				t.Errorf("the applier ended with %v", err)
+			}
+			wantRows(t, "parked", p.parkedHere())
+			wantRows(t, "position", p.to.Query(t, `SELECT seq FROM pgbridge.position WHERE origin = 'a'`), before)
+			p.to.Exec(t, `DROP TRIGGER dies ON pgbridge.`+c.table)
+			p.start()
+			for range 2 { // the second time it is a duplicate
+				if err := p.a.Feed(t.Context(), nodeA, p.streamed, p.frame); err != nil {
+					t.Fatal(err)
+				}
+			}
+			p.await()
+			wantRows(t, "parked", p.parkedHere(), p.name(0)+" 23514")
+			p.do(`UPDATE t SET v = 'free' WHERE id = 2`)
+			wantRows(t, "rows", p.to.Query(t, `SELECT id, v FROM t ORDER BY id`), "1|one", "2|free", "3|three")
+		})
 	}
-	wantRows(t, "parked", p.parkedHere())
-	wantRows(t, "position", p.to.Query(t, `SELECT seq FROM pgbridge.position WHERE origin = 'a'`), before)
-	p.to.Exec(t, `DROP TRIGGER dies ON pgbridge.parked`)
-	p.start()
-	for range 2 { // the second time it is a duplicate
-		if err := p.a.Feed(t.Context(), nodeA, p.streamed, p.frame); err != nil {
-			t.Fatal(err)
-		}
-	}
-	p.await()
-	wantRows(t, "parked", p.parkedHere(), p.name(0)+" 23514")
-	p.do(`UPDATE t SET v = 'free' WHERE id = 2`)
-	wantRows(t, "rows", p.to.Query(t, `SELECT id, v FROM t ORDER BY id`), "1|one", "2|free", "3|three")
 }
 
 // TestRetryConverges: the transaction takes the careful path with its own stamp. What is later stays, and is recorded as
@@ -216,9 +220,11 @@ func TestRetryConverges(t *testing.T) {
 	p := newParkedPair(t, "c")
 	base := origin.Vector{{Origin: nodeA, Seq: p.seq, Stamp: p.last}}
 	p.do(`BEGIN; UPDATE t SET v = 'remote', n = -1 WHERE id = 1; UPDATE t SET v = 'remote', n = -2 WHERE id = 2; UPDATE t SET v = 'remote', n = -3 WHERE id = 3; COMMIT`)
+	stamp := p.last
+	p.do(`UPDATE other SET v = 'y'`) // the session's origin has another stamp since
 	p.to.Exec(t, `UPDATE t SET v = 'local, later' WHERE id = 1`)
-	p.update(nodeC, wire.Begin{Seq: 1, Stamp: p.last - 1}, base, 2, "c, older")
-	p.update(nodeC, wire.Begin{Seq: 2, Stamp: p.last + 1}, base, 3, "c, later")
+	p.update(nodeC, wire.Begin{Seq: 1, Stamp: stamp - 1}, base, 2, "c, older")
+	p.update(nodeC, wire.Begin{Seq: 2, Stamp: stamp + 1}, base, 3, "c, later")
 	awaitValue(t, p, `SELECT v FROM t WHERE id = 3`, "c, later")
 	wantRows(t, "before", p.to.Query(t, `SELECT id, v FROM t ORDER BY id`), "1|local, later", "2|c, older", "3|c, later")
 	p.to.Exec(t, calm)
@@ -228,7 +234,7 @@ func TestRetryConverges(t *testing.T) {
 	wantRows(t, "history", p.to.Query(t, `SELECT outcome, remote_origin, local_origin, remote_row->>'v' FROM pgbridge.conflict WHERE remote_origin = 'a' ORDER BY local_row->>'id'`),
 		"local wins|a|b|remote", "remote wins|a|c|remote", "local wins|a|c|remote")
 	got := p.to.Value(t, `SELECT (extract(epoch FROM pg_xact_commit_timestamp(xmin) - '2000-01-01 UTC') * 1000000)::int8 FROM t WHERE id = 2`)
-	if want := fmt.Sprint(int64(p.last)); got != want {
+	if want := fmt.Sprint(int64(stamp)); got != want {
 		t.Errorf("the row bears stamp %s, want the transaction's own %s", got, want)
 	}
 	if st := p.status(); st.Seq != p.seq || st.Parked != 0 {
