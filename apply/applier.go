@@ -73,6 +73,7 @@ type Options struct {
 	MaxClockSkew      time.Duration // 1 minute; a transaction from further in the future waits
 	ConflictRetention time.Duration // 30 days; negative: for ever
 	ConflictRows      int           // kept at most, the newest; 1 000 000; negative: all
+	ParkedLimit       int           // transactions parked at most, before their origins wait; 10 000
 	// Merge says how concurrent writes become one row where that is not simply the later row; for a table the first counts
 	// that is for it. Priority lists nodes whose writes come first under the rule of that name. Both must be the same on all
 	// nodes.
@@ -112,6 +113,7 @@ func (o Options) withDefaults() Options {
 		o.ConflictRetention = 30 * 24 * time.Hour
 	}
 	set(&o.ConflictRows, 1_000_000)
+	set(&o.ParkedLimit, 10_000)
 	if o.Policy == "" {
 		o.Policy = "last_writer_wins"
 	}
@@ -136,6 +138,7 @@ type Applier struct {
 	markers  *markers
 	absence  *absence
 	heard    *hearsay
+	parked   *parked
 	workers  []*worker
 	takes    *takebacks
 	journal  *journal      // nil if no table is merged
@@ -194,6 +197,7 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 	locks := newKeyLocks(len(ids.origins))
 	locks.alone = locks.alone && len(a.opts.Merge) == 0 // the journal excludes, too
 	a.heard = newHearsay(a.own, ids.origins)
+	a.parked = newParked(&a.opts, a.progress, a.heard, ids.origins)
 	for i := range ids.origins {
 		w, err := a.openWorker(ctx, ids, i, policy, locks)
 		if err != nil {
@@ -205,6 +209,9 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 		return nil, err
 	}
 	if err := a.openJournal(ctx, ids, locks); err != nil {
+		return nil, err
+	}
+	if err := a.loadParked(ctx); err != nil {
 		return nil, err
 	}
 	a.start = a.progress.vector()
@@ -341,7 +348,7 @@ func (a *Applier) openWorker(ctx context.Context, ids *remotes, i int, policy co
 	}
 	w := &worker{
 		origin: o, own: a.own, id: ids.ids[i], opts: &a.opts, log: a.opts.Logger,
-		progress: a.progress, markers: a.markers, absence: a.absence, locks: locks, heard: a.heard, policy: policy,
+		progress: a.progress, markers: a.markers, absence: a.absence, locks: locks, heard: a.heard, parked: a.parked, policy: policy,
 		conn: conn, socket: conn.PgConn().Conn(), catalog: a.catalog, mappings: map[uint32]*mapping{}, combined: map[string]*combination{},
 		digests: rowkey.NewDigests(a.catalog.ask),
 		pasts:   map[tableName]*past{},
@@ -631,6 +638,7 @@ func (a *Applier) Run(ctx context.Context, wal WAL, streams Streams) error {
 		a.journal.wal, a.journal.streams = wal, streams
 		g.Go(func() error { return a.journal.run(ctx) })
 	}
+	g.Go(func() error { return a.watchParked(ctx) })
 	for _, w := range a.workers {
 		w.wal, w.streams = wal, streams
 		g.Go(func() error { return w.run(ctx) })

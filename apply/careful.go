@@ -83,6 +83,7 @@ type queued struct {
 	// history: it records a conflict.
 	history bool
 	take    func(rows [][][]byte) // gets what it returns; nil if that does not matter
+	row     rowKey                // that it writes; zero if it is none, or many
 }
 
 // A window of a transaction's changes is looked at and written in one go.
@@ -102,7 +103,12 @@ func (c *carefulRun) final() *txn { return c.all[len(c.all)-1] }
 // carefully applies t row by row: it locks each row, looks at what is there, decides by the policy and
 // records who lost. Only here does a conflict cost anything.
 func (w *worker) carefully(ctx context.Context, t *txn) error {
-	c := newCarefulRun(w, []*txn{t})
+	return w.orPark(ctx, t, newCarefulRun(w, []*txn{t}).try(ctx))
+}
+
+// try runs attempts until one succeeds or something is in the way that time alone does not remove.
+func (c *carefulRun) try(ctx context.Context) error {
+	w, t := c.worker, c.t
 	var err error
 	for range carefulTries {
 		if err = c.attempt(ctx); err == nil {
@@ -221,6 +227,10 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 	if err := c.locks.lock(ctx, h); err != nil {
 		return err
 	}
+	if err := c.independent(h); err != nil {
+		c.locks.release(h)
+		return err
+	}
 	marked, err := c.markers.announce(ctx, c.last().entry())
 	if err != nil {
 		return err
@@ -236,7 +246,7 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 	defer func() {
 		if err != nil {
 			c.locks.release(h)
-			c.absence.withdraw(c.origin, c.all[0].Seq)
+			c.absence.withdraw(c.origin, c.all[0].registration().seq)
 		}
 	}()
 	c.t, c.part = c.all[0], 0
@@ -256,7 +266,9 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 		}
 	}
 	if err == nil {
-		c.inbox.takeMany(len(c.all))
+		if c.t.parked == 0 {
+			c.inbox.takeMany(len(c.all))
+		}
 		c.push("commit", c.commitStatement, nil)
 		if err = c.flush(ctx); err != nil {
 			c.inbox.rewind()
@@ -270,6 +282,10 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 	}
 	c.careful.Add(uint64(len(c.all))) // before whoever waits for the transaction hears of it
 	c.conflicts.Add(uint64(c.losses))
+	if c.t.parked != 0 {
+		c.unparked(h)
+		return nil
+	}
 	landed := make([]landing, len(c.all))
 	for i, t := range c.all {
 		landed[i].t = t
@@ -301,6 +317,9 @@ func (c *carefulRun) tell() []wire.Loss {
 // last is the transaction up to which one marker announces: those that are to go the careful path behind t, too.
 func (c *carefulRun) last() *txn {
 	final := c.final()
+	if c.t.parked != 0 {
+		return final
+	}
 	if t := c.inbox.ahead(c.straight+1, func(t *txn) bool { return t.Seq <= final.Seq || t.run == nil && c.announceable(t) }); t != nil && t.Seq > final.Seq {
 		return t
 	}
@@ -454,7 +473,11 @@ func (c *carefulRun) changes(ctx context.Context) error {
 		return c.moveOver()
 	}
 	t := c.t
-	c.push("move position", c.positionStatement, []param{
+	if t.parked != 0 {
+		c.pushUnpark()
+		return nil
+	}
+	c.push(moved, c.positionStatement, []param{
 		int64Param(int64(t.Seq)), int64Param(int64(t.Stamp)), int64Param(int64(t.resume)), int64Param(int64(t.Stamp))})
 	return nil
 }

@@ -139,7 +139,7 @@ func (c *carefulRun) register(pending []step) {
 	for i := range pending {
 		s := &pending[i]
 		if s.ch.Kind != wire.KindDelete {
-			c.absence.create(registration{c.origin, s.t.Seq}, s.t.version(), created{s.m.name(), s.to})
+			c.absence.create(s.t.registration(), s.t.version(), created{s.m.name(), s.to})
 		}
 	}
 }
@@ -253,7 +253,7 @@ func (c *carefulRun) trueBase(m *mapping, r *rowState, k wire.KeyHash) error {
 	if r.found && (r.local.Ancient || r.own || c.t.low.Get(r.local.Version.Origin).Stamp >= r.local.Version.Stamp) {
 		return nil
 	}
-	if r.found && r.seen {
+	if r.found && r.seen && c.t.parked == 0 { // what was told meanwhile is forgotten
 		if saw, err := c.inbox.saw(r.local.Version, m.tableHash(), m.local.hasher.Shared(k)); saw || err != nil {
 			return err
 		}

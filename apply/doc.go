@@ -11,11 +11,12 @@
 // connection with the replication origin; one receiver per worker, which reads that connection's answers
 // while transactions are in the pipeline; the marker writer, which owns the connection without a
 // replication origin; the take-back worker, which owns the connection of the bridge's own origin; the
-// sweeper, which forgets what is stable.
+// sweeper, which forgets what is stable; the watch over parked transactions.
 //
 // When PostgreSQL is away, Run ends with an error and everything is built anew from the position rows.
 // When one transaction cannot be applied (a table is missing here), its origin waits with a reason that
-// [Applier.Status] shows, the others go on, and nothing is lost. When a peer is away its queue is empty.
+// [Applier.Status] shows, the others go on, and nothing is lost. One that the server refuses for its data is parked with
+// those that depend on it (park.go), and its origin goes on. When a peer is away its queue is empty.
 //
 // The conflict history is also read, and losers are brought back, by [History], which is no part of an Applier: conflicts.go
 // and undo.go.

@@ -18,6 +18,8 @@ type hearsay struct {
 	// ours is, for every other origin, how its seq and what it had seen of this node's transactions rose
 	// together; oldest first.
 	ours map[origin.Origin][]sight
+	// parked is what the oldest parked transaction of an origin had seen: it is still to come (R23).
+	parked map[origin.Origin]origin.Vector
 }
 
 // sight says that an origin's transactions behind seq had seen this node's up to own.
@@ -28,7 +30,8 @@ type sight struct{ seq, own uint64 }
 const sightLimit = 10_000
 
 func newHearsay(own origin.Origin, others []origin.Origin) *hearsay {
-	h := &hearsay{own: own, low: map[origin.Origin]origin.Vector{}, ours: map[origin.Origin][]sight{}}
+	h := &hearsay{own: own, low: map[origin.Origin]origin.Vector{}, ours: map[origin.Origin][]sight{},
+		parked: map[origin.Origin]origin.Vector{}}
 	for _, o := range others {
 		h.low[o] = nil
 	}
@@ -75,6 +78,9 @@ func (h *hearsay) stable(o origin.Origin) uint64 {
 	for p, low := range h.low {
 		if p != o {
 			seq = min(seq, low.Seq(o))
+			if parked, ok := h.parked[p]; ok {
+				seq = min(seq, parked.Seq(o))
+			}
 		}
 	}
 	return seq

@@ -30,9 +30,17 @@ type txn struct {
 	// vectorOnly: not a transaction, only the news that the origin had seen low when it had published
 	// up to Seq.
 	vectorOnly bool
+	// parked is the id under which the transaction is parked, if it is tried again; behind is then the seq behind its
+	// origin's position.
+	parked int64
+	behind uint64
 }
 
 func (t *txn) version() origin.Version { return origin.Version{Stamp: t.Stamp, Origin: t.origin} }
+
+// registration is how the transaction registers what it creates. One that is tried again has its origin's next seq for
+// it: by its own, which the position has passed, it would be over before it begins.
+func (t *txn) registration() registration { return registration{t.origin, max(t.Seq, t.behind)} }
 
 func (t *txn) entry() origin.Entry {
 	return origin.Entry{Origin: t.origin, Seq: t.Seq, Stamp: t.Stamp}

@@ -15,6 +15,11 @@ func (w *worker) applyRun(ctx context.Context, t *txn) error {
 	if ok, err := w.alone(ctx, t); !ok {
 		return err
 	}
+	if d, err := w.depends(t, nil); err != nil {
+		return err
+	} else if d != nil {
+		return w.orPark(ctx, t, d)
+	}
 	h, surprise, err := w.claimRun(ctx, t)
 	if err != nil {
 		return err

@@ -106,15 +106,15 @@ func (m *markers) run(ctx context.Context, wal WAL) error {
 	rows := time.NewTicker(rowsInterval)
 	defer rows.Stop()
 	marked := wal.Captured()    // before the last marker
-	var closed origin.Vector    // what the last flushed marker said to be done
-	var applied <-chan struct{} // set while there is nothing to close: wakes us when there is again
+	var closed applied          // when the last flushed marker was written
+	var changed <-chan struct{} // set while there is nothing to close: wakes us when there is again
 	for {
 		var batch []markRequest
 		select {
 		case r := <-m.requests:
 			batch = append(batch, r)
-		case <-applied:
-			applied = nil
+		case <-changed:
+			changed = nil
 			idle.Reset(closingDelay)
 			continue
 		case <-rows.C:
@@ -136,7 +136,7 @@ func (m *markers) run(ctx context.Context, wal WAL) error {
 			}
 		}
 		if len(batch) == 0 {
-			if applied = m.progress.unchanged(closed); applied != nil {
+			if changed = m.progress.unchanged(closed); changed != nil {
 				continue
 			}
 		}
@@ -145,7 +145,7 @@ func (m *markers) run(ctx context.Context, wal WAL) error {
 			flush = flush || r.flush
 		}
 		marked = wal.Captured()
-		lsn, done, err := m.write(ctx, batch, flush)
+		lsn, now, err := m.write(ctx, batch, flush)
 		for _, r := range batch {
 			r.reply <- markReply{lsn, err}
 		}
@@ -153,9 +153,9 @@ func (m *markers) run(ctx context.Context, wal WAL) error {
 			return fmt.Errorf("write marker: %w", err)
 		}
 		if flush {
-			closed = done
+			closed = now
 		}
-		applied = nil
+		changed = nil
 		idle.Reset(closingDelay)
 	}
 }
@@ -172,10 +172,10 @@ const (
 	markCommitSQL = markSQL + `, pg_current_xact_id()::text`
 )
 
-func (m *markers) write(ctx context.Context, batch []markRequest, flush bool) (uint64, origin.Vector, error) {
+func (m *markers) write(ctx context.Context, batch []markRequest, flush bool) (uint64, applied, error) {
 	p := m.progress
 	p.mu.Lock()
-	up, done := p.announced.Clone(), p.applied.Clone()
+	up, now := p.announced.Clone(), p.now()
 	p.mu.Unlock()
 	var lost []wire.Loss
 	for _, r := range batch {
@@ -194,11 +194,12 @@ func (m *markers) write(ctx context.Context, batch []markRequest, flush bool) (u
 	if flush && !m.flushArg {
 		sql, to = markCommitSQL, append(to, &xid)
 	}
-	if err := m.conn.QueryRow(ctx, sql, wire.AppendMarker(nil, up, done, lost)).Scan(to...); err != nil {
-		return 0, nil, err
+	if err := m.conn.QueryRow(ctx, sql, wire.AppendMarker(nil, up, now.done, lost)).Scan(to...); err != nil {
+		return 0, applied{}, err
 	}
 	p.mu.Lock()
 	p.announced.Merge(up)
+	p.read.marked(uint64(lsn), now)
 	p.mu.Unlock()
-	return uint64(lsn), done, nil
+	return uint64(lsn), now, nil
 }

@@ -273,10 +273,13 @@ func (c *carefulRun) becomes(r *mergedRow, cells []conflict.Cell) error {
 		return nil
 	}
 	place := func(li int) conflict.Cell { return cells[slices.Index(t.merge.cols, li)] }
-	what := "table " + t.quoted
+	write := func(s *statement, ps []param) {
+		c.push("table "+t.quoted, s, ps)
+		c.queue[len(c.queue)-1].row = rowKey{m, r.tuple}
+	}
 	if cells == nil {
 		ps, err := m.params(nil, r.tuple, m.key)
-		c.push(what, m.statement("kd", func() (string, []uint32) { return m.deleteSQL(nil) }), ps)
+		write(m.statement("kd", func() (string, []uint32) { return m.deleteSQL(nil) }), ps)
 		return err
 	}
 	var ps []param
@@ -286,7 +289,7 @@ func (c *carefulRun) becomes(r *mergedRow, cells []conflict.Cell) error {
 				ps = append(ps, t.cellParam(li, place(li)))
 			}
 		}
-		c.push(what, m.statement("ki", m.insertSQL), ps)
+		write(m.statement("ki", m.insertSQL), ps)
 		return nil
 	}
 	var set []int // remote columns
@@ -308,10 +311,10 @@ func (c *carefulRun) becomes(r *mergedRow, cells []conflict.Cell) error {
 		return err
 	}
 	if replace || len(m.always) > 0 {
-		c.push(what, m.statement("kr"+shape(set), func() (string, []uint32) { return m.replaceSQL(set) }), ps)
+		write(m.statement("kr"+shape(set), func() (string, []uint32) { return m.replaceSQL(set) }), ps)
 		return nil
 	}
-	c.push(what, m.statement("ku"+shape(set), func() (string, []uint32) { return m.updateSQL(set, nil) }), ps)
+	write(m.statement("ku"+shape(set), func() (string, []uint32) { return m.updateSQL(set, nil) }), ps)
 	return nil
 }
 

@@ -34,6 +34,8 @@ type pair struct {
 	rels     map[uint32]*wire.Relation
 	stop     func() error
 	ahead    atomic.Int64 // nanoseconds that the applier's clock is ahead
+	frame    *wire.Frame  // the last one that was shipped
+	limit    int          // of parked transactions; 0: the default
 }
 
 var nodeA = origin.Origin{Node: "a", Epoch: 1}
@@ -141,7 +143,7 @@ func (p *pair) slot() string { return "pgb_" + p.from.Name + "_t" }
 
 func (p *pair) start(peers ...string) {
 	p.t.Helper()
-	a, err := Open(p.t.Context(), Options{DSN: p.to.DSN, Cluster: p.to.Name, Node: "b", Peers: append(peers, "a"), SpoolDir: p.t.TempDir(),
+	a, err := Open(p.t.Context(), Options{DSN: p.to.DSN, Cluster: p.to.Name, Node: "b", Peers: append(peers, "a"), SpoolDir: p.t.TempDir(), ParkedLimit: p.limit,
 		Now: func() time.Time { return time.Now().Add(time.Duration(p.ahead.Load())) }})
 	if err != nil {
 		p.t.Fatal(err)
@@ -217,6 +219,7 @@ func (p *pair) ship(up origin.Vector, large bool) {
 	}
 	p.streamed++
 	f := &wire.Frame{Header: wire.Header{Cluster: p.to.Name, Sender: "a", Origin: nodeA, WriterEpoch: 1, LastSeq: p.seq, LastStamp: p.last, Up: up, Low: up}, Body: body}
+	p.frame = f
 	if err := p.a.Feed(p.t.Context(), nodeA, p.streamed, f); err != nil {
 		p.t.Fatal(err)
 	}

@@ -170,7 +170,7 @@ type recaller struct {
 }
 
 func (r *recaller) txn(t *txn) error {
-	if t.Seq <= r.after || t.Seq > r.upTo {
+	if t.Seq <= r.after || t.Seq > r.upTo || r.planner.w.parked.has(t.origin, t.Seq) {
 		return nil
 	}
 	changes, err := newChanges(t)

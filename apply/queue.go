@@ -20,6 +20,10 @@ func (c *carefulRun) change(m *mapping, s *statement, tuple []wire.Value, set []
 		return err
 	}
 	c.push("table "+m.local.quoted, s, ps)
+	if old == nil {
+		old = tuple
+	}
+	c.queue[len(c.queue)-1].row = rowKey{m, old}
 	return nil
 }
 
@@ -72,7 +76,7 @@ func (c *carefulRun) flush(ctx context.Context) error {
 		if q.history && errors.As(err, &pg) {
 			err = &historyError{pg}
 		}
-		return fmt.Errorf("%s: %w", q.what, err)
+		return &refusedError{q.what, q.row, err}
 	}
 	clear(c.queue)
 	c.queue = c.queue[:0]

@@ -53,13 +53,13 @@ func TestStatementsAreClosedWithTheirMapping(t *testing.T) {
 	p.same(`SELECT id, v FROM t ORDER BY id`)
 }
 
-// TestStatementsOfTriesAreClosed: a transaction that the server refuses is tried until it does not.
+// TestStatementsOfTriesAreClosed: a transaction that the server refuses, for what is not its data, is tried until it does not.
 func TestStatementsOfTriesAreClosed(t *testing.T) {
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT+`; CREATE TABLE other (id int PRIMARY KEY)`)
 	p.do(`INSERT INTO t VALUES (1, 'x')`)
 	p.to.Exec(t, countPrepared)
 	p.to.Exec(t, `CREATE SEQUENCE tries; CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
-		$$BEGIN PERFORM nextval('public.tries'); RAISE 'no'; END$$;
+		$$BEGIN PERFORM nextval('public.tries'); RAISE 'no' USING ERRCODE = 'insufficient_privilege'; END$$;
 		CREATE TRIGGER refuse BEFORE UPDATE ON t FOR EACH ROW EXECUTE FUNCTION refuse(); ALTER TABLE t ENABLE ALWAYS TRIGGER refuse`)
 	p.from.Exec(t, `UPDATE t SET v = 'y'`)
 	p.ship(nil, false)

@@ -46,12 +46,39 @@ CREATE TABLE IF NOT EXISTS pgbridge.bundle (
 );
 ALTER TABLE pgbridge.bundle ALTER COLUMN keys SET STORAGE EXTERNAL, ALTER COLUMN behind SET STORAGE EXTERNAL;
 
+-- Remote transactions that this server refuses, whole, and later ones that touch their rows. The position is behind them.
+CREATE TABLE IF NOT EXISTS pgbridge.parked (
+    id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,  -- in the order in which they were parked
+    at           timestamptz NOT NULL DEFAULT clock_timestamp(),
+    origin       text   NOT NULL,
+    epoch        int    NOT NULL,
+    seq          bigint NOT NULL,
+    stamp        bigint NOT NULL,
+    before_stamp bigint NOT NULL,            -- of transaction seq - 1
+    deps         bytea  NOT NULL,            -- vectors up and low, as in a frame
+    body         bytea  NOT NULL,            -- records R, I, U, D and T, as in a frame
+    changes      bigint NOT NULL,
+    keys         bytea  NOT NULL,            -- of the rows that it touches, 16 bytes of hash each
+    tables       text[] NOT NULL,            -- that it touches: schema, name, schema, name, ...
+    wiped        text[] NOT NULL,            -- that it truncates
+    depends_on   text[] NOT NULL,            -- parked before it, as origin:seq
+    sqlstate     text,                       -- why the server refused it last; null: it was not tried
+    message      text,
+    constraint_name text,
+    relation     text,                       -- of the change that was refused
+    key          json,
+    attempts     int    NOT NULL DEFAULT 0,  -- since it is parked
+    tried_at     timestamptz,
+    request      text   CHECK (request IN ('retry', 'discard')),   -- of an operator, until the bridge has seen to it
+    UNIQUE (origin, epoch, seq)
+);
+
 -- Losing row versions, with both images: json, since jsonb cannot hold every value that json can.
 CREATE TABLE IF NOT EXISTS pgbridge.conflict (
     id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     at            timestamptz NOT NULL DEFAULT clock_timestamp(),
     relation      text   NOT NULL,
-    kind          text   NOT NULL,
+    kind          text   NOT NULL,           -- 'discarded': of a parked transaction that was given up
     outcome       text   NOT NULL,           -- 'remote wins' or 'local wins'
     remote_origin text   NOT NULL,
     remote_seq    bigint NOT NULL,

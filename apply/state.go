@@ -12,10 +12,16 @@ type progress struct {
 	mu        sync.Mutex
 	applied   origin.Vector // COMMIT acknowledged by this server
 	announced origin.Vector // stands in a marker in the WAL
-	changed   chan struct{} // closed and replaced whenever applied grows
+	changed   chan struct{} // closed and replaced whenever applied grows, or parked changes
+	// parked holds what stands in front of an origin's oldest parked transaction. That one counts as applied for all who
+	// wait for it, and as not applied in what is told to others (PROOF.md R23).
+	parked map[origin.Origin]origin.Entry
+	read   readBack
 }
 
-func newProgress() *progress { return &progress{changed: make(chan struct{})} }
+func newProgress() *progress {
+	return &progress{changed: make(chan struct{}), parked: map[origin.Origin]origin.Entry{}}
+}
 
 // advance records that e is applied here and wakes whoever holds a transaction for it.
 func (p *progress) advance(e origin.Entry) {
@@ -41,11 +47,11 @@ func (p *progress) watch() (origin.Vector, <-chan struct{}) {
 	return p.applied.Clone(), p.changed
 }
 
-// unchanged returns a channel that is closed at the next change if v is what is applied, else nil.
-func (p *progress) unchanged(v origin.Vector) <-chan struct{} {
+// unchanged returns a channel that is closed at the next change if nothing has changed since a, else nil.
+func (p *progress) unchanged(a applied) <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.applied.Equal(v) {
+	if now := p.now(); now.done.Equal(a.done) && now.all.Equal(a.all) {
 		return p.changed
 	}
 	return nil

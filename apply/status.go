@@ -19,6 +19,7 @@ type OriginStatus struct {
 	Careful   uint64 // of them, by the careful path
 	Bundled   uint64 // of them, together with others in one local transaction
 	Conflicts uint64 // recorded since the start
+	Parked    uint64 // put aside: they cannot be applied here
 }
 
 // Status returns how far every origin has come.
@@ -28,7 +29,7 @@ func (a *Applier) Status() []OriginStatus {
 	for _, w := range a.workers {
 		e := applied.Get(w.origin)
 		s := OriginStatus{Origin: w.origin, Seq: e.Seq, Stamp: e.Stamp,
-			Applied: w.applied.Load(), Careful: w.careful.Load(), Bundled: w.bundles.Load(), Conflicts: w.conflicts.Load()}
+			Applied: w.applied.Load(), Careful: w.careful.Load(), Bundled: w.bundles.Load(), Conflicts: w.conflicts.Load(), Parked: a.parked.of(w.origin)}
 		var oldest origin.Stamp
 		if s.Received, s.Queued, oldest = w.inbox.received(); s.Queued > 0 {
 			s.Lag = a.opts.Now().Sub(oldest.Time())

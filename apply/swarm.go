@@ -86,12 +86,13 @@ func (w *worker) carefullyTogether(ctx context.Context, all []*txn) error {
 	}
 	var pg *pgconn.PgError
 	var unheard *unheardError
+	var depends *dependsError
 	switch {
 	case err == nil:
 		return nil
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case errors.Is(err, errUnknown), errors.Is(err, errSurprise), errors.As(err, &unheard), isBlocked(err), errors.As(err, &pg) && !lost(err):
+	case errors.Is(err, errUnknown), errors.Is(err, errSurprise), errors.As(err, &unheard), errors.As(err, &depends), isBlocked(err), errors.As(err, &pg) && !lost(err):
 		w.apart = len(all)
 		return w.carefully(ctx, all[0])
 	}
@@ -110,7 +111,7 @@ func (c *carefulRun) moveOver() error {
 		los[k.Lo] = true
 		stamps.add(k, t, c.final())
 	}
-	c.push("move position", c.bundleStatement, stamps.move(nil, c.all[0], c.final()))
+	c.push(moved, c.bundleStatement, stamps.move(nil, c.all[0], c.final()))
 	return nil
 }
 

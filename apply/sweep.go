@@ -23,8 +23,7 @@ func (a *Applier) sweep(ctx context.Context, wal WAL) error {
 	for {
 		select {
 		case <-settle.C:
-			_, low := wal.Vectors()
-			a.absence.settle(low)
+			a.absence.settle(a.progress.readBack(wal))
 		case <-purge.C:
 			if err := a.purge(ctx, wal); err != nil {
 				return err
@@ -71,7 +70,7 @@ func (a *Applier) purge(ctx context.Context, wal WAL) error {
 // decided returns, for each origin, up to where no local delete that stands in the WAL in front of its transactions'
 // commits can still take their rows back: capture has read them all, and none of them waits.
 func (a *Applier) decided(wal WAL) origin.Vector {
-	_, low := wal.Vectors()
+	low := a.progress.readBack(wal)
 	if a.absence.mayTakeBack(wal.Passed()) {
 		return nil
 	}

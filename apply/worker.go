@@ -41,6 +41,7 @@ type worker struct {
 	locks    *keyLocks
 	journal  *journal // nil if no table is merged
 	heard    *hearsay
+	parked   *parked
 	policy   conflict.Policy
 	inbox    *inbox
 
@@ -69,6 +70,8 @@ type worker struct {
 	bundleStatement, impatientStatement           *statement
 	journalStatement, journalBaseStatement        *statement
 	beginStatement, commitStatement, xidStatement *statement
+	parking                                       parkingStatements
+	parkedDue, parkedTried                        bool // a parked transaction of the origin may be due, was tried just now
 
 	atOnce int // transactions in the next batch: few after a failure, then more again
 	// straight is how many of the next transactions take the careful path without trying the other first, wary how
@@ -182,6 +185,9 @@ func (w *worker) step(ctx context.Context) error {
 	if err := w.tidy(ctx); err != nil {
 		return err
 	}
+	if again, err := w.tryParked(ctx); again || err != nil {
+		return err
+	}
 	if ok, err := w.worthwhile(ctx); !ok {
 		return err
 	}
@@ -189,7 +195,10 @@ func (w *worker) step(ctx context.Context) error {
 	if err != nil || t == nil {
 		return err
 	}
-	if err := w.ready(ctx, t); err != nil {
+	if err := w.ready(ctx, t); errors.Is(err, errParkedDue) {
+		w.parkedDue = true
+		return nil
+	} else if err != nil {
 		return err
 	}
 	for _, p := range w.pasts {
@@ -218,7 +227,13 @@ func (w *worker) step(ctx context.Context) error {
 		return w.send(ctx)
 	}
 	var busy *busyError
+	var depends *dependsError
 	switch {
+	case errors.As(err, &depends):
+		if ok, err := w.alone(ctx, t); !ok {
+			return err
+		}
+		return w.orPark(ctx, t, depends)
 	case errors.Is(err, errSurprise):
 		if ok, err := w.alone(ctx, t); !ok {
 			return err
@@ -292,6 +307,9 @@ func (w *worker) nextTxn(ctx context.Context) (*txn, error) {
 			return nil, w.reap(ctx, len(w.pending)-1)
 		case <-changed:
 			t, changed = w.inbox.peek(w.passed)
+		case <-w.parked.wake(w.origin):
+			w.parkedDue = true
+			return nil, nil
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
@@ -339,6 +357,11 @@ func (w *worker) deps(ctx context.Context, t *txn) error {
 	if ok, err := w.alone(ctx, t); !ok {
 		return err
 	}
+	if w.parkedDue {
+		return errParkedDue
+	}
+	ctx, end := w.parked.interruptible(ctx, w.origin)
+	defer end()
 	return w.progress.hold(ctx, t.up, w.origin, w.own, func(e origin.Entry) {
 		w.say(fmt.Sprintf("transaction %d waits for %s:%d, which its author had seen", t.Seq, e.Origin, e.Seq))
 	})
@@ -428,6 +451,10 @@ func (w *worker) claim(t *txn) error {
 	l := landing{t: t, held: &held{origin: w.origin, keys: append([]wire.KeyHash(nil), p.print.locks...)}}
 	if ok, freed := w.locks.try(l.held); !ok {
 		return &busyError{freed}
+	}
+	if err := w.free(t, p.print.locks); err != nil {
+		w.locks.release(l.held)
+		return err
 	}
 	if len(p.print.creates) > 0 && w.absence.create(registration{w.origin, t.Seq}, t.version(), p.print.creates...) {
 		w.locks.release(l.held)
@@ -650,9 +677,8 @@ func (w *worker) prepare(dst []byte, s *statement) []byte {
 }
 
 func (w *worker) unsettled(m *mapping, k wire.KeyHash, t *txn) bool {
-	_, low := w.wal.Vectors()
-	w.absence.settle(low)
-	return w.absence.unsettled(tableName{m.local.schema, m.local.name}, k, registration{w.origin, t.Seq}, w.wal.Passed())
+	w.absence.settle(w.progress.readBack(w.wal))
+	return w.absence.unsettled(tableName{m.local.schema, m.local.name}, k, t.registration(), w.wal.Passed())
 }
 
 // mapping returns how the origin's relation fits the local table.

@@ -70,7 +70,7 @@ type LinkReport struct {
 	ReceivedSeq  uint64    `json:"received_seq"`
 	LagSeconds   float64   `json:"lag_seconds"` // age of the oldest transaction that arrived and is not applied
 	Conflicts    uint64    `json:"conflicts"`
-	Parked       uint64    `json:"parked"` // transactions put aside
+	Parked       uint64    `json:"parked"` // transactions put aside: they cannot be applied here
 }
 
 // Severity says how soon a person must look.

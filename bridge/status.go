@@ -110,6 +110,9 @@ func (b *bridge) report(ctx context.Context) *Report {
 	}
 	for _, o := range l.applier.Status() {
 		r.Links = append(r.Links, l.reportLink(o))
+		if o.Parked > 0 {
+			r.Alarms = append(r.Alarms, parkedAlarm(o))
+		}
 	}
 	return r
 }
@@ -157,7 +160,7 @@ func (l *life) reportPublisher(ctx context.Context, r *Report) {
 
 func (l *life) reportLink(o apply.OriginStatus) LinkReport {
 	r := LinkReport{Link: o.Origin.Node, Origin: o.Origin.String(), State: "connected", Waiting: o.Waiting,
-		AppliedSeq: o.Seq, ReceivedSeq: o.Received, LagSeconds: o.Lag.Seconds(), Conflicts: o.Conflicts}
+		AppliedSeq: o.Seq, ReceivedSeq: o.Received, LagSeconds: o.Lag.Seconds(), Conflicts: o.Conflicts, Parked: o.Parked}
 	if o.Seq > 0 {
 		r.AppliedStamp = o.Stamp.Time()
 	}

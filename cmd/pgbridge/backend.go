@@ -24,6 +24,12 @@ type backend struct {
 	history func(ctx context.Context, cfg *config.Config, clockError time.Duration) (history, error)
 	// now is the wall clock.
 	now func() time.Time
+	// parked lists what is parked at the node of this configuration.
+	parked func(ctx context.Context, cfg *config.Config) ([]bridge.ParkedTransaction, error)
+	// showParked returns one parked transaction with its first changes.
+	showParked func(ctx context.Context, cfg *config.Config, name string, limit int) (*bridge.ParkedTransaction, []bridge.ParkedChange, error)
+	// requestParked has parked transactions tried again or discarded; all of them if name is empty.
+	requestParked func(ctx context.Context, cfg *config.Config, name string, request bridge.ParkedRequest) (*bridge.ParkedOutcome, error)
 	// demo runs a whole cluster for a while.
 	demo func(ctx context.Context, opts demo.Options) error
 }
@@ -50,7 +56,12 @@ func realBackend() backend {
 			}
 			return h, nil
 		},
-		now:  time.Now,
+		now: time.Now,
+
+		parked:        bridge.ParkedList,
+		showParked:    bridge.ParkedShow,
+		requestParked: bridge.RequestParked,
+
 		demo: demo.Run,
 	}
 }
