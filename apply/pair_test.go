@@ -32,6 +32,7 @@ type pair struct {
 	seq      uint64
 	last     origin.Stamp
 	rels     map[uint32]*wire.Relation
+	merge    []MergePolicy
 	stop     func() error
 	ahead    atomic.Int64 // nanoseconds that the applier's clock is ahead
 	frame    *wire.Frame  // the last one that was shipped
@@ -143,7 +144,7 @@ func (p *pair) slot() string { return "pgb_" + p.from.Name + "_t" }
 
 func (p *pair) start(peers ...string) {
 	p.t.Helper()
-	a, err := Open(p.t.Context(), Options{DSN: p.to.DSN, Cluster: p.to.Name, Node: "b", Peers: append(peers, "a"), SpoolDir: p.t.TempDir(), ParkedLimit: p.limit,
+	a, err := Open(p.t.Context(), Options{DSN: p.to.DSN, Cluster: p.to.Name, Node: "b", Peers: append(peers, "a"), SpoolDir: p.t.TempDir(), ParkedLimit: p.limit, Merge: p.merge,
 		Now: func() time.Time { return time.Now().Add(time.Duration(p.ahead.Load())) }})
 	if err != nil {
 		p.t.Fatal(err)

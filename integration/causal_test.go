@@ -16,6 +16,7 @@ import (
 // b's update reaches c before a's insert does, because the link from a to c is cut. Nobody may see b's
 // write at c before a's.
 func TestCausalOrder(t *testing.T) {
+	t.Parallel()
 	early := func(noHold bool) bool {
 		c := cluster.New(t, cluster.Options{Schema: `CREATE TABLE parent (id int PRIMARY KEY, v text);
 			CREATE TABLE child (id int PRIMARY KEY, parent int);`, NoHold: noHold})
@@ -53,6 +54,7 @@ func TestCausalOrder(t *testing.T) {
 // TestObserversSeeWholeTransactionsInCausalOrder: under load and random delays, observers on every node
 // never see a part of a transaction, nor a child without its parent.
 func TestObserversSeeWholeTransactionsInCausalOrder(t *testing.T) {
+	t.Parallel()
 	c := cluster.New(t, cluster.Options{Schema: `CREATE TABLE pair (id text PRIMARY KEY, a int, b int);
 		CREATE TABLE half_a (id text PRIMARY KEY); CREATE TABLE half_b (id text PRIMARY KEY);
 		CREATE TABLE parent (id text PRIMARY KEY); CREATE TABLE child (id text PRIMARY KEY, parent text);`})

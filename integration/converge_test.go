@@ -43,8 +43,10 @@ func loadTime() time.Duration {
 // TestMeshConverges: three nodes, all writing the same rows at once; then all tables are equal, nothing is
 // lost, nothing is there twice, and every transaction that was committed elsewhere was applied once.
 func TestMeshConverges(t *testing.T) {
+	t.Parallel()
 	for _, majors := range [][]int{{18}, {15}, {15, 16, 17, 18}} {
 		t.Run(fmt.Sprint(majors), func(t *testing.T) {
+			t.Parallel()
 			c := cluster.New(t, cluster.Options{Nodes: max(3, len(majors)), Majors: majors, Schema: loadSchema})
 			taps := c.Tap()
 			l := startLoad(t, c, 6/len(c.Nodes), seed(t))

@@ -15,6 +15,7 @@ import (
 // moments under load, and starts them again as a supervisor would; nobody else touches anything. Nothing
 // may be lost, nothing may be there twice.
 func TestCrashes(t *testing.T) {
+	t.Parallel()
 	kills := 20
 	if pgtest.Soak() {
 		kills = 120

@@ -61,6 +61,7 @@ func examples(t *testing.T, path string) []example {
 
 // TestConflictExamples: what docs/conflicts.md says comes true.
 func TestConflictExamples(t *testing.T) {
+	t.Parallel()
 	all := examples(t, "../docs/conflicts.md")
 	if len(all) < 12 {
 		t.Fatalf("%d examples", len(all))

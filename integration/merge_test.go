@@ -183,8 +183,10 @@ func mergedLoad(t *testing.T, c *cluster.Cluster, writers int, d time.Duration) 
 // TestMergedTablesConverge: three nodes write the same few rows of merged tables at once, whole and cut off from each other,
 // and end equal; no increment is lost.
 func TestMergedTablesConverge(t *testing.T) {
+	t.Parallel()
 	for _, majors := range [][]int{{18}, {15}} {
 		t.Run(fmt.Sprint(majors), func(t *testing.T) {
+			t.Parallel()
 			c := cluster.New(t, cluster.Options{Nodes: 3, Majors: majors, Schema: mergedSchema, Config: mergedConfig})
 			sum := map[int]int64{}
 			add := func(more map[int]int64) {
@@ -227,6 +229,7 @@ func TestMergedTablesConverge(t *testing.T) {
 // TestMergedTablesSurviveKills: bridges are killed while all nodes write merged tables. What the journal knows and what the
 // rows show stay together.
 func TestMergedTablesSurviveKills(t *testing.T) {
+	t.Parallel()
 	kills := 6
 	if pgtest.Soak() {
 		kills = 60
@@ -268,6 +271,7 @@ func requireSums(t *testing.T, c *cluster.Cluster, sum map[int]int64) {
 
 // TestPoliciesThatDoNotFit: what is wrong with a policy is said when the bridge starts, with the mend.
 func TestPoliciesThatDoNotFit(t *testing.T) {
+	t.Parallel()
 	n := oneNode(t, `CREATE TABLE stock (id int PRIMARY KEY, n int, f float8, v text);
 		CREATE TABLE bare (id int PRIMARY KEY, n int);
 		CREATE FUNCTION volatile_one(jsonb, jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT $1';
@@ -291,6 +295,7 @@ func TestPoliciesThatDoNotFit(t *testing.T) {
 
 // TestHotMergedRow: a row that local sessions write without a pause takes in what others add.
 func TestHotMergedRow(t *testing.T) {
+	t.Parallel()
 	c := cluster.New(t, cluster.Options{Nodes: 2, Schema: mergedSchema, Config: map[string]string{"conflict.tables": "*.counter: n=delta"}})
 	ctx, cancel := context.WithCancel(t.Context())
 	var busy sync.WaitGroup

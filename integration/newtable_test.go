@@ -10,6 +10,7 @@ import (
 // TestNewTable: a table that is made on all nodes while the bridges run is replicated without a restart, and one
 // that cannot be stops nobody.
 func TestNewTable(t *testing.T) {
+	t.Parallel()
 	c := cluster.New(t, cluster.Options{Nodes: 2})
 	c.Exec(`CREATE TABLE fresh (id text PRIMARY KEY, v text); CREATE TABLE keyless (v text)`)
 	for _, n := range c.Nodes {
@@ -32,6 +33,7 @@ func TestNewTable(t *testing.T) {
 
 // TestNewTableWithoutAutoSetup: where a DBA does the setup, status asks for it.
 func TestNewTableWithoutAutoSetup(t *testing.T) {
+	t.Parallel()
 	keys := map[string]string{"postgres.auto_setup": "true"}
 	c := cluster.New(t, cluster.Options{Nodes: 1, Config: keys})
 	a := c.Node("a")

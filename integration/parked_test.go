@@ -17,6 +17,7 @@ const poisonous = `ALTER TABLE entry ADD CONSTRAINT fussy CHECK (node = 'c' OR a
 // parked, and those that touch their rows; all else goes on, under load, and through a restart. When the constraint is gone
 // and they are tried again, all nodes are equal, and every transaction was applied once.
 func TestPoisonIsParkedAndRetried(t *testing.T) {
+	t.Parallel()
 	c := cluster.New(t, cluster.Options{Nodes: 3, Schema: loadSchema})
 	n := c.Node("c")
 	n.Exec(poisonous)
@@ -103,6 +104,7 @@ func requireApplied(t *testing.T, c *cluster.Cluster, l *load) {
 // TestDiscardedParkedIsOvercome: one transaction is given up; the node differs in its row until that is written again, and
 // then no more.
 func TestDiscardedParkedIsOvercome(t *testing.T) {
+	t.Parallel()
 	c := cluster.New(t, cluster.Options{Nodes: 2, Schema: `CREATE TABLE r (id int PRIMARY KEY, v int)`})
 	a, b := c.Node("a"), c.Node("b")
 	a.Exec(`INSERT INTO r VALUES (1, 1), (2, 2)`)

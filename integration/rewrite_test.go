@@ -19,6 +19,7 @@ const rewrite = `ALTER TABLE t ALTER n TYPE int USING n + 0`
 // rewrite the table before and after they hear of the others' writes. Whoever wrote last wins everywhere: the
 // rewrite is nobody's write (PROOF.md F10, R28).
 func TestRewriteBetweenConcurrentWrites(t *testing.T) {
+	t.Parallel()
 	eachPair(t, func(t *testing.T, majors []int) {
 		c := cluster.New(t, cluster.Options{Majors: majors, Schema: `
 			CREATE TABLE t (id int PRIMARY KEY, n int NOT NULL DEFAULT 0, v text NOT NULL DEFAULT 'first', big text);
@@ -79,6 +80,7 @@ func TestRewriteBetweenConcurrentWrites(t *testing.T) {
 // TestRewriteAtANodeThatOnlyReads: what a third node has written covers a transaction that comes later, also
 // if this node has not published anything since and has forgotten, by a rewrite, whose row that is.
 func TestRewriteAtANodeThatOnlyReads(t *testing.T) {
+	t.Parallel()
 	c := cluster.New(t, cluster.Options{Schema: `CREATE TABLE t (id int PRIMARY KEY, n int NOT NULL DEFAULT 0, v text)`})
 	a, b, d := c.Nodes[0], c.Nodes[1], c.Nodes[2]
 	a.Exec(`INSERT INTO t SELECT i, 0, 'first' FROM generate_series(1, 20) i`)
@@ -105,6 +107,7 @@ func TestRewriteAtANodeThatOnlyReads(t *testing.T) {
 
 // TestRewriteOfAKey: a key that is widened is the same key.
 func TestRewriteOfAKey(t *testing.T) {
+	t.Parallel()
 	c := cluster.New(t, cluster.Options{Schema: `CREATE TABLE t (id int PRIMARY KEY, v text)`})
 	a, b, d := c.Nodes[0], c.Nodes[1], c.Nodes[2]
 	a.Exec(`INSERT INTO t SELECT i, 'first' FROM generate_series(-5, 20) i`)
@@ -131,6 +134,7 @@ func TestRewriteOfAKey(t *testing.T) {
 
 // TestRewritesAtRandom lets nodes write, lose and find each other, rewrite and restart in a random order.
 func TestRewritesAtRandom(t *testing.T) {
+	t.Parallel()
 	steps := 60
 	if pgtest.Soak() {
 		steps = 600
@@ -189,6 +193,7 @@ func randomStep(c *cluster.Cluster, r *rand.Rand, i int) {
 
 // TestRewriteUnderLoad: tables are rewritten on one node after the other while all of them write.
 func TestRewriteUnderLoad(t *testing.T) {
+	t.Parallel()
 	for _, majors := range [][]int{{18}, {15}} {
 		t.Run(fmt.Sprint(majors), func(t *testing.T) {
 			c := cluster.New(t, cluster.Options{Majors: majors, Schema: strings.Replace(loadSchema, "balance bigint", "balance int", 1)})

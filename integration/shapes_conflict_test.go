@@ -142,6 +142,7 @@ func literal(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + 
 // TestRivals cuts the nodes from each other, has both write to tables of all shapes, and lets them hear of
 // each other again. Each rivalry has its turn first on one node and then on the other.
 func TestRivals(t *testing.T) {
+	t.Parallel()
 	versions := pgtest.Versions(t)
 	c := cluster.New(t, cluster.Options{Nodes: 2, Majors: []int{slices.Min(versions), slices.Max(versions)}, Idle: true})
 	all := rivalries()
@@ -177,6 +178,7 @@ func TestRivals(t *testing.T) {
 // TestToastOfTheOtherNodeAtOnce: a node updates another column of a row as soon as it sees it, while the
 // other node's value is large and stays unchanged.
 func TestToastOfTheOtherNodeAtOnce(t *testing.T) {
+	t.Parallel()
 	c := cluster.New(t, cluster.Options{Nodes: 3, Schema: `CREATE TABLE toast (id int PRIMARY KEY, n int, big text); ALTER TABLE toast ALTER big SET STORAGE EXTERNAL`})
 	a, b := c.Nodes[0], c.Nodes[1]
 	conn := pgtest.Connect(t, b.DSN)

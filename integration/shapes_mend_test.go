@@ -13,6 +13,7 @@ import (
 // TestUnequalShapesWaitForAMend: what cannot be applied because the nodes' tables are not alike waits with
 // a reason, and goes on by itself when they are.
 func TestUnequalShapesWaitForAMend(t *testing.T) {
+	t.Parallel()
 	for _, x := range []struct {
 		name, schema, ahead, write, reason, mend string
 	}{{
@@ -84,6 +85,7 @@ func TestUnequalShapesWaitForAMend(t *testing.T) {
 // version (PROOF.md F10, R28). What the other node wrote before, and what arrives after, must not lose to
 // it: nobody wrote these rows here.
 func TestRewriteWhileChangesAreUnderWay(t *testing.T) {
+	t.Parallel()
 	c := cluster.New(t, cluster.Options{Nodes: 2, Schema: `CREATE TABLE t (id int PRIMARY KEY, n int)`})
 	a, b := c.Nodes[0], c.Nodes[1]
 	a.Exec(`INSERT INTO t SELECT i, i FROM generate_series(1, 10) i`)
@@ -107,6 +109,7 @@ var oddDefaults = []string{
 
 // TestOddDefaults: settings of the database, and an encoding that is not the other node's, change nothing.
 func TestOddDefaults(t *testing.T) {
+	t.Parallel()
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
 		t.Run("odd", func(t *testing.T) { testDefaults(t, s.Major, oddDefaults) })
 		t.Run("read only", func(t *testing.T) { testDefaults(t, s.Major, []string{"default_transaction_read_only = on"}) })

@@ -226,6 +226,7 @@ func twoPhases(table string, n int) []step {
 // TestStreamedTransactions: the same in transactions so large that the server streams them while they run,
 // each sent by the oldest version and by the newest.
 func TestStreamedTransactions(t *testing.T) {
+	t.Parallel()
 	versions := pgtest.Versions(t)
 	var schema strings.Builder
 	for _, table := range []string{"sub", "sub_m", "phases", "phases_m", "more", "more_m"} {

@@ -41,6 +41,7 @@ func (s step) then(next step) step { next.before = &s; return next }
 
 // TestShapes runs all shapes on two nodes of each version, and on two of different versions.
 func TestShapes(t *testing.T) {
+	t.Parallel()
 	eachPair(t, func(t *testing.T, majors []int) {
 		var shapes []shape
 		for _, s := range allShapes() {

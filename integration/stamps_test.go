@@ -17,6 +17,7 @@ import (
 // TestForgottenStamps: the server forgets who wrote its rows, and when, while a node is away whose transaction had
 // not seen them. That nobody knows a row's stamp does not make it one that everybody has seen (PROOF.md R11, F8).
 func TestForgottenStamps(t *testing.T) {
+	t.Parallel()
 	for name, forget := range map[string]func(*testing.T, *cluster.Node){"track_commit_timestamp off and on": untrack, "frozen": freeze} {
 		t.Run(name, func(t *testing.T) {
 			c := cluster.New(t, cluster.Options{Own: true, Settings: map[string]string{"fsync": "off", "autovacuum": "off"},

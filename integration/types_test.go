@@ -36,6 +36,7 @@ func eachPair(t *testing.T, test func(t *testing.T, majors []int)) {
 // and in arrays, domains and composites, as rows of their own, in runs of many rows and as keys, are the
 // same on both nodes bit by bit. The nodes write in turn, and have other object ids for the same types.
 func TestTypes(t *testing.T) {
+	t.Parallel()
 	eachPair(t, func(t *testing.T, majors []int) {
 		all := append(builtInSamples(slices.Min(majors)), userSamples()...)
 		testTypes(t, majors, all, func(i int) string { return userTypesSchema(i, all) })

@@ -47,6 +47,7 @@ func fight(t *testing.T, c *cluster.Cluster, r *rand.Rand) {
 // TestUndoBringsLosersBack: conflicts of all kinds between three nodes, then a hundred losers are undone, each on the node in
 // whose history it was found. All nodes are equal, and each row is what the last undo of it wrote.
 func TestUndoBringsLosersBack(t *testing.T) {
+	t.Parallel()
 	versions := pgtest.Versions(t)
 	c := cluster.New(t, cluster.Options{Nodes: 3, Majors: versions,
 		Schema: `CREATE TABLE fought (id int PRIMARY KEY, v text NOT NULL, n numeric, at timestamptz, a int[], g text GENERATED ALWAYS AS ('<' || v || '>') STORED)`})
@@ -206,6 +207,7 @@ func (u *undoer) one() {
 
 // TestUndoWithoutABridge: the history is read and undone while no bridge runs; the write leaves when one starts again.
 func TestUndoWithoutABridge(t *testing.T) {
+	t.Parallel()
 	c := cluster.New(t, cluster.Options{Nodes: 2, Schema: `CREATE TABLE t (id int PRIMARY KEY, v text)`})
 	a, b := c.Nodes[0], c.Nodes[1]
 	cutAll(c)
