@@ -34,8 +34,11 @@ func (w *worker) discard(ctx context.Context, e *parkedTxn, t *txn) error {
 	return failed
 }
 
+// discarded is the kind of conflict as which the history has changes that were given up.
+const discarded = "discarded"
+
 // discardedInto records a change of a discarded transaction: h is what stands here.
-const discardedInto = conflictInto + ` SELECT %s, 'discarded', 'local wins', %s, %s, %s, COALESCE(h.origin, %s), COALESCE(h.stamp, 0), h.image, %s
+const discardedInto = conflictInto + ` SELECT %s, '` + discarded + `', 'local wins', %s, %s, %s, COALESCE(h.origin, %s), COALESCE(h.stamp, 0), h.image, %s
 	FROM (SELECT 1) one LEFT JOIN LATERAL (SELECT row_to_json(t.*) AS image,
 		CASE WHEN p.epoch > 1 THEN p.origin || '/' || p.epoch ELSE p.origin END AS origin,
 		(extract(epoch FROM c.timestamp - '2000-01-01 UTC') * 1000000)::int8 AS stamp
@@ -115,7 +118,7 @@ func (c *carefulRun) recordBare(context.Context) error {
 
 func (c *carefulRun) pushBare(relation string, image []byte) {
 	if c.parking.bare == nil {
-		c.parking.bare = &statement{sql: conflictInto + " VALUES ($1, 'discarded', 'local wins', $2, $3, $4, $5, 0, NULL, $6)",
+		c.parking.bare = &statement{sql: conflictInto + " VALUES ($1, '" + discarded + "', 'local wins', $2, $3, $4, $5, 0, NULL, $6)",
 			types: []uint32{oidText, oidText, oidInt8, oidInt8, oidText, oidJSON}}
 	}
 	c.push("record discarded change of "+relation, c.parking.bare, []param{textParam(relation), textParam(c.origin.String()),

@@ -52,7 +52,8 @@ func KeyValue(v json.RawMessage) string {
 
 // kinds are those that the history can have.
 var kinds = []string{string(conflict.InsertInsert), string(conflict.InsertDelete), string(conflict.UpdateUpdate), string(conflict.UpdateDelete),
-	string(conflict.DeleteUpdate), string(conflict.DeleteDelete), string(conflict.TruncateUpdate)}
+	string(conflict.DeleteUpdate), string(conflict.DeleteDelete), string(conflict.TruncateUpdate),
+	string(conflict.Undecided), discarded}
 
 // Validate checks the filter. Its error asks for the exit code of wrong usage.
 func (f *ConflictFilter) Validate() error {

@@ -331,11 +331,19 @@ func (c *carefulRun) recordMerged(r *mergedRow, s *mergedStep, out conflict.Merg
 	}
 	d := conflict.Decision{RemoteWins: remoteWins, Conflict: true, Kind: conflict.KindOf(conflict.Case{
 		Write: w.Kind, Local: conflict.Local{Deleted: other.Kind == conflict.Delete}})}
+	for u := range r.m.local.merge.rules.Units {
+		if r.m.local.merge.rules.Units[u].Rule == conflict.Manual && wrote(w, u) && wrote(other, u) {
+			d.Kind = conflict.Undecided
+		}
+	}
 	l := look{found: r.here != nil, local: conflict.Local{Version: origin.Version{Stamp: other.Stamp, Origin: other.Origin}}}
 	defer func(t *txn) { c.t = t }(c.t)
 	c.t = s.t
 	return c.record(r.m, tuple, r.m.rowOf(r.tuple), l, d)
 }
+
+// wrote reports whether a write changed a unit.
+func wrote(w *conflict.Logged, unit int) bool { return unit < len(w.Ops) && len(w.Ops[unit]) > 0 }
 
 // rival returns the write that w lost to, or the latest that lost to w, if neither had seen the other; nil if nothing was
 // lost.
@@ -354,7 +362,7 @@ func (r *mergedRow) rival(w *conflict.Logged, out conflict.Merged) (other *confl
 		return r.latest(func(v *conflict.Logged) bool { return v.Kind != conflict.Delete && apart(v) }), false
 	}
 	for u, at := range out.Winner {
-		if len(w.Ops[u]) == 0 || at < 0 {
+		if !wrote(w, u) || at < 0 {
 			continue
 		}
 		if v := &r.writes[at]; v != w && apart(v) {
@@ -369,7 +377,7 @@ func (r *mergedRow) rival(w *conflict.Logged, out conflict.Merged) (other *confl
 			return true
 		}
 		for u, at := range out.Winner {
-			if at >= 0 && &r.writes[at] == w && len(w.Ops[u]) > 0 && len(v.Ops[u]) > 0 {
+			if at >= 0 && &r.writes[at] == w && wrote(w, u) && wrote(v, u) {
 				return true
 			}
 		}

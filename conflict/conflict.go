@@ -18,6 +18,8 @@ const (
 	DeleteUpdate   Kind = "delete_update"
 	DeleteDelete   Kind = "delete_delete"
 	TruncateUpdate Kind = "truncate_update"
+	// Undecided stands for any of them where the rule Manual leaves it to a person who wins.
+	Undecided Kind = "undecided"
 )
 
 // Write is what the remote transaction does to the row.

@@ -87,6 +87,12 @@ func printConflict(w io.Writer, d *bridge.ConflictDetail, clockError time.Durati
 
 // met says what each side did, as conflict.Kind has it: the remote write first, then what stood here.
 func met(c *bridge.Conflict) string {
+	switch c.Kind {
+	case "undecided":
+		return fmt.Sprintf("%s and %s both wrote the row, and a person has to decide", c.Remote.Origin, c.Local.Origin)
+	case "discarded":
+		return fmt.Sprintf("a parked transaction of %s was given up here", c.Remote.Origin)
+	}
 	remote, local, _ := strings.Cut(c.Kind, "_")
 	came := map[string]string{"insert": "inserted the row", "update": "updated the row", "delete": "deleted the row", "truncate": "truncated the table"}[remote]
 	stands := map[string]string{"insert": "inserted it too", "update": "wrote it", "delete": "deleted it"}[local]
@@ -99,12 +105,20 @@ func met(c *bridge.Conflict) string {
 	return fmt.Sprintf("%s %s, %s %s", c.Remote.Origin, came, c.Local.Origin, stands)
 }
 
-// why gives the rule. There is one policy, and so no conflict notes its own.
+// why gives the rule. That of a merged table is not noted; it shows where the earlier write has won.
 func why(c *bridge.Conflict) string {
-	if c.Margin() == 0 {
-		return "last_writer_wins; the stamps are equal, so that the order of the nodes' names decides"
+	later := c.Remote.Stamp.After(c.Local.Stamp) == (c.Outcome == "remote wins")
+	switch {
+	case c.Kind == "undecided":
+		return fmt.Sprintf("it is shown until then; the stamps are %s apart", margin(c))
+	case c.Kind == "discarded":
+		return "somebody has asked for that"
+	case c.Margin() == 0:
+		return "the stamps are equal, so that the order of the nodes' names decides"
+	case !later:
+		return fmt.Sprintf("its write is stamped %s earlier; conflict.tables says so", margin(c))
 	}
-	return fmt.Sprintf("last_writer_wins; its write is stamped %s later", margin(c))
+	return fmt.Sprintf("its write is stamped %s later", margin(c))
 }
 
 // writeVersions puts both versions side by side, the loser first.
