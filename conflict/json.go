@@ -310,7 +310,7 @@ func appendString(b []byte, s string) []byte {
 
 // respace writes JSON text with jsonb's blanks. It copies only if it must.
 func respace(raw []byte) []byte {
-	if bytes.IndexAny(raw, " \t\r\n,:") < 0 {
+	if !bytes.ContainsAny(raw, " \t\r\n,:") {
 		return raw
 	}
 	out := make([]byte, 0, len(raw)+len(raw)/8)

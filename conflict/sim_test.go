@@ -43,7 +43,6 @@ type done struct {
 	id        int
 	real      map[int]bool
 	from, to  []Cell
-	resetting bool
 }
 
 type transaction struct {

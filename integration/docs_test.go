@@ -95,6 +95,9 @@ func TestConflictExamples(t *testing.T) {
 		}
 	}
 	c.WaitConverged()
+	if n := c.Nodes[0].Value(`SELECT count(*) FROM pgbridge.conflict WHERE kind = 'undecided' AND relation = 'public.contract'`); n != "1" {
+		t.Errorf("%s conflicts wait for a person, the page says that of one", n)
+	}
 	for _, e := range all {
 		for _, n := range c.Nodes {
 			if got := n.Value("SELECT concat_ws(', ', VARIADIC ARRAY(SELECT j.value FROM (" + e.query + ") q, json_each_text(row_to_json(q)) j))"); got != e.want {
