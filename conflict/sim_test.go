@@ -40,9 +40,9 @@ var laterPlans = []plan{{Function, Opaque, 1}, {Function, Opaque, 2}, {Manual, O
 // done is a write with what only the simulation knows: what its author's row had really seen.
 type done struct {
 	Logged
-	id        int
-	real      map[int]bool
-	from, to  []Cell
+	id       int
+	real     map[int]bool
+	from, to []Cell
 }
 
 type transaction struct {
