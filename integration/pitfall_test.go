@@ -130,7 +130,9 @@ func (p *pitfalls) everywhere(t *testing.T, sql string, want ...string) {
 func (p *pitfalls) heard(t *testing.T, n, of *cluster.Node) {
 	t.Helper()
 	lsn := of.Value(`SELECT pg_current_wal_insert_lsn()`)
-	of.Await(fmt.Sprintf(`SELECT confirmed_flush_lsn >= '%s' FROM pg_replication_slots WHERE database = current_database()`, lsn), "t")
+	of.AwaitStatus(func(r *cluster.Report) bool {
+		return of.Value(`SELECT $1::text::pg_lsn >= $2::text::pg_lsn`, r.Slot.CapturedLSN, lsn) == "t"
+	})
 	awaitReceived(t, n, of.Name, of.Status().Seq)
 }
 
@@ -418,7 +420,7 @@ func (p *pitfalls) sideEffects(t *testing.T) {
 }
 
 func (p *pitfalls) locksCrossed(t *testing.T) {
-	const times = 5
+	const times = 3
 	p.a.Exec(`INSERT INTO p30 VALUES (1, 0, ''), (2, 0, ''), (3, 0, '')`)
 	p.WaitConverged()
 	conn := pgtest.Connect(t, p.b.DSN)
