@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgbridge/pgbridge/bridge"
 	"github.com/pgbridge/pgbridge/integration/cluster"
 	"github.com/pgbridge/pgbridge/integration/pgtest"
 )
@@ -328,6 +329,36 @@ func (p *pitfalls) foreignKeys(t *testing.T) {
 	p.b.Exec(`INSERT INTO p14_child VALUES (1, 1); INSERT INTO p14_owned VALUES (4, 2)`)
 	p.everywhere(t, `SELECT 'child', id FROM p14_child UNION ALL SELECT 'owned', id FROM p14_owned ORDER BY 1, 2`,
 		"child|1", "child|3", "owned|3", "owned|4") // the cascade went with its transaction; two children have no parent
+	p.orphans(t, p.z, bridge.OrphanOptions{}, "public.p14_child p14_child_parent_fkey 1 id=1", "public.p14_owned p14_owned_parent_fkey 1 id=4")
+	p.orphans(t, p.z, bridge.OrphanOptions{Table: "*.p14_child", Fix: "null"}, "public.p14_child p14_child_parent_fkey 1 id=1")
+	p.orphans(t, p.z, bridge.OrphanOptions{Fix: "delete"}, "public.p14_owned p14_owned_parent_fkey 1 id=4")
+	p.everywhere(t, `SELECT 'child', id, parent FROM p14_child UNION ALL SELECT 'owned', id, parent FROM p14_owned ORDER BY 1, 2`,
+		"child|1|∅", "child|3|3", "owned|3|3")
+	p.orphans(t, p.a, bridge.OrphanOptions{})
+}
+
+// orphans requires which ones a node has.
+func (p *pitfalls) orphans(t *testing.T, n *cluster.Node, o bridge.OrphanOptions, want ...string) {
+	t.Helper()
+	h, err := bridge.OpenHistory(t.Context(), n.Load(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close(context.Background())
+	found, err := h.Orphans(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, f := range found {
+		got = append(got, fmt.Sprint(f.Table, " ", f.Constraint, " ", f.Orphans, " ", f.Keys[0]))
+		if o.Fix != "" && (f.Mended != f.Orphans || f.Refused != "") {
+			t.Errorf("not mended: %+v", f)
+		}
+	}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("orphans on node %s: %q, want %q", n.Name, got, want)
+	}
 }
 
 func (p *pitfalls) truncate(t *testing.T) {

@@ -65,7 +65,7 @@ func margin(c *bridge.Conflict) string {
 func printConflict(w io.Writer, d *bridge.ConflictDetail, clockError time.Duration) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "conflict %d in table %s, row %s, decided here at %s\n", d.ID, d.Table, orDash(d.Key.String()), clock(d.At))
-	fmt.Fprintf(&b, "%s: %s, and neither had seen the other's write\n", d.Kind, met(&d.Conflict))
+	fmt.Fprintf(&b, "%s: %s\n", d.Kind, met(&d.Conflict))
 	fmt.Fprintf(&b, "%s won: %s\n", d.Winner, why(&d.Conflict))
 	if d.Close {
 		fmt.Fprintf(&b, "close: the clocks of two nodes may be %s apart (--clock-error), so that the other write may have been the later one\n", clockError)
@@ -87,6 +87,9 @@ func printConflict(w io.Writer, d *bridge.ConflictDetail, clockError time.Durati
 
 // met says what each side did, as conflict.Kind has it: the remote write first, then what stood here.
 func met(c *bridge.Conflict) string {
+	if c.Kind == bridge.OrphanKind {
+		return "the row had no parent, and was mended here"
+	}
 	remote, local, _ := strings.Cut(c.Kind, "_")
 	came := map[string]string{"insert": "inserted the row", "update": "updated the row", "delete": "deleted the row", "truncate": "truncated the table"}[remote]
 	stands := map[string]string{"insert": "inserted it too", "update": "wrote it", "delete": "deleted it"}[local]
@@ -96,11 +99,14 @@ func met(c *bridge.Conflict) string {
 	case remote == "delete" && local == "delete":
 		stands = "deleted it too"
 	}
-	return fmt.Sprintf("%s %s, %s %s", c.Remote.Origin, came, c.Local.Origin, stands)
+	return fmt.Sprintf("%s %s, %s %s, and neither had seen the other's write", c.Remote.Origin, came, c.Local.Origin, stands)
 }
 
 // why gives the rule. There is one policy, and so no conflict notes its own.
 func why(c *bridge.Conflict) string {
+	if c.Kind == bridge.OrphanKind {
+		return "pgbridge orphans --fix"
+	}
 	if c.Margin() == 0 {
 		return "last_writer_wins; the stamps are equal, so that the order of the nodes' names decides"
 	}
