@@ -400,6 +400,9 @@ func (w *worker) prepareFixed(ctx context.Context) error {
 			VALUES (%[1]d, $4, $1, $6, $7))
 			SELECT 1/count(*), pg_replication_origin_xact_setup('0/0', $4) FROM p`, w.id),
 	}
+	if _, err := w.conn.Exec(ctx, giveWaySQL); err != nil {
+		return fmt.Errorf("set lock_timeout: %w", err)
+	}
 	if _, err := w.conn.Exec(ctx, keepMemorySQL); err != nil {
 		return fmt.Errorf("prepare session: %w", explain(err))
 	}
@@ -407,10 +410,10 @@ func (w *worker) prepareFixed(ctx context.Context) error {
 	w.beginStatement, w.commitStatement = fixed("begin", "BEGIN"), fixed("commit", "COMMIT")
 	w.journalStatement = &statement{sql: journalSQL, types: journalTypes}
 	w.journalBaseStatement = &statement{sql: baseSQL, types: baseTypes}
-	w.impatientStatement = fixed("impatient", "SET LOCAL lock_timeout = '"+bundleLockTimeout+"'")
+	w.patientStatement = fixed("patient", "SET LOCAL lock_timeout = 0")
 	w.xidStatement = fixed("xid", "SELECT pg_current_xact_id()")
 	for _, s := range []*statement{w.positionStatement, w.tombstoneStatement, w.bundleStatement, w.beginStatement, w.commitStatement, w.xidStatement,
-		fixed("chain", "COMMIT AND CHAIN"), w.impatientStatement} {
+		fixed("chain", "COMMIT AND CHAIN"), w.patientStatement} {
 		if _, err := w.conn.PgConn().Prepare(ctx, s.name, s.sql, s.types); err != nil {
 			if hasCode(err, "42P01") { // a version before this one has set it up
 				err = ErrNotSetUp
@@ -421,7 +424,7 @@ func (w *worker) prepareFixed(ctx context.Context) error {
 	w.beginMessages = appendRun(nil, "begin", nil)
 	w.chainMessages = appendRun(nil, "chain", nil)
 	w.commitMessages = appendRun(nil, "commit", nil)
-	w.bundleMessages = appendRun(nil, "impatient", nil)
+	w.patientMessages = appendRun(nil, "patient", nil)
 	return nil
 }
 

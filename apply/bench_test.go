@@ -42,7 +42,7 @@ func newBenchPlanner(tb testing.TB) *planner {
 	w.tombstoneStatement = &statement{name: "tombstone", sent: true, ready: true, types: []uint32{oidInt8, 23, oidInt8, 17}}
 	w.bundleStatement = &statement{name: "bundle", sent: true, ready: true,
 		types: []uint32{oidInt8, oidInt8, oidInt8, oidTimestamptz, oidInt8, oidInt8Array, oidInt4Array}}
-	w.beginMessages, w.bundleMessages = appendRun(nil, "begin", nil), appendRun(nil, "impatient", nil)
+	w.beginMessages, w.patientMessages = appendRun(nil, "begin", nil), appendRun(nil, "patient", nil)
 	w.planner.w = w
 	return &w.planner
 }

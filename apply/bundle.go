@@ -31,9 +31,6 @@ const (
 	// commit.
 	smallRows  = 64
 	smallBytes = 16 << 10
-	// bundleLockTimeout is how long a bundle waits for a row that a user has locked before its transactions go one by one:
-	// below deadlock_timeout, after which the server might end the user's transaction instead.
-	bundleLockTimeout = "500ms"
 )
 
 // bundle is the net effect of transactions, while it is put together.
@@ -264,7 +261,6 @@ func (p *planner) planBundle() error {
 	p.upGuard, p.lowGuard = p.w.guardParams(first.up), nil
 	p.run = pending{rows: p.run.rows[:0]}
 	p.waiting, p.scattered = p.waiting[:0], true
-	p.out = append(p.out, p.w.bundleMessages...)
 	for _, kind := range []wire.Kind{wire.KindDelete, wire.KindUpdate, wire.KindInsert} {
 		if err := p.planBundled(kind); err != nil {
 			return err

@@ -24,6 +24,15 @@ var errUnknown = errors.New("capture has not read this yet")
 // comes back.
 const carefulTries = 8
 
+const (
+	// giveWaySQL bounds how long apply waits for a row that a user has locked before it gives up what it holds itself: below
+	// deadlock_timeout, after which the server might end the user's transaction instead.
+	giveWaySQL = `SELECT set_config('lock_timeout', greatest(1, setting::int / 2)::text, false) FROM pg_settings WHERE name = 'deadlock_timeout'`
+	// lockTries bounds how often a transaction gives way like that. Then it waits: where users lock one of its rows after
+	// the other, it would never get through. A large transaction does not give way, it would have to begin anew.
+	lockTries = 100
+)
+
 // carefulRun is one transaction on the careful path, or a bundle of them.
 type carefulRun struct {
 	*worker
@@ -64,6 +73,8 @@ type carefulRun struct {
 	merged map[wire.KeyHash]*mergedRow
 	part   conflict.Part
 	tries  int // attempts so far
+	// gaveWay counts the attempts that ended since a user had locked a row.
+	gaveWay int
 	// bare is why conflicts are recorded without the rows' images; empty: with them.
 	bare string
 }
@@ -110,7 +121,7 @@ func (w *worker) carefully(ctx context.Context, t *txn) error {
 func (c *carefulRun) try(ctx context.Context) error {
 	w, t := c.worker, c.t
 	var err error
-	for range carefulTries {
+	for tries := 0; tries < carefulTries; tries++ {
 		if err = c.attempt(ctx); err == nil {
 			return nil
 		}
@@ -121,6 +132,9 @@ func (c *carefulRun) try(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case errors.Is(err, errUnknown):
+		case hasCode(err, "55P03") && c.gaveWay < lockTries:
+			c.gaveWay++
+			tries-- // nothing is wrong
 		case errors.As(err, &unheard):
 			if err := c.listen(ctx, unheard.version); err != nil {
 				return err
@@ -257,7 +271,9 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 	c.push("begin", c.beginStatement, nil)
 	if len(c.all) > 1 {
 		c.wrote = map[wire.KeyHash]*txn{}
-		c.push("set time-out", c.impatientStatement, nil)
+	}
+	if c.t.run != nil || c.gaveWay == lockTries {
+		c.push("set time-out", c.patientStatement, nil)
 	}
 	err = c.changes(ctx)
 	if told := c.tell(); err == nil && len(told) > 0 {

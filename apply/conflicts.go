@@ -27,6 +27,8 @@ type HistoryOptions struct {
 	// ClockError is how far apart two nodes' clocks may be: a decision by less than that is called close. It is not
 	// measured anywhere; zero calls none close.
 	ClockError time.Duration
+	// Publication is the bridge's: foreign keys of its tables are looked at by Orphans.
+	Publication string
 }
 
 // History is a session that reads the conflict history of one node and brings losers back. Not safe for concurrent use.
@@ -38,6 +40,8 @@ type History struct {
 	searchPath string            // of the role's own sessions, for what an undo fires
 	undoable   bool              // the table has the columns that an undo writes
 	clockError time.Duration
+
+	node, publication string
 }
 
 // Conflict is one entry of the history: two writes of one row of which neither had seen the other.
@@ -162,7 +166,8 @@ func OpenHistory(ctx context.Context, o HistoryOptions) (*History, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &History{conn: conn, catalog: catalog{conn: conn, types: map[uint32]*pgType{}}, tables: map[string]*table{}, clockError: o.ClockError}
+	h := &History{conn: conn, catalog: catalog{conn: conn, types: map[uint32]*pgType{}}, tables: map[string]*table{}, clockError: o.ClockError,
+		node: o.Node, publication: o.Publication}
 	if err := h.begin(ctx, o); err != nil {
 		h.Close(ctx)
 		return nil, err
@@ -265,7 +270,7 @@ func (h *History) complete(c Conflict, remote, local origin.Stamp) Conflict {
 		c.Winner, c.Loser = c.Loser, c.Winner
 	}
 	c.MarginSeconds = c.Margin().Seconds()
-	c.Close = c.Margin() < h.clockError
+	c.Close = c.Margin() < h.clockError && c.Kind != OrphanKind
 	if c.UndoneAt != nil {
 		at := c.UndoneAt.UTC()
 		c.UndoneAt = &at

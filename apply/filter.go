@@ -53,7 +53,12 @@ func KeyValue(v json.RawMessage) string {
 // kinds are those that the history can have.
 var kinds = []string{string(conflict.InsertInsert), string(conflict.InsertDelete), string(conflict.UpdateUpdate), string(conflict.UpdateDelete),
 	string(conflict.DeleteUpdate), string(conflict.DeleteDelete), string(conflict.TruncateUpdate),
-	string(conflict.Undecided), discarded}
+	string(conflict.Undecided), discarded, OrphanKind}
+
+// likePattern turns a pattern of ours into one for LIKE.
+func likePattern(pattern string) string {
+	return strings.NewReplacer(`\`, `\\`, "%", `\%`, "_", `\_`, "*", "%", "?", "_").Replace(pattern)
+}
 
 // Validate checks the filter. Its error asks for the exit code of wrong usage.
 func (f *ConflictFilter) Validate() error {
@@ -89,7 +94,7 @@ func (f *ConflictFilter) sql() (string, []any) {
 		conditions = append(conditions, fmt.Sprintf(condition, fmt.Sprintf("$%d", len(args))))
 	}
 	if f.Table != "" {
-		add("c.relation LIKE %[1]s", strings.NewReplacer(`\`, `\\`, "%", `\%`, "_", `\_`, "*", "%", "?", "_").Replace(f.Table))
+		add("c.relation LIKE %[1]s", likePattern(f.Table))
 	}
 	if !f.Since.IsZero() {
 		add("c.at >= %[1]s", f.Since)

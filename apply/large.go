@@ -51,7 +51,7 @@ func (w *worker) stream(ctx context.Context, t *txn, h *held) error {
 	b := &batch{done: make(chan struct{}), txns: []landing{{t: t, held: h}}, commits: []int{1}}
 	w.current = b
 	p := &w.planner
-	p.out = append(p.out[:0], w.beginMessages...)
+	p.out = append(append(p.out[:0], w.beginMessages...), w.patientMessages...)
 	launched := false
 	write := func() error {
 		if !launched {

@@ -380,16 +380,25 @@ func (u *undo) note(role, by string) string {
 	return fmt.Sprintf("UPDATE pgbridge.conflict SET undone_at = pg_catalog.now(), undone_by = %s WHERE id = %d", literal(role), u.ID)
 }
 
-// write runs the statements as a user's session would: triggers and foreign keys see them, under the role's own search_path.
-func (u *undo) write(ctx context.Context, statements []string) error {
+// asUser makes the transaction one of an ordinary session of the role.
+func (h *History) asUser(ctx context.Context, tx pgx.Tx) error {
 	var mode string
-	if err := u.tx.QueryRow(ctx, `SELECT current_setting('session_replication_role'), set_config('search_path', $1, true)`, u.h.searchPath).Scan(&mode, nil); err != nil {
+	if err := tx.QueryRow(ctx, `SELECT current_setting('session_replication_role'), set_config('search_path', $1, true)`, h.searchPath).Scan(&mode, nil); err != nil {
 		return fmt.Errorf("prepare the session: %w", err)
 	}
-	if mode != "origin" {
-		if _, err := u.tx.Exec(ctx, `SET LOCAL session_replication_role = origin`); err != nil {
-			return &refusal{err, "run ALTER ROLE " + u.h.role + " RESET session_replication_role: an undo fires triggers as any write does"}
-		}
+	if mode == "origin" {
+		return nil
+	}
+	if _, err := tx.Exec(ctx, `SET LOCAL session_replication_role = origin`); err != nil {
+		return &refusal{err, "run ALTER ROLE " + h.role + " RESET session_replication_role: it is a write that fires triggers as any other"}
+	}
+	return nil
+}
+
+// write runs the statements as a user's session would: triggers and foreign keys see them, under the role's own search_path.
+func (u *undo) write(ctx context.Context, statements []string) error {
+	if err := u.h.asUser(ctx, u.tx); err != nil {
+		return err
 	}
 	for i, sql := range statements {
 		tag, err := u.tx.Exec(ctx, sql)

@@ -64,10 +64,10 @@ type worker struct {
 	// Between two transactions of a batch stands one COMMIT AND CHAIN, which is cheaper than a COMMIT and a
 	// BEGIN.
 	beginMessages, chainMessages, commitMessages []byte
-	bundleMessages                               []byte // in front of a bundle's rows
+	patientMessages                              []byte // in front of a large transaction's rows
 
 	positionStatement, tombstoneStatement         *statement
-	bundleStatement, impatientStatement           *statement
+	bundleStatement, patientStatement             *statement
 	journalStatement, journalBaseStatement        *statement
 	beginStatement, commitStatement, xidStatement *statement
 	parking                                       parkingStatements

@@ -45,11 +45,21 @@ type Undone = apply.Undone
 // History is a session that reads the conflict history and brings losers back.
 type History = apply.History
 
+// OrphanOptions say which orphans are meant, and what becomes of them.
+type OrphanOptions = apply.OrphanOptions
+
+// Orphans are the rows that one foreign key does not allow.
+type Orphans = apply.Orphans
+
+// OrphanKind is the kind of a conflict that is a mended orphan.
+const OrphanKind = apply.OrphanKind
+
 // KeyValue is the value of a column as a ConflictFilter has it.
 func KeyValue(v json.RawMessage) string { return apply.KeyValue(v) }
 
 // OpenHistory opens the conflict history of this node's primary, whether a bridge runs or not. clockError is how far apart
 // the nodes' clocks may be.
 func OpenHistory(ctx context.Context, cfg *config.Config, clockError time.Duration) (*History, error) {
-	return apply.OpenHistory(ctx, apply.HistoryOptions{DSN: cfg.Postgres.DSN, Cluster: cfg.Cluster, Node: cfg.Node, ClockError: clockError})
+	return apply.OpenHistory(ctx, apply.HistoryOptions{DSN: cfg.Postgres.DSN, Cluster: cfg.Cluster, Node: cfg.Node, ClockError: clockError,
+		Publication: slotName(cfg)})
 }

@@ -81,6 +81,17 @@ func TestPoliciesInTheFile(t *testing.T) {
 }
 
 // TestWrongPoliciesAreRefused: each error names the place and the mend.
+// TestPitfall16ArrivalOrderIsRefused: what goes by the order of arrival leaves nodes different, and cannot be configured.
+func TestPitfall16ArrivalOrderIsRefused(t *testing.T) {
+	for _, policy := range []string{"skip", "arrival", "keep_local", "apply_remote", "ignore", "error"} {
+		for _, text := range []string{"  tables: {app.t: " + policy + "}", "  tables: {app.t: {columns: {a: " + policy + "}}}", "  tables: {app.t: {deletes: " + policy + "}}"} {
+			if _, err := loadPolicies(t, text+"\n"); err == nil {
+				t.Errorf("%s is taken", text)
+			}
+		}
+	}
+}
+
 func TestWrongPoliciesAreRefused(t *testing.T) {
 	for text, want := range map[string]string{
 		"  tables: {app.t: arrival}":                                 "does not exist",

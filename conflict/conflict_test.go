@@ -60,6 +60,19 @@ func TestOneWinnerInAnyOrder(t *testing.T) {
 	}
 }
 
+// TestPitfall11EqualStamps: the origin's name decides between equal stamps, the same whichever of the two was there first.
+func TestPitfall11EqualStamps(t *testing.T) {
+	for _, write := range []Write{Insert, Update, Delete} {
+		for _, deleted := range []bool{false, true} {
+			came := LastWriterWins(Case{Write: write, Remote: version(1, "b"), Local: Local{Version: version(1, "a"), Deleted: deleted}})
+			was := LastWriterWins(Case{Write: write, Remote: version(1, "a"), Local: Local{Version: version(1, "b"), Deleted: deleted}})
+			if !came.RemoteWins || was.RemoteWins {
+				t.Errorf("write %v, deleted %t: b wins %t when it comes, loses %t when it was there", write, deleted, came.RemoteWins, was.RemoteWins)
+			}
+		}
+	}
+}
+
 func TestUnknownPolicyIsRefused(t *testing.T) {
 	if _, err := ByName("arrival"); err == nil {
 		t.Fatal("an arrival-order policy must not exist")

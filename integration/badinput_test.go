@@ -272,7 +272,7 @@ func badServer(t *testing.T) {
 		wantRefusal(t, run(t, n, here("postgres", nil)), "wal_level", "is replica", "ALTER SYSTEM SET wal_level = logical")
 	})
 	restart("wal_level = logical", "track_commit_timestamp = off", "max_replication_slots = 1")
-	t.Run("track_commit_timestamp", func(t *testing.T) {
+	t.Run("pitfall 10 track_commit_timestamp is off", func(t *testing.T) {
 		wantRefusal(t, run(t, n, here("postgres", nil)), "track_commit_timestamp", "is off", "ALTER SYSTEM SET track_commit_timestamp = on")
 	})
 	restart("track_commit_timestamp = on")

@@ -85,6 +85,27 @@ func TestClockExtendsHadSeen(t *testing.T) {
 	}
 }
 
+// TestPitfall11SkewedClocks: two nodes with clocks twenty minutes apart write one row in turn, each having seen the other's
+// write. The later write has the higher stamp, whoever's clock is ahead.
+func TestPitfall11SkewedClocks(t *testing.T) {
+	const minute = Stamp(60_000_000)
+	a, b := Origin{"a", 1}, Origin{"b", 1}
+	clocks := map[Origin]*Clock{a: {}, b: {}}
+	skew := map[Origin]Stamp{a: 10 * minute, b: -10 * minute}
+	last, seen := Stamp(0), Vector(nil)
+	for i := range Stamp(100) {
+		o := []Origin{a, b}[i%2]
+		s := clocks[o].Next(100*minute+i*1000+skew[o], seen)
+		if s <= last {
+			t.Fatalf("write %d, on node %s, is stamped %d, not above %d, which it had seen", i, o.Node, s, last)
+		}
+		last, seen = s, Vector{{o, uint64(i/2 + 1), s}}
+	}
+	if ahead := last - 110*minute; ahead > minute {
+		t.Errorf("the stamps run away: %d above the clock that is ahead", ahead)
+	}
+}
+
 func BenchmarkVectorAdvance(b *testing.B) {
 	v := Vector{{Origin{"a", 1}, 1, 1}, {Origin{"b", 1}, 1, 1}, {Origin{"c", 1}, 1, 1}}
 	b.ReportAllocs()

@@ -34,12 +34,13 @@ type backend struct {
 	demo func(ctx context.Context, opts demo.Options) error
 }
 
-// history is what the verbs of conflicts ask, each for one open session.
+// history is what orphans and the verbs of conflicts ask, each for one open session.
 type history interface {
 	List(ctx context.Context, f bridge.ConflictFilter) (*bridge.ConflictPage, error)
 	Show(ctx context.Context, id int64) (*bridge.ConflictDetail, error)
 	Undo(ctx context.Context, id int64, o bridge.UndoOptions) (*bridge.Undone, error)
 	Stats(ctx context.Context, f bridge.ConflictFilter) ([]bridge.ConflictCount, error)
+	Orphans(ctx context.Context, o bridge.OrphanOptions) ([]bridge.Orphans, error)
 	Close(ctx context.Context)
 }
 

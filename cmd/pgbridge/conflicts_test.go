@@ -16,15 +16,17 @@ import (
 
 // fakeHistory answers what it was given, and keeps what it was asked.
 type fakeHistory struct {
-	page   bridge.ConflictPage
-	detail bridge.ConflictDetail
-	counts []bridge.ConflictCount
-	refuse map[int64]error // what Undo says
-	err    error           // what the others say
+	page    bridge.ConflictPage
+	detail  bridge.ConflictDetail
+	counts  []bridge.ConflictCount
+	orphans []bridge.Orphans
+	refuse  map[int64]error // what Undo says
+	err     error           // what the others say
 
 	clockError time.Duration
 	filter     bridge.ConflictFilter
 	undone     []string
+	asked      bridge.OrphanOptions
 	closed     int
 }
 
@@ -49,6 +51,11 @@ func (f *fakeHistory) Undo(_ context.Context, id int64, o bridge.UndoOptions) (*
 func (f *fakeHistory) Stats(_ context.Context, filter bridge.ConflictFilter) ([]bridge.ConflictCount, error) {
 	f.filter = filter
 	return f.counts, f.err
+}
+
+func (f *fakeHistory) Orphans(_ context.Context, o bridge.OrphanOptions) ([]bridge.Orphans, error) {
+	f.asked = o
+	return f.orphans, f.err
 }
 
 func (f *fakeHistory) Close(context.Context) { f.closed++ }

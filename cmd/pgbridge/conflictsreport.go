@@ -65,7 +65,7 @@ func margin(c *bridge.Conflict) string {
 func printConflict(w io.Writer, d *bridge.ConflictDetail, clockError time.Duration) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "conflict %d in table %s, row %s, decided here at %s\n", d.ID, d.Table, orDash(d.Key.String()), clock(d.At))
-	fmt.Fprintf(&b, "%s: %s, and neither had seen the other's write\n", d.Kind, met(&d.Conflict))
+	fmt.Fprintf(&b, "%s: %s\n", d.Kind, met(&d.Conflict))
 	fmt.Fprintf(&b, "%s won: %s\n", d.Winner, why(&d.Conflict))
 	if d.Close {
 		fmt.Fprintf(&b, "close: the clocks of two nodes may be %s apart (--clock-error), so that the other write may have been the later one\n", clockError)
@@ -92,6 +92,8 @@ func met(c *bridge.Conflict) string {
 		return fmt.Sprintf("%s and %s both wrote the row, and a person has to decide", c.Remote.Origin, c.Local.Origin)
 	case "discarded":
 		return fmt.Sprintf("a parked transaction of %s was given up here", c.Remote.Origin)
+	case bridge.OrphanKind:
+		return "the row had no parent, and was mended here"
 	}
 	remote, local, _ := strings.Cut(c.Kind, "_")
 	came := map[string]string{"insert": "inserted the row", "update": "updated the row", "delete": "deleted the row", "truncate": "truncated the table"}[remote]
@@ -102,7 +104,7 @@ func met(c *bridge.Conflict) string {
 	case remote == "delete" && local == "delete":
 		stands = "deleted it too"
 	}
-	return fmt.Sprintf("%s %s, %s %s", c.Remote.Origin, came, c.Local.Origin, stands)
+	return fmt.Sprintf("%s %s, %s %s, and neither had seen the other's write", c.Remote.Origin, came, c.Local.Origin, stands)
 }
 
 // why gives the rule. That of a merged table is not noted; it shows where the earlier write has won.
@@ -113,6 +115,8 @@ func why(c *bridge.Conflict) string {
 		return fmt.Sprintf("it is shown until then; the stamps are %s apart", margin(c))
 	case c.Kind == "discarded":
 		return "somebody has asked for that"
+	case c.Kind == bridge.OrphanKind:
+		return "pgbridge orphans --fix"
 	case c.Margin() == 0:
 		return "the stamps are equal, so that the order of the nodes' names decides"
 	case !later:
