@@ -26,11 +26,14 @@ FUZZTIME ?= 20s
 SOAKTIMEOUT ?= 6h
 # How long each micro-benchmark runs, or 100x: that often.
 MICROBENCHTIME ?= 1s
+# How many schedules are simulated, from which seed on.
+SCHEDULES ?= 20000
+SEED ?= 1
 # Which cluster tests, and how: make integration RUN=TestCrash RACE=-race
 RUN ?= .
 RACE ?=
 
-.PHONY: help build demo test lint unit integration compose fuzz soak bench bench-long bench-rivals microbench postgres clean
+.PHONY: help build demo test lint unit integration compose fuzz sim soak bench bench-long bench-rivals microbench postgres clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +76,9 @@ fuzz: ## each fuzz test for FUZZTIME
 			go test -run '^$$' -fuzz "^$$test\$$" -fuzztime $(FUZZTIME) $$package; \
 		done; \
 	done
+
+sim: ## simulate SCHEDULES random schedules from SEED on: conflicts, crashes, clocks; prints what diverged
+	go test -count=1 -v -timeout 24h -run '^TestSimulation$$' ./apply -sim.schedules=$(SCHEDULES) -sim.seed=$(SEED)
 
 soak: postgres ## the long versions of the cluster tests: many crashes, big transactions
 	PGBRIDGE_TEST_SOAK=1 go test -count=1 -v -timeout $(SOAKTIMEOUT) -run '$(RUN)' ./integration ./integration/bench

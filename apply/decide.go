@@ -104,7 +104,7 @@ func (c *carefulRun) steps(ctx context.Context, pending []step) error {
 			return err
 		}
 	}
-	if err := c.writeMerged(ctx); err != nil {
+	if err := c.writeMerged(ctx, c.conn.PgConn()); err != nil {
 		return err
 	}
 	c.sendRecords(at)

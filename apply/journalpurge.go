@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 
@@ -13,8 +14,9 @@ import (
 )
 
 // stableSQL finds the rows of which all nodes have seen all writes, or that have many.
-const stableSQL = `SELECT j.hi, j.lo, bool_and(j.seq <= s.seq)
+const stableSQL = `SELECT j.hi, j.lo, bool_and(j.seq <= s.seq), COALESCE(max(b.schema), ''), COALESCE(max(b.name), '')
 FROM pgbridge.journal j JOIN unnest($1::int4[], $2::int8[]) s(origin, seq) ON s.origin = j.origin
+	LEFT JOIN pgbridge.journal_base b ON b.hi = j.hi AND b.lo = j.lo
 WHERE j.lo <> 0 GROUP BY j.hi, j.lo HAVING bool_and(j.seq <= s.seq) OR count(*) >= $3 LIMIT $4`
 
 // forgetSQL takes those of the given rows out of the journal of which all nodes have seen all writes.
@@ -25,12 +27,17 @@ const forgetSQL = `WITH k AS (SELECT j.hi, j.lo
 b AS (DELETE FROM pgbridge.journal_base b USING k WHERE b.hi = k.hi AND b.lo = k.lo)
 DELETE FROM pgbridge.journal j USING k WHERE j.hi = k.hi AND j.lo = k.lo`
 
-// purge forgets what every node has seen.
+// purge forgets what every node has seen. As long as the journal holds a TRUNCATE of a table, it keeps the table's rows:
+// who inserted a row behind the TRUNCATE must be known, or a later update would be taken for one of a row that is gone.
 func (j *journal) purge(ctx context.Context) error {
 	var ids []int32
 	var seqs []int64
 	for id, o := range j.origins {
 		ids, seqs = append(ids, id), append(seqs, int64(j.heard.stableSeq(o)))
+	}
+	wiped, err := j.purgeTruncates(ctx, ids, seqs)
+	if err != nil {
+		return fmt.Errorf("purge journal: %w", err)
 	}
 	rows, err := j.conn.Query(ctx, stableSQL, ids, seqs, foldFrom, purgeKeys)
 	if err != nil {
@@ -39,7 +46,11 @@ func (j *journal) purge(ctx context.Context) error {
 	var gone, long []wire.KeyHash
 	var hi, lo int64
 	var stable bool
-	if _, err := pgx.ForEachRow(rows, []any{&hi, &lo, &stable}, func() error {
+	var schema, name string
+	if _, err := pgx.ForEachRow(rows, []any{&hi, &lo, &stable, &schema, &name}, func() error {
+		if wiped[wire.TableHash(schema, name)] {
+			return nil
+		}
 		k := wire.KeyHash{Hi: uint64(hi), Lo: uint64(lo)}
 		if stable {
 			gone = append(gone, k)
@@ -62,9 +73,6 @@ func (j *journal) purge(ctx context.Context) error {
 			return fmt.Errorf("purge journal: %w", err)
 		}
 	}
-	if err := j.purgeTruncates(ctx, ids); err != nil {
-		return fmt.Errorf("purge journal: %w", err)
-	}
 	for _, k := range long {
 		if err := j.excluding(ctx, []wire.KeyHash{k}, func() error { return j.fold(ctx, k) }); err != nil {
 			return fmt.Errorf("fold journal: %w", err)
@@ -74,45 +82,75 @@ func (j *journal) purge(ctx context.Context) error {
 }
 
 // purgeTruncates forgets TRUNCATEs. Once all nodes have seen one, whatever comes was written by somebody who had; but what is
-// in the journal by then may not have seen it, and is judged by it as long as it is there.
-func (j *journal) purgeTruncates(ctx context.Context, ids []int32) error {
+// in the journal by then may not have seen it, and is judged by it as long as it is there: it goes together with the
+// TRUNCATE, when that, too, is what every node has seen. It returns the tables that have some left.
+func (j *journal) purgeTruncates(ctx context.Context, ids []int32, seqs []int64) (left map[uint64]bool, err error) {
+	left = map[uint64]bool{}
 	rows, err := j.conn.Query(ctx, `SELECT origin, seq, hi FROM pgbridge.journal WHERE lo = 0`)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	var due []wiped
+	var all []wiped
 	var w wiped
 	var seq int64
 	if _, err := pgx.ForEachRow(rows, []any{&w.origin, &seq, &w.table}, func() error {
-		if w.seq = uint64(seq); w.seq <= j.heard.stableSeq(j.origins[w.origin]) {
-			due = append(due, w)
+		w.seq = uint64(seq)
+		all = append(all, w)
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	stable := map[origin.Origin]uint64{}
+	for i, id := range ids {
+		stable[j.origins[id]] = uint64(seqs[i])
+	}
+	for _, w := range all {
+		behind, ok := j.wiped[w]
+		if !ok && w.seq <= stable[j.origins[w.origin]] {
+			behind, ok = j.progress.vector(), true
+			behind.Advance(j.done)
+			j.wiped[w] = behind
+		}
+		if !ok || slices.ContainsFunc(behind, func(e origin.Entry) bool { return e.Seq > stable[e.Origin] }) {
+			left[uint64(w.table)] = true
+			continue
+		}
+		if err := j.forgetTruncate(ctx, w, ids, seqs); err != nil {
+			return nil, err
+		}
+		delete(j.wiped, w)
+	}
+	return left, nil
+}
+
+// forgetTruncate takes a TRUNCATE out of the journal, and with it what it judged.
+func (j *journal) forgetTruncate(ctx context.Context, w wiped, ids []int32, seqs []int64) error {
+	rows, err := j.conn.Query(ctx, `SELECT hi, lo, schema, name FROM pgbridge.journal_base`)
+	if err != nil {
+		return err
+	}
+	var keys []wire.KeyHash
+	var his, los []int64
+	var hi, lo int64
+	var schema, name string
+	if _, err := pgx.ForEachRow(rows, []any{&hi, &lo, &schema, &name}, func() error {
+		if wire.TableHash(schema, name) == uint64(w.table) {
+			keys = append(keys, wire.KeyHash{Hi: uint64(hi), Lo: uint64(lo)})
+			his, los = append(his, hi), append(los, lo)
 		}
 		return nil
 	}); err != nil {
 		return err
 	}
-	for _, w := range due {
-		behind, ok := j.wiped[w]
-		if !ok {
-			behind = j.progress.vector()
-			behind.Advance(j.done)
-			j.wiped[w] = behind
-		}
-		seqs := make([]int64, len(ids))
-		for i, id := range ids {
-			seqs[i] = int64(behind.Seq(j.origins[id]))
-		}
-		done, err := j.conn.Exec(ctx, `DELETE FROM pgbridge.journal WHERE lo = 0 AND origin = $1 AND seq = $2 AND hi = $3
-			AND NOT EXISTS (SELECT FROM pgbridge.journal j JOIN unnest($4::int4[], $5::int8[]) s(origin, seq) ON s.origin = j.origin
-				WHERE j.lo <> 0 AND j.seq <= s.seq)`, w.origin, int64(w.seq), w.table, ids, seqs)
-		if err != nil {
+	return j.excluding(ctx, keys, func() error {
+		return j.commit(ctx, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, `DELETE FROM pgbridge.journal WHERE lo = 0 AND origin = $1 AND seq = $2 AND hi = $3`, w.origin, int64(w.seq), w.table); err != nil {
+				return err
+			}
+			_, err := tx.Exec(ctx, forgetSQL, ids, seqs, his, los)
 			return err
-		}
-		if done.RowsAffected() > 0 {
-			delete(j.wiped, w)
-		}
-	}
-	return nil
+		})
+	})
 }
 
 // wiped is a TRUNCATE in the journal.

@@ -112,7 +112,7 @@ func last(row [][]byte) []byte {
 
 func (c *carefulRun) judge(m *mapping, k wire.KeyHash, row [][]byte, inserts bool) (look, error) {
 	if m.local.merge != nil {
-		return c.judgeMerged(k, row, inserts)
+		return c.judgeMerged(m, k, row, inserts)
 	}
 	if row == nil {
 		return c.absent(m, k)

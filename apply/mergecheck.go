@@ -140,14 +140,27 @@ func (l *lineage) standing() (row []conflict.Cell, places []int) {
 		return l.base, places
 	}
 	last := slices.MaxFunc(l.truncates, func(a, b conflict.Logged) int { return later(&a, &b) })
-	// An update of a row that the TRUNCATE has taken lacks the values that it left alone.
-	first := slices.IndexFunc(places, func(i int) bool {
-		return later(&l.writes[i], &last) > 0 && l.writes[i].Kind == conflict.Insert
+	// An update of a row that the TRUNCATE has taken lacks the values that it left alone. Deletes stay, so that one which wins
+	// over a later write still does: what a TRUNCATE adds is never a row.
+	inserted := false
+	places = slices.DeleteFunc(places, func(i int) bool {
+		w := &l.writes[i]
+		inserted = inserted || w.Kind == conflict.Insert && later(w, &last) > 0
+		return w.Kind != conflict.Delete && !inserted
 	})
-	if first < 0 {
+	if !inserted {
 		return nil, nil
 	}
-	return nil, places[first:]
+	return nil, places
+}
+
+// reworked is what the row that stands here is to be; nil: gone.
+func (l *lineage) reworked(ctx context.Context, conn *pgconn.PgConn, t *table, here []conflict.Cell) ([]conflict.Cell, error) {
+	if !l.based {
+		l.base = here
+	}
+	out, err := l.merged(ctx, conn, t)
+	return out.Row, err
 }
 
 // stretches cuts the writes where all behind certainly had seen all before.

@@ -5,8 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -51,10 +53,13 @@ const (
 
 // judgeMerged finds out what stands here for a key of a merged table, as far as one must know before the journal is
 // asked: that it knows of whoever wrote the row last.
-func (c *carefulRun) judgeMerged(k wire.KeyHash, row [][]byte, inserts bool) (look, error) {
+func (c *carefulRun) judgeMerged(m *mapping, k wire.KeyHash, row [][]byte, inserts bool) (look, error) {
 	if row == nil {
-		// An insert that meets a local delete which is on its way is taken back (R18).
 		if !inserts && !c.waited {
+			return look{}, errUnknown
+		}
+		// A local delete that capture has yet to read is made good later (R18); one that it has read must be in the journal.
+		if _, deleted := c.absence.tombstone(m.name(), k); deleted && c.journal.upTo() < c.wal.Captured() {
 			return look{}, errUnknown
 		}
 		return look{local: conflict.Local{Absent: true}}, nil
@@ -72,15 +77,17 @@ func (c *carefulRun) judgeMerged(k wire.KeyHash, row [][]byte, inserts bool) (lo
 		return l, fmt.Errorf("read row version: %w", err)
 	}
 	id := c.xmax + uint64(int64(int32(uint32(xmin)-uint32(c.xmax))))
-	if id < c.opts.FirstXID || c.known[uint32(xmin)] {
-		return l, nil
-	}
-	stamp := c.wal.LocalStamp(origin.StampOf(time.UnixMicro(micros)), k)
-	if newest, ok := c.wal.MarkFor(1<<63 - 1); ok && id < newest && c.journal.reached(stamp) {
+	if id < c.opts.FirstXID || c.known[uint32(xmin)] || c.journal.holds(uint32(xmin), origin.StampOf(time.UnixMicro(micros)), k) {
 		return l, nil
 	}
 	c.unsure[uint32(xmin)] = true
 	return l, errUnknown
+}
+
+// holds reports whether what the local transaction with that id and commit time wrote to a row is in the journal.
+func (j *journal) holds(xmin uint32, at origin.Stamp, k wire.KeyHash) bool {
+	newest, ok := j.wal.MarkFor(math.MaxUint64)
+	return ok && int32(xmin-uint32(newest)) < 0 && j.reached(j.wal.LocalStamp(at, k))
 }
 
 // holdOn waits for capture and the journal while the rows stay locked; false if that takes too long.
@@ -210,16 +217,19 @@ func (c *carefulRun) merge(s *step) error {
 }
 
 // writeMerged queues what the window's merged rows have become, who lost, and what the journal must keep.
-func (c *carefulRun) writeMerged(ctx context.Context) error {
+func (c *carefulRun) writeMerged(ctx context.Context, conn *pgconn.PgConn) error {
 	var writes []journaled
 	var bases []journalBase
 	for _, r := range c.mergedRows() {
 		if len(r.steps) == 0 {
 			continue
 		}
-		out, err := r.lineage.merged(ctx, c.conn.PgConn(), r.m.local)
+		out, err := r.lineage.merged(ctx, conn, r.m.local)
 		if err != nil {
 			return fmt.Errorf("merge a row of %s: %w", r.m.local.quoted, err)
+		}
+		if out.Row != nil && r.base == nil && !slices.ContainsFunc(r.writes, func(w conflict.Logged) bool { return w.Kind == conflict.Insert }) {
+			return errUnknown // an update without the row: a local delete has come in between
 		}
 		for i := range r.steps {
 			if err := c.recordMerged(r, &r.steps[i], out); err != nil {
@@ -270,6 +280,9 @@ func (c *carefulRun) becomes(r *mergedRow, cells []conflict.Cell) error {
 	m := r.m
 	t := m.local
 	if sameCells(r.here, cells) {
+		if cells == nil && !c.waited { // a local session's row may be on the other nodes and not yet visible here (R14)
+			return errUnknown
+		}
 		return nil
 	}
 	place := func(li int) conflict.Cell { return cells[slices.Index(t.merge.cols, li)] }
@@ -396,7 +409,7 @@ func (r *mergedRow) latest(fits func(*conflict.Logged) bool) *conflict.Logged {
 	return last
 }
 
-// truncateMerged deletes the rows of a merged table that were there before the transaction, whoever wrote them.
+// truncateMerged takes out of the rows of a merged table what was there before the transaction, whoever wrote it.
 func (c *carefulRun) truncateMerged(ctx context.Context, m *mapping) error {
 	t := m.local
 	c.part++
@@ -421,38 +434,69 @@ func (c *carefulRun) truncateMerged(ctx context.Context, m *mapping) error {
 		if err != nil || !found {
 			return err
 		}
-		stays, err := c.journal.stays(ctx, c.conn.PgConn(), t, k, where, types, ps)
-		if err != nil {
-			return err
+		// What a local session has written since must be in the journal too.
+		look, err := c.exec(ctx, "SELECT "+lookAtSQL(k)+" FROM "+t.rows+" t, "+lookVersion+" WHERE "+where, types, ps)
+		if err == nil && len(look) > 0 {
+			_, err = c.judgeMerged(m, k, look[0], false)
 		}
-		if !stays {
-			if _, err := c.exec(ctx, "DELETE FROM "+t.rows+" t WHERE "+where, types, ps); err != nil {
-				return fmt.Errorf("truncate %s: %w", t.quoted, err)
-			}
+		if err == nil {
+			err = c.journal.rework(ctx, c.conn.PgConn(), t, k, where, types, ps)
+		}
+		if err != nil {
+			return fmt.Errorf("truncate %s: %w", t.quoted, err)
 		}
 	}
 	return nil
 }
 
-// stays reports whether there is to be a row where the one of key k stands that where finds.
-func (j *journal) stays(ctx context.Context, conn *pgconn.PgConn, t *table, k wire.KeyHash, where string, types []uint32, ps []param) (bool, error) {
+// rework makes the row of key k that where finds what the journal makes of it, which may be that there is none. What has
+// come into the journal behind the row may count for some of its columns alone.
+func (j *journal) rework(ctx context.Context, conn *pgconn.PgConn, t *table, k wire.KeyHash, where string, types []uint32, ps []param) error {
 	here, err := cellsAt(ctx, conn, t, where, types, ps)
 	if err != nil || here == nil {
-		return true, err
+		return err
 	}
 	ls, err := j.lineages(ctx, conn, t, []wire.KeyHash{k})
 	if err != nil {
-		return true, err
+		return err
 	}
-	if !ls[0].based {
-		ls[0].base = here
+	row, err := ls[0].reworked(ctx, conn, t, here)
+	if err != nil || sameCells(here, row) {
+		return err
 	}
-	out, err := ls[0].merged(ctx, conn, t)
-	return out.Row != nil, err
+	sql := "DELETE FROM " + t.rows + " t WHERE " + where
+	if row != nil {
+		sql, types, ps = t.reworkSQL(here, row, where, types, ps)
+	}
+	values, in := raw(ps)
+	return conn.ExecParams(ctx, sql, values, types, in, nil).Read().Err
 }
 
-// settle removes rows of a merged table that a local delete covers which capture met only after a remote transaction had
-// made them (PROOF.md R18).
+// reworkSQL changes the row that where finds from here to row. An identity column that no UPDATE can write takes a new row.
+func (t *table) reworkSQL(here, row []conflict.Cell, where string, types []uint32, ps []param) (string, []uint32, []param) {
+	types, ps = slices.Clone(types), slices.Clone(ps)
+	var sets, cols, vals []string
+	replace := false
+	for n, li := range t.merge.cols {
+		col := &t.cols[li]
+		value := "d." + col.quoted
+		if !sameCell(here[n], row[n]) {
+			types, ps = append(types, col.param()), append(ps, t.cellParam(li, row[n]))
+			value = fmt.Sprintf("$%d", len(types))
+			sets, replace = append(sets, col.quoted+" = "+value), replace || col.always
+		}
+		cols, vals = append(cols, col.quoted), append(vals, value)
+	}
+	if !replace {
+		return "UPDATE " + t.rows + " t SET " + strings.Join(sets, ", ") + " WHERE " + where, types, ps
+	}
+	names := strings.Join(cols, ", ")
+	return "WITH d AS (DELETE FROM " + t.rows + " t WHERE " + where + " RETURNING " + names + ") INSERT INTO " + t.quoted + " (" + names +
+		") OVERRIDING SYSTEM VALUE SELECT " + strings.Join(vals, ", ") + " FROM d", types, ps
+}
+
+// settle works rows of a merged table out anew which a remote transaction had made before capture met a local delete of
+// them (PROOF.md R18). What else the local transaction wrote counts, too.
 func (b *takebacks) settle(ctx context.Context, tab *table, t take) error {
 	if err := b.journal.wait(ctx, b.journal.wal.Captured()); err != nil {
 		return err
@@ -495,25 +539,52 @@ func (t *table) whereKey(key []wire.Value) (where string, types []uint32, ps []p
 	return where, types, ps
 }
 
-// settleRow removes one row, if it is not to be there. One whose last writer is a local session stays: that is later.
+// settleRow does so for one row, once what a local session has written to it is in the journal, too: an update of what the
+// delete has taken may not count.
 func (b *takebacks) settleRow(ctx context.Context, tab *table, key []wire.Value, k wire.KeyHash) error {
-	return b.journal.excluding(ctx, []wire.KeyHash{k}, func() error {
-		return pgx.BeginFunc(ctx, b.conn, func(tx pgx.Tx) error {
-			where, types, ps := tab.whereKey(key)
-			values, in := raw(ps)
-			conn := tx.Conn().PgConn()
-			r := conn.ExecParams(ctx, "SELECT 1 FROM "+tab.rows+" t WHERE "+where+" FOR UPDATE", values, types, in, nil).Read()
-			if r.Err != nil || len(r.Rows) == 0 {
-				return r.Err
+	err := errUnknown
+	for try := 0; errors.Is(err, errUnknown); try++ {
+		if try == carefulTries {
+			return fmt.Errorf("local sessions write it all the time: %w", err)
+		}
+		if try > 0 {
+			lsn, err := b.markers.flush(ctx)
+			if err == nil {
+				err = b.journal.wal.WaitPassed(ctx, lsn)
 			}
-			r = conn.ExecParams(ctx, "SELECT COALESCE(c.roident, 0)::text FROM "+tab.rows+" t, "+lookVersion+" WHERE "+where, values, types, in, nil).Read()
-			if r.Err != nil || len(r.Rows) == 0 || string(r.Rows[0][0]) == "0" {
-				return r.Err
+			if err == nil {
+				err = b.journal.wait(ctx, b.journal.wal.Captured())
 			}
-			if stays, err := b.journal.stays(ctx, conn, tab, k, where, types, ps); stays || err != nil {
+			if err != nil {
 				return err
 			}
-			return conn.ExecParams(ctx, "DELETE FROM "+tab.rows+" t WHERE "+where, values, types, in, nil).Read().Err
+		}
+		err = b.journal.excluding(ctx, []wire.KeyHash{k}, func() error {
+			return pgx.BeginFunc(ctx, b.conn, func(tx pgx.Tx) error { return b.settleLocked(ctx, tx.Conn().PgConn(), tab, key, k) })
 		})
-	})
+	}
+	return err
+}
+
+func (b *takebacks) settleLocked(ctx context.Context, conn *pgconn.PgConn, tab *table, key []wire.Value, k wire.KeyHash) error {
+	where, types, ps := tab.whereKey(key)
+	values, in := raw(ps)
+	r := conn.ExecParams(ctx, "SELECT 1 FROM "+tab.rows+" t WHERE "+where+" FOR UPDATE", values, types, in, nil).Read()
+	if r.Err != nil || len(r.Rows) == 0 {
+		return r.Err
+	}
+	r = conn.ExecParams(ctx, "SELECT t.xmin::text, COALESCE(c.roident, 0)::text, COALESCE((extract(epoch FROM c.timestamp) * 1000000)::int8, 0)::text FROM "+
+		tab.rows+" t, "+lookVersion+" WHERE "+where, values, types, in, nil).Read()
+	if r.Err != nil || len(r.Rows) == 0 {
+		return r.Err
+	}
+	var xmin, id uint32
+	var micros int64
+	if _, err := fmt.Sscan(fmt.Sprintf("%s %s %s", r.Rows[0][0], r.Rows[0][1], r.Rows[0][2]), &xmin, &id, &micros); err != nil {
+		return fmt.Errorf("read row version: %w", err)
+	}
+	if id == 0 && !b.journal.holds(xmin, origin.StampOf(time.UnixMicro(micros)), k) {
+		return errUnknown
+	}
+	return b.journal.rework(ctx, conn, tab, k, where, types, ps)
 }

@@ -1,0 +1,133 @@
+package apply
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"maps"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/pgbridge/pgbridge/integration/sim"
+)
+
+// The simulation: nodes whose absence, progress, hearsay, key locks, inbox, planner, careful path and merges are the real
+// code, over a model of PostgreSQL, of capture and of links (integration/sim). make sim runs more of it.
+var (
+	simSchedules = flag.Int("sim.schedules", 2000, "number of simulated schedules")
+	simSeed      = flag.Uint64("sim.seed", 1, "seed of the first simulated schedule")
+)
+
+// simRun simulates schedules on all processors.
+type simRun struct {
+	first  uint64
+	count  int
+	broken simBroken
+	enough int // faults to find
+
+	mu     sync.Mutex
+	faults map[uint64]string
+	stats  simStats
+	ran    int
+}
+
+func (r *simRun) run(ctx context.Context) {
+	r.faults = map[uint64]string{}
+	defer debug.SetGCPercent(debug.SetGCPercent(400)) // most of what is allocated is gone with its schedule
+	var next atomic.Int64
+	var all sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		all.Go(func() {
+			p := newSimPlayer()
+			for i := int(next.Add(1)) - 1; i < r.count && !r.done(); i = int(next.Add(1)) - 1 {
+				r.add(p.play(ctx, sim.Generate(r.first+uint64(i)), r.broken))
+			}
+		})
+	}
+	all.Wait()
+}
+
+func (r *simRun) done() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.faults) >= r.enough
+}
+
+func (r *simRun) add(w *simWorld) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ran++
+	r.stats.add(w.stats)
+	if w.fault != "" {
+		r.faults[w.s.Seed] = w.fault
+	}
+}
+
+// simPlayer plays one schedule after the other. Not safe for concurrent use.
+type simPlayer struct {
+	catalog  *simCatalog
+	policies []MergePolicy
+}
+
+func newSimPlayer() *simPlayer { return &simPlayer{newSimCatalog(), simPolicies()} }
+
+func (p *simPlayer) play(ctx context.Context, s *sim.Schedule, broken simBroken) *simWorld {
+	return simulate(ctx, p, s, broken, false)
+}
+
+// explain returns the smallest schedule that still fails, and what happens in it.
+func (p *simPlayer) explain(ctx context.Context, s *sim.Schedule, broken simBroken) string {
+	small := sim.Shrink(s, func(s *sim.Schedule) bool { return p.play(ctx, s, broken).fault != "" })
+	w := simulate(ctx, p, small, broken, true)
+	text := fmt.Sprintf("seed %d, shrunk from %d events to %d:\n%s", s.Seed, len(s.Events), len(small.Events), small)
+	for _, line := range w.trace {
+		text += "  " + line + "\n"
+	}
+	return text
+}
+
+// TestSimulation plays schedules: all nodes end equal, and equal to what was written.
+func TestSimulation(t *testing.T) {
+	r := &simRun{first: *simSeed, count: *simSchedules, enough: 5}
+	began := time.Now()
+	r.run(t.Context())
+	took := time.Since(began)
+	p := newSimPlayer()
+	for i, seed := range slices.Sorted(maps.Keys(r.faults)) {
+		t.Errorf("seed %d: %s", seed, r.faults[seed])
+		if i == 0 {
+			t.Log(p.explain(t.Context(), sim.Generate(seed), simBroken{}))
+		}
+	}
+	t.Logf("%d schedules from seed %d, %d divergences, %.1f s, %.0f a second; %s",
+		r.ran, r.first, len(r.faults), took.Seconds(), float64(r.ran)/took.Seconds(), r.stats)
+}
+
+// TestSimulationFindsBrokenRules: what the simulation cannot find it does not hold.
+func TestSimulationFindsBrokenRules(t *testing.T) {
+	const within = 10_000
+	for name, broken := range map[string]simBroken{
+		"arrival wins": {arrivalWins: true}, "arrival loses": {skips: true}, "unlifted stamps": {unlifted: true}, "raw local stamps": {rawStamps: true},
+		"first of a commit time": {firstByTime: true}, "guard by time": {guardByTime: true}, "no tombstones": {noTombstones: true},
+		"no take-backs": {noTakeBacks: true}, "no check of deletes after a start": {noRescan: true}, "take-backs not flushed": {unflushedTakes: true},
+		"no key locks": {noKeyLocks: true}, "no hold": {noHold: true}, "captured is visible": {noVisible: true}, "marker behind the commit": {markAfter: true},
+		"vectors not saved": {noSavedVectors: true}, "announced is seen": {lowIsUp: true}, "purge by a side vector": {purgeBySide: true},
+		"fold by what is declared": {foldByUp: true}, "merge by arrival": {mergeByArrival: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := &simRun{first: 1, count: within, enough: 1, broken: broken}
+			r.run(t.Context())
+			if len(r.faults) == 0 {
+				t.Errorf("not found in %d schedules", r.ran)
+			}
+			for seed, fault := range r.faults {
+				t.Logf("found after %d schedules, seed %d: %.200s", r.ran, seed, fault)
+			}
+		})
+	}
+}

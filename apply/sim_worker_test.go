@@ -1,0 +1,813 @@
+package apply
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/pgbridge/pgbridge/conflict"
+	"github.com/pgbridge/pgbridge/integration/sim"
+	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// simPhase is where a worker is with its transaction.
+type simPhase byte
+
+const (
+	simIdle      simPhase = iota
+	simStraight           // the optimistic path's statements
+	simCareful            // before an attempt
+	simWriting            // the attempt has looked and decided, its statements follow
+	simWaiting            // for capture
+	simListening          // for the origin to tell
+	simRecorded           // the commit record is in the WAL
+)
+
+// simWorker drives a worker step by step. What the worker decides is its own code's work; what is here are the statements
+// that it would send, and in which moments they take effect.
+type simWorker struct {
+	*worker
+	n     *simNode
+	from  int // node
+	phase simPhase
+
+	t       *txn
+	truth   *simTxn
+	session *sim.Session
+	changes []step // of the optimistic path
+	at      int
+	late    bool // the marker comes behind the statements
+	tired   int  // steps in vain
+
+	run     *carefulRun
+	held    *held
+	landed  []landing
+	wiped   []tableName
+	drafts  []simCommit // what the transaction changes in the bridge's tables
+	target  int         // records that capture must have read
+	unheard origin.Version
+}
+
+// errSimBusy means that a row is locked.
+var errSimBusy = errors.New("row is locked")
+
+// simPatience is how often a transaction waits for a row before it is given up and begins anew, as for a deadlock.
+const simPatience = 8
+
+// step does a little; false if there was nothing to do. pick chooses between what may come first.
+func (s *simWorker) step(pick int64) bool {
+	switch s.phase {
+	case simIdle:
+		return s.next(pick)
+	case simStraight:
+		return s.straightOn()
+	case simCareful:
+		return s.attempt()
+	case simWriting:
+		return s.write()
+	case simWaiting:
+		n := s.n
+		if n.read < s.target || n.journal.upTo() < n.seq || !n.w.broken.noVisible && n.pg.Hidden(n.Passed()) {
+			return false
+		}
+		for x := range s.run.unsure {
+			s.run.known[x] = true
+		}
+		s.run.waited, s.phase = true, simCareful
+		return true
+	case simListening:
+		if _, err := s.inbox.saw(s.unheard, 0, 0); err != nil {
+			return false
+		}
+		s.phase = simCareful
+		return true
+	}
+	s.finish()
+	return true
+}
+
+// decide is the policy, watched: a conflict is between writes that had not seen each other.
+func (s *simWorker) decide(c conflict.Case) conflict.Decision {
+	d := conflict.LastWriterWins(c)
+	if s.n.w.broken.arrivalWins {
+		d.RemoteWins = true
+	}
+	if s.n.w.broken.skips {
+		d.RemoteWins = false
+	}
+	if d.Conflict {
+		s.n.w.stats.conflicts++
+	}
+	if d.Conflict && s.n.w.s.InTurn {
+		s.n.w.fail("%s: %s conflicts with %s, and there was never more than one writer", s.n.own, s.truth, c.Local.Version)
+	}
+	for p, seq := range s.truth.seen {
+		if o := simOrigin(p); d.Conflict && o == c.Local.Version.Origin {
+			if t := s.n.w.byVersion(c.Local.Version); t != nil && t.Seq <= seq {
+				s.n.w.fail("%s: %s is recorded as a conflict with %s, which its author had seen", s.n.own, s.truth, t)
+			}
+		}
+	}
+	return d
+}
+
+// next takes up the origin's next transaction.
+func (s *simWorker) next(pick int64) bool {
+	t, _ := s.inbox.peek(s.passed)
+	if t == nil || !s.n.w.broken.noHold && !s.announceable(t) {
+		return false
+	}
+	s.t, s.truth, s.at, s.tired, s.late, s.drafts, s.wiped = t, s.n.w.nodes[s.from].captured[t.Seq-1], 0, 0, pick&1 == 1, nil, nil
+	if s.mayMerge(t) {
+		return s.carefully()
+	}
+	s.current = &batch{}
+	s.planner.out = s.planner.out[:0]
+	err := s.planner.plan(t)
+	if err == nil {
+		err = s.claim(t)
+	}
+	var busy *busyError
+	switch {
+	case errors.As(err, &busy):
+		return false
+	case errors.Is(err, errSurprise):
+		return s.carefully()
+	case err != nil:
+		s.n.w.fail("%s: plan %s: %v", s.n.own, s.truth, err)
+		return false
+	}
+	s.commits(0)
+	s.inbox.take()
+	if s.changes, err = s.steps(); err != nil {
+		s.n.w.fail("%s: read %s: %v", s.n.own, s.truth, err)
+		return false
+	}
+	s.session, s.phase = s.n.pg.Begin(), simStraight
+	if !s.late {
+		s.announce(int(pick >> 1))
+	}
+	return true
+}
+
+// steps reads the transaction's changes.
+func (s *simWorker) steps() ([]step, error) {
+	c, err := newChanges(s.t)
+	if err != nil {
+		return nil, err
+	}
+	var all []step
+	for {
+		rec, relations, err := c.next()
+		if err == io.EOF {
+			return all, nil
+		}
+		var ch wire.Change
+		if err == nil {
+			err = ch.Parse(rec)
+		}
+		if err != nil {
+			return nil, err
+		}
+		m, err := s.mapping(relations[ch.Relation], ch.Relation)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, copyStep(s.t, m, &ch))
+	}
+}
+
+// announce writes the marker that announces the transaction, and so many behind it.
+func (s *simWorker) announce(more int) {
+	last := s.t
+	if t := s.inbox.ahead(more, s.announceable); t != nil && t.Seq > last.Seq {
+		last = t
+	}
+	s.progress.mu.Lock()
+	done := s.progress.announced.Covers(s.origin, s.t.Seq)
+	s.progress.mu.Unlock()
+	if !done && !s.n.w.broken.markAfter {
+		s.n.mark(last.entry(), nil)
+	}
+}
+
+// giveUp rolls back.
+func (s *simWorker) giveUp() {
+	s.n.pg.Rollback(s.session)
+	s.session = nil
+	if s.phase == simStraight {
+		s.giveBack(s.current)
+		s.inbox.rewind()
+	} else {
+		s.locks.release(s.held)
+	}
+	s.absence.withdraw(s.origin, s.t.Seq)
+	s.drafts, s.wiped = nil, nil
+}
+
+// carefully begins the careful path.
+func (s *simWorker) carefully() bool {
+	s.run = newCarefulRun(s.worker, []*txn{s.t})
+	s.phase = simCareful
+	return true
+}
+
+// straightOn executes the next statement of the optimistic path.
+func (s *simWorker) straightOn() bool {
+	if s.at < len(s.changes) {
+		switch err := s.execute(&s.changes[s.at]); {
+		case err == nil:
+			s.at++
+		case errors.Is(err, errSimBusy):
+			if s.tired++; s.tired > simPatience {
+				s.giveUp()
+				s.phase = simIdle
+			}
+			return s.tired == 0
+		default:
+			s.n.w.log("%s: %s:%d fails: %v", s.n.own, s.origin, s.t.Seq, err)
+			s.giveUp()
+			return s.carefully()
+		}
+		return true
+	}
+	s.announce(0)
+	s.landed = s.current.txns
+	s.record()
+	return true
+}
+
+// execute is one statement with its guard and the assertion that it finds its row (statement.go).
+func (s *simWorker) execute(st *step) error {
+	pg := s.n.pg
+	c := &st.ch
+	deps := s.t.up
+	if c.Kind == wire.KindUpdate && fillUnchanged(c) {
+		deps = s.t.low
+	}
+	place := func(tuple []wire.Value) int { return s.n.w.place(st.m, tuple) }
+	if c.Kind == wire.KindInsert {
+		return s.insert(place(c.New), cellsOf(c.New, nil))
+	}
+	at := place(st.before())
+	if pg.Locked(s.session, at, false) {
+		return errSimBusy
+	}
+	v := pg.See(s.session, at)
+	if v == nil {
+		return errors.New("no row")
+	}
+	if !s.covered(v, deps) {
+		return errors.New("guard")
+	}
+	if c.Kind == wire.KindDelete {
+		pg.Write(s.session, at, nil)
+		return nil
+	}
+	row := cellsOf(c.New, v.Cells)
+	if to := place(c.New); to != at {
+		if pg.Locked(s.session, to, true) {
+			return errSimBusy
+		}
+		if err := s.insert(to, row); err != nil {
+			return err
+		}
+		pg.Write(s.session, at, nil)
+		return nil
+	}
+	pg.Write(s.session, at, row)
+	return nil
+}
+
+func (s *simWorker) insert(place int, row []conflict.Cell) error {
+	pg := s.n.pg
+	if pg.Locked(s.session, place, true) {
+		return errSimBusy
+	}
+	if pg.See(s.session, place) != nil {
+		return errors.New("unique violation")
+	}
+	pg.Write(s.session, place, row)
+	return nil
+}
+
+// cellsOf are a tuple's values; what it leaves unchanged is before's.
+func cellsOf(tuple []wire.Value, before []conflict.Cell) []conflict.Cell {
+	row := make([]conflict.Cell, len(tuple))
+	for i, v := range tuple {
+		switch v.Format {
+		case wire.Unchanged:
+			row[i] = before[i]
+		case wire.Null:
+			row[i].Null = true
+		default:
+			row[i].Data = v.Data
+		}
+	}
+	return row
+}
+
+// covered is guard.condition, which is SQL, with the parameters that the worker gives it.
+func (s *simWorker) covered(v *sim.Version, deps origin.Vector) bool {
+	ps := s.guardParams(deps)
+	older := func(p param) bool {
+		x := binary.BigEndian.Uint32(p.value)
+		return x != 0 && v.XID < x
+	}
+	ok := older(ps[0])
+	c := s.n.pg.CommitOf(v)
+	switch {
+	case ok:
+	case c == nil && v.XID >= sim.FirstXID:
+		ok = true // its own, which is not committed yet
+		return ok
+	case c == nil:
+	case c.Origin == int(s.guard.self):
+		ok = true
+	case len(s.guard.ids) == 0:
+	case c.Origin == 0 && s.n.w.broken.guardByTime:
+		ok = c.Stamp <= deps.Get(s.own).Stamp
+	case c.Origin == 0:
+		ok = older(ps[1])
+	default:
+		at := slices.Index(s.guard.ids, uint32(c.Origin))
+		ok = at >= 0 && int64(c.Stamp) <= int64(binary.BigEndian.Uint64(ps[2+at].value))
+	}
+	if c == nil || !ok {
+		return ok
+	}
+	if t := c.Of.(*simTxn); t.node != s.from && (!t.published || !s.t.up.Covers(t.Origin, t.Seq)) && s.n.w.strict() {
+		s.n.w.fail("%s: the guard lets %s over %s, which it does not cover", s.n.own, s.truth, t)
+	}
+	return ok
+}
+
+// record puts the commit record into the WAL. Position and tombstones go with it.
+func (s *simWorker) record() {
+	t := s.t
+	stone := simTomb{tombstone: s.tombstone(), wiped: s.wiped}
+	for _, l := range s.landed {
+		stone.keys = append(stone.keys, l.buried...)
+	}
+	from, entry := s.from, t.entry()
+	s.drafts = append(s.drafts, func(b *simBooks) {
+		b.positions[from] = entry
+		if len(stone.keys)+len(stone.wiped) > 0 {
+			b.tombs = append(b.tombs, stone)
+		}
+	})
+	if before := s.n.books.positions[from].Seq; before+1 != t.Seq {
+		s.n.w.fail("%s: position of %s moves from %d to %d", s.n.own, s.origin, before, t.Seq)
+	}
+	s.n.pg.Record(s.session, sim.Commit{Origin: from + 1, Stamp: t.Stamp, Of: s.truth}, simCommits(s.drafts))
+	s.n.w.log("%s: commit record of %s, %s path", s.n.own, s.truth, map[bool]string{true: "straight", false: "careful"}[s.phase == simStraight])
+	if s.phase != simStraight {
+		s.n.w.stats.careful++
+	}
+	s.n.w.stats.applied++
+	s.phase = simRecorded
+}
+
+func (s *simWorker) tombstone() tombstone { return tombstone{s.t.version(), s.t.Seq} }
+
+// simCommits makes one of several.
+func simCommits(all []simCommit) simCommit {
+	return func(b *simBooks) {
+		for _, c := range all {
+			c(b)
+		}
+	}
+}
+
+// finish makes the commit visible and acknowledges it.
+func (s *simWorker) finish() {
+	n := s.n
+	n.pg.Show(s.session)
+	for p, seq := range s.truth.seen {
+		if p != n.id && p != s.from && n.shown[p] < seq {
+			n.w.fail("%s shows %s before %s:%d, which its author had seen", n.own, s.truth, sim.NodeName(p), seq)
+		}
+	}
+	simCommits(s.drafts)(&n.books)
+	n.show(s.truth)
+	for _, name := range s.wiped {
+		s.absence.truncate(s.tombstone(), name)
+	}
+	t := s.t
+	s.session, s.t, s.run, s.phase = nil, nil, nil, simIdle
+	s.land(s.landed)
+	n.dropTombs()
+	if n.w.broken.markAfter {
+		n.mark(t.entry(), nil)
+	}
+}
+
+// ---- the careful path ----
+
+// attempt looks and decides. Between that and the statements local sessions may come in.
+func (s *simWorker) attempt() bool {
+	c := s.run
+	h, err := c.claim()
+	if err != nil {
+		s.n.w.fail("%s: claim %s: %v", s.n.own, s.truth, err)
+		return false
+	}
+	if ok, _ := s.locks.try(h); !ok {
+		return false
+	}
+	s.held, s.session = h, s.n.pg.Begin()
+	s.announce(0)
+	if x := s.n.pg.XID(s.session); c.xmax == 0 {
+		c.xmax = uint64(x) + 1
+	}
+	c.t, c.part = s.t, 0
+	c.tries++
+	c.rows, c.unsure, c.queue = map[wire.KeyHash]*rowState{}, map[uint32]bool{}, c.queue[:0]
+	c.lost, c.buried, c.wiped, c.losses = keySet{}, keySet{}, nil, 0
+	c.blind, c.beaten, c.told, c.swarm = false, lostRows{}, nil, swarm{}
+	switch err := s.walk(); {
+	case err == nil:
+		s.phase = simWriting
+	default:
+		return s.again(err)
+	}
+	if c.losses > 0 && s.n.w.s.InTurn {
+		s.n.w.fail("%s: %s conflicts, and there was never more than one writer", s.n.own, s.truth)
+	}
+	if told := c.tell(); len(told) > 0 {
+		s.n.mark(s.t.entry(), told)
+	}
+	return true
+}
+
+// again says what follows on an attempt that failed.
+func (s *simWorker) again(err error) bool {
+	s.giveUp()
+	s.n.w.log("%s: %s:%d on the careful path: %v", s.n.own, s.origin, s.t.Seq, err)
+	var unheard *unheardError
+	switch {
+	case errors.Is(err, errSimBusy):
+		s.phase = simCareful
+		s.tired++
+		return false
+	case errors.As(err, &unheard):
+		s.unheard, s.phase = unheard.version, simListening
+	case isBlocked(err) && strings.Contains(err.Error(), "REPLICA IDENTITY FULL"):
+		// The mend that it names: the value comes along.
+		s.t.body = s.truth.body(nil, s.n.w.tables, true)
+		s.n.w.stats.blocked++
+		return s.carefully()
+	case errors.Is(err, errUnknown):
+		if len(s.run.recalls) > 0 {
+			s.n.w.fail("%s: %s finds a row that hides its author", s.n.own, s.truth)
+		}
+		s.n.flush()
+		s.target, s.phase = len(s.n.pg.WAL), simWaiting
+	default:
+		s.n.w.fail("%s: %s on the careful path: %v", s.n.own, s.truth, err)
+		s.phase = simCareful
+	}
+	return true
+}
+
+// walk is carefulRun.changes.
+func (s *simWorker) walk() error {
+	c := s.run
+	var pending []step
+	err := c.each(func(t *txn, m *mapping, ch *wire.Change) error {
+		pending = append(pending, copyStep(t, m, ch))
+		return nil
+	}, func(ms []*mapping) error {
+		err := s.window(pending)
+		pending = nil
+		if err == nil && (c.blind || !c.waited) {
+			err = errUnknown
+		}
+		if err == nil {
+			err = s.send()
+		}
+		for _, m := range ms {
+			if err == nil {
+				err = s.truncate(m)
+			}
+		}
+		c.lost = keySet{}
+		return err
+	})
+	if err == nil {
+		err = s.window(pending)
+	}
+	if err == nil && c.blind {
+		err = errUnknown
+	}
+	return err
+}
+
+// window is carefulRun.steps, over the model's rows.
+func (s *simWorker) window(pending []step) error {
+	c := s.run
+	for i := range pending {
+		p := &pending[i]
+		if p.ch.Kind == wire.KindUpdate {
+			fillUnchanged(&p.ch)
+		}
+		var err error
+		if p.from, err = c.planner.hash(p.m, p.before()); err != nil {
+			return err
+		}
+		if p.to = p.from; p.ch.Kind == wire.KindUpdate {
+			if p.to, err = c.planner.hash(p.m, p.ch.New); err != nil {
+				return err
+			}
+		}
+	}
+	c.blind = c.blind || c.unsettledBase(pending)
+	if !c.blind {
+		c.register(pending)
+	}
+	clear(c.rows)
+	unknown, err := s.look(pending)
+	if err != nil {
+		return err
+	}
+	if c.blind = c.blind || unknown; c.blind {
+		if !c.waited {
+			return errUnknown
+		}
+		return nil
+	}
+	s.load(pending)
+	for i := range pending {
+		c.turn(pending[i].t)
+		if err := c.step(s.n.w.ctx, &pending[i]); err != nil {
+			return err
+		}
+	}
+	if err := c.writeMerged(s.n.w.ctx, nil); err != nil {
+		return err
+	}
+	s.journalize()
+	for k, r := range c.rows {
+		if r.lost {
+			c.lost.add(k)
+		}
+	}
+	return nil
+}
+
+// look is carefulRun.lookAll.
+func (s *simWorker) look(pending []step) (unknown bool, err error) {
+	c := s.run
+	want := func(m *mapping, tuple []wire.Value, k wire.KeyHash, inserts bool) error {
+		if c.rows[k] != nil {
+			return nil
+		}
+		c.rows[k] = &rowState{lost: c.lost.has(k)}
+		if c.rows[k].lost {
+			return nil
+		}
+		place := s.n.w.place(m, tuple)
+		if s.n.pg.Locked(s.session, place, false) {
+			return errSimBusy
+		}
+		s.n.pg.Lock(s.session, place)
+		l, err := c.judge(m, k, s.answer(place), inserts)
+		if errors.Is(err, errUnknown) {
+			unknown, err = true, nil
+		}
+		c.rows[k].look = l
+		return err
+	}
+	for i := range pending {
+		p := &pending[i]
+		if err := want(p.m, p.before(), p.from, p.ch.Kind == wire.KindInsert); err != nil {
+			return unknown, err
+		}
+		if p.to != p.from {
+			if err := want(p.m, p.ch.New, p.to, true); err != nil {
+				return unknown, err
+			}
+		}
+	}
+	return unknown, nil
+}
+
+// answer is the server's to lookSQL.
+func (s *simWorker) answer(place int) [][]byte {
+	v := s.n.pg.See(s.session, place)
+	if v == nil {
+		return nil
+	}
+	c, mine := s.n.pg.CommitOf(v), v.XID == s.n.pg.XID(s.session)
+	stamp, by := origin.Stamp(0), 0
+	if c != nil {
+		stamp, by = c.Stamp, c.Origin
+	}
+	flag := map[bool]string{true: "t", false: "f"}
+	return [][]byte{[]byte(strconv.Itoa(int(v.XID))), []byte(flag[mine]), []byte(strconv.FormatInt(stamp.Time().UnixMicro(), 10)),
+		[]byte(strconv.Itoa(by)), []byte(flag[mine]), []byte("t"), nil, []byte(strconv.Itoa(place))}
+}
+
+// load is carefulRun.loadMerged.
+func (s *simWorker) load(pending []step) {
+	c := s.run
+	c.merged = map[wire.KeyHash]*mergedRow{}
+	books := s.draft()
+	want := func(m *mapping, tuple []wire.Value, k wire.KeyHash) {
+		if c.merged[k] != nil {
+			return
+		}
+		r := &mergedRow{m: m, key: k, tuple: tuple, lineage: books.lineage(m.local, k)}
+		if v := s.n.pg.See(s.session, s.n.w.place(m, tuple)); v != nil && c.rows[k].found {
+			r.here = v.Cells
+		}
+		if r.held = len(r.writes) > 0; !r.based {
+			r.base = r.here
+		}
+		c.merged[k] = r
+	}
+	for i := range pending {
+		if p := &pending[i]; p.m.local.merge != nil {
+			want(p.m, p.before(), p.from)
+			if p.to != p.from {
+				want(p.m, p.ch.New, p.to)
+			}
+		}
+	}
+}
+
+// draft is what the transaction sees of the bridge's tables.
+func (s *simWorker) draft() *simBooks {
+	if len(s.drafts) == 0 {
+		return &s.n.books
+	}
+	b := simBooks{positions: slices.Clone(s.n.books.positions), lineages: map[wire.KeyHash]*lineage{}, truncates: slices.Clone(s.n.books.truncates)}
+	for k := range s.n.books.lineages {
+		l := s.n.books.lineage(s.n.w.tables[0].mapping.local, k)
+		b.lineages[k] = &l
+	}
+	simCommits(s.drafts)(&b)
+	return &b
+}
+
+// journalize takes what writeMerged puts into the journal.
+func (s *simWorker) journalize() {
+	c := s.run
+	var bases []journalBase
+	var writes []journaled
+	for _, r := range c.mergedRows() {
+		if len(r.steps) == 0 || c.seenByAll(r) {
+			continue
+		}
+		if !r.based {
+			bases = append(bases, journalBase{key: r.key, local: r.m.local, cells: r.base})
+		}
+		for _, st := range r.steps {
+			w := r.writes[st.at]
+			writes = append(writes, journaled{key: r.key, origin: int32(c.id), write: &w, low: r.lows[st.at], local: r.m.local, kind: st.kind})
+		}
+	}
+	if len(writes) > 0 {
+		writes = s.n.faulty(writes)
+		s.drafts = append(s.drafts, func(b *simBooks) { b.put(bases, writes) })
+	}
+}
+
+// write executes what the attempt has queued, and records the commit.
+func (s *simWorker) write() bool {
+	switch err := s.send(); {
+	case errors.Is(err, errSimBusy):
+		if s.tired++; s.tired%simPatience == 0 {
+			s.again(errUnknown)
+		}
+		return false
+	case err != nil:
+		s.again(errUnknown) // as any error that may pass
+		return true
+	}
+	s.inbox.takeMany(1)
+	s.wiped = s.run.wiped
+	s.landed = []landing{{t: s.t, held: s.held, tomb: s.tombstone(), buried: s.run.buried.all()}}
+	s.record()
+	return true
+}
+
+// send executes the queued statements, which it knows by how the mapping calls them.
+func (s *simWorker) send() error {
+	c := s.run
+	for len(c.queue) > 0 {
+		q := c.queue[0]
+		if strings.HasPrefix(q.what, "table ") {
+			if err := s.statement(q); err != nil {
+				return err
+			}
+		}
+		c.queue = c.queue[1:]
+	}
+	c.queue = nil
+	return nil
+}
+
+func (s *simWorker) statement(q queued) error {
+	for _, t := range s.n.w.tables {
+		for name, st := range t.mapping.statements {
+			if st != q.s {
+				continue
+			}
+			return s.named(t, name, q.ps)
+		}
+	}
+	return fmt.Errorf("statement %q is not known here", q.what)
+}
+
+func (s *simWorker) named(t *simTable, name string, ps []param) error {
+	pg := s.n.pg
+	cell := func(p param) conflict.Cell { return conflict.Cell{Null: p.null, Data: p.value} }
+	key := func(p param) int {
+		if len(p.value) != 4 {
+			s.n.w.fail("%s: %s makes a row of %s without a key", s.n.own, s.truth, t.Name)
+			return 0
+		}
+		return s.n.w.placeOf(t, p.value)
+	}
+	if name == "ki" {
+		row := make([]conflict.Cell, len(ps))
+		for i, p := range ps {
+			row[i] = cell(p)
+		}
+		return s.insert(key(ps[0]), row)
+	}
+	at := key(ps[len(ps)-1])
+	if pg.Locked(s.session, at, false) {
+		return errSimBusy
+	}
+	v := pg.See(s.session, at)
+	if v == nil {
+		return errors.New("no row")
+	}
+	if name == "kd" {
+		pg.Write(s.session, at, nil)
+		return nil
+	}
+	set, ok := strings.CutPrefix(name, "ku")
+	if !ok {
+		return fmt.Errorf("statement %q is not known here", name)
+	}
+	row := slices.Clone(v.Cells)
+	for i := 0; i < len(set); i += 2 {
+		row[binary.BigEndian.Uint16([]byte(set[i:]))] = cell(ps[i/2])
+	}
+	pg.Write(s.session, at, row)
+	return nil
+}
+
+// truncate is carefulRun.truncate and truncateMerged.
+func (s *simWorker) truncate(m *mapping) error {
+	c, pg := s.run, s.n.pg
+	merged := m.local.merge != nil
+	if merged {
+		c.part++
+		w := journaled{key: wholeTable(m.local), origin: int32(c.id), low: c.t.low, local: m.local, kind: wire.KindTruncate,
+			write: &conflict.Logged{Origin: c.t.origin, Seq: c.t.Seq, Part: c.part, Stamp: c.t.Stamp, Up: c.t.up, Kind: conflict.Truncate}}
+		s.drafts = append(s.drafts, func(b *simBooks) { b.put(nil, []journaled{w}) })
+	} else {
+		c.wiped = append(c.wiped, m.name())
+	}
+	for place := range s.n.w.places() {
+		table, key := s.n.w.at(place)
+		t := s.n.w.tables[table]
+		if t.mapping != m {
+			continue
+		}
+		if pg.Locked(s.session, place, false) {
+			return errSimBusy
+		}
+		v := pg.See(s.session, place)
+		switch {
+		case v == nil:
+			continue
+		case merged:
+			if _, err := c.judge(m, t.hash(key), s.answer(place), false); err != nil {
+				return err
+			}
+			s.n.rework(s.draft(), s.session, place)
+			continue
+		case !s.covered(v, c.t.up):
+			l, err := c.present(m, s.answer(place), t.hash(key))
+			if err != nil {
+				return err
+			}
+			d := c.policy(conflict.Case{Write: conflict.Truncate, Remote: c.t.version(), Local: l.local, Seen: l.seen})
+			if !d.RemoteWins {
+				continue
+			}
+		}
+		pg.Write(s.session, place, nil)
+	}
+	return nil
+}

@@ -1,0 +1,184 @@
+package sim
+
+import (
+	"math/rand/v2"
+	"slices"
+
+	"github.com/pgbridge/pgbridge/conflict"
+)
+
+// skew bounds how far clocks are from true time, in microseconds: ten minutes.
+const skew = 600_000_000
+
+// Generate makes the schedule of a seed.
+func Generate(seed uint64) *Schedule {
+	g := &generator{r: rand.New(rand.NewPCG(seed, 0)), s: &Schedule{Seed: seed}}
+	g.settings()
+	for len(g.s.Events) < g.length {
+		e := g.event()
+		g.s.Events = append(g.s.Events, e)
+		if (g.crash || g.kill) && g.chance(100) {
+			g.s.Events = append(g.s.Events, g.lateDelete(e.Node, e.Peer)...)
+		}
+	}
+	return g.s
+}
+
+type generator struct {
+	r *rand.Rand
+	s *Schedule
+	// What this schedule is like, since all of everything at once would be the same each time.
+	length int
+	busy   int   // users' share among the events
+	crash  bool  // servers crash
+	kill   bool  // bridges are killed
+	purge  bool  // what is stable is forgotten
+	wipe   bool  // tables are truncated
+	partly bool  // large values are left unchanged
+	lag    bool  // capture is late
+	merged int   // of 5 statements, how many are of the merged table
+	gone   int   // of 8 statements, how many delete
+	reach  int64 // how far clocks step
+	mean   int   // roughly how many records or frames one event takes in
+}
+
+func (g *generator) chance(n int) bool { return g.r.IntN(n) == 0 }
+
+func (g *generator) settings() {
+	r, s := g.r, g.s
+	s.Nodes, s.Keys = 3+r.IntN(4)/2, 1+r.IntN(2)
+	if g.chance(12) {
+		s.Nodes = 5
+	}
+	s.Layout, s.Deletes = r.IntN(Layouts), conflict.Deletes(r.IntN(DeleteChoices))
+	s.Full, s.Filled = g.chance(2), g.chance(2)
+	s.Grain = []int64{1, 1, 40}[r.IntN(3)]
+	s.InTurn = g.chance(16)
+	g.length = []int{60, 150, 300, 600}[r.IntN(4)]
+	g.busy = []int{2, 4, 8}[r.IntN(3)]
+	g.crash, g.kill, g.purge, g.wipe, g.partly = g.chance(2), g.chance(2), g.chance(2), g.chance(4), g.chance(2)
+	g.lag, g.merged = g.chance(3), []int{0, 2, 3, 5}[r.IntN(4)]
+	g.gone = 1 + r.IntN(3)
+	g.mean = 1 + r.IntN(4)
+	g.reach = []int64{0, 30, 400, skew}[r.IntN(4)]
+	for range s.Nodes {
+		s.Skew = append(s.Skew, g.ahead())
+	}
+}
+
+// ahead is a clock's distance from true time.
+func (g *generator) ahead() int64 { return g.r.Int64N(2*g.reach+1) - g.reach }
+
+func (g *generator) node() int { return g.r.IntN(g.s.Nodes) }
+
+func (g *generator) event() Event {
+	e := Event{Node: g.node()}
+	for e.Peer = g.node(); e.Peer == e.Node; {
+		e.Peer = g.node()
+	}
+	e.N = int64(g.r.IntN(2 * g.mean))
+	n := g.r.IntN(100)
+	switch {
+	case n < g.busy:
+		e.Kind, e.N = Begin, int64(g.r.IntN(4))
+		for range 1 + g.r.IntN(2) {
+			e.Ops = append(e.Ops, g.op())
+		}
+	case n < 26:
+		e.Kind, e.N = Step, g.r.Int64N(3)
+	case n < 32:
+		e.Kind = Flush
+	case n < 42:
+		if e.Kind = Capture; g.lag && !g.chance(6) {
+			e.Kind, e.N = Apply, g.r.Int64N(8)
+		}
+	case n < 54:
+		e.Kind = Deliver
+	case n < 79:
+		e.Kind, e.N = Apply, g.r.Int64N(8)
+	case n < 83:
+		e.Kind = Take
+	case n < 87:
+		e.Kind = Journal
+	case n < 91:
+		e.Kind, e.N = Mark, g.r.Int64N(2)
+	case n < 93:
+		e.Kind = Confirm
+	case n < 95:
+		e.Kind = Purge
+		if !g.purge {
+			e.Kind = Apply
+		}
+	default:
+		g.trouble(&e)
+	}
+	return e
+}
+
+// trouble makes the event one that should not matter.
+func (g *generator) trouble(e *Event) {
+	switch n := g.r.IntN(12); {
+	case n < 2 && g.crash:
+		e.Kind = Crash
+	case n < 4 && g.kill:
+		e.Kind = Restart
+	case n < 6:
+		e.Kind = Cut
+	case n < 8:
+		e.Kind = Heal
+	case n < 9 && g.reach > 0:
+		e.Kind, e.N = Clock, g.ahead()
+	default:
+		e.Kind = Step
+	}
+}
+
+func (g *generator) op() Op {
+	r := g.r
+	o := Op{Kind: Put, Merged: r.IntN(5) < g.merged, Key: 1 + r.IntN(g.s.Keys), Arg: r.Uint64() >> 16}
+	switch n := r.IntN(24); {
+	case n < 3*g.gone:
+		o.Kind = Remove
+	case n < 10 && g.partly:
+		o.Kind = Patch
+	case n == 22 && g.s.Keys > 1:
+		o.Kind = Move
+		o.To = 1 + r.IntN(g.s.Keys)
+	case n == 23 && g.wipe:
+		o.Kind = Truncate
+	}
+	return o
+}
+
+// lateDelete is what hardly comes about by chance: a row is inserted on two nodes and deleted on one of them, where the
+// other's insert is applied before capture meets the delete; then that node loses what it has in memory, or what it has
+// not on disk. Some of the steps are left out.
+func (g *generator) lateDelete(node, peer int) []Event {
+	put := g.op()
+	put.Kind = Put
+	remove := put
+	remove.Kind = Remove
+	commit := Event{Kind: Step, Node: peer}
+	all := []Event{{Kind: Begin, Node: peer, Ops: []Op{put}}, commit, commit, commit, commit, {Kind: Flush, Node: peer, N: 9}, {Kind: Capture, Node: peer, N: 9}}
+	all = append(all, Event{Kind: Begin, Node: node, N: 1, Ops: []Op{put, remove}})
+	for range 6 {
+		all = append(all, Event{Kind: Step, Node: node})
+	}
+	all = append(all, Event{Kind: Deliver, Node: node, N: 9})
+	for range 8 {
+		all = append(all, Event{Kind: Apply, Node: node})
+	}
+	rest := []Kind{Flush, Capture, Journal, Take, Confirm, Crash}
+	if !g.crash || g.kill && g.chance(2) {
+		rest = []Kind{Restart, Flush, Capture, Journal, Take}
+	}
+	for _, k := range rest {
+		all = append(all, Event{Kind: k, Node: node, N: 9})
+	}
+	for i := range all {
+		if all[i].Peer = peer; all[i].Node == peer {
+			all[i].Peer = node
+		}
+	}
+	return slices.DeleteFunc(all, func(Event) bool { return g.chance(20) })
+}
