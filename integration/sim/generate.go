@@ -54,8 +54,8 @@ func (g *generator) settings() {
 	s.Full, s.Filled = g.chance(2), g.chance(2)
 	s.Grain = []int64{1, 1, 40}[r.IntN(3)]
 	s.InTurn = g.chance(16)
-	g.length = []int{60, 150, 300, 600}[r.IntN(4)]
-	g.busy = []int{2, 4, 8}[r.IntN(3)]
+	g.length = []int{40, 80, 160, 400}[r.IntN(4)]
+	g.busy = []int{3, 6, 10}[r.IntN(3)]
 	g.crash, g.kill, g.purge, g.wipe, g.partly = g.chance(2), g.chance(2), g.chance(2), g.chance(4), g.chance(2)
 	g.lag, g.merged = g.chance(3), []int{0, 2, 3, 5}[r.IntN(4)]
 	g.gone = 1 + r.IntN(3)
@@ -102,9 +102,9 @@ func (g *generator) event() Event {
 		e.Kind = Journal
 	case n < 91:
 		e.Kind, e.N = Mark, g.r.Int64N(2)
-	case n < 93:
+	case n < 92:
 		e.Kind = Confirm
-	case n < 95:
+	case n < 96:
 		e.Kind = Purge
 		if !g.purge {
 			e.Kind = Apply
