@@ -133,7 +133,9 @@ type Applier struct {
 	heard    *hearsay
 	workers  []*worker
 	takes    *takebacks
-	journal  *journal      // nil if no table is merged
+	journal  *journal // nil if no table is merged
+	kept     *quarantine
+	keeper   *keeper
 	start    origin.Vector // applied before this start
 	wal      atomic.Pointer[WAL]
 	catalog  *catalog
@@ -156,7 +158,7 @@ func (fencedError) ExitCode() int { return 4 }
 // It waits for the connections of an earlier bridge to go away. Errors: ErrNotSetUp, ErrFenced, and those
 // of PostgreSQL with the mend.
 func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
-	a := &Applier{opts: opts.withDefaults(), progress: newProgress(), absence: newAbsence()}
+	a := &Applier{opts: opts.withDefaults(), progress: newProgress(), absence: newAbsence(), kept: newQuarantine()}
 	defer func() {
 		if err != nil {
 			a.close()
@@ -186,6 +188,9 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := a.openQuarantine(ctx); err != nil {
+		return nil, err
+	}
 	locks := newKeyLocks(len(ids.origins))
 	locks.alone = locks.alone && len(a.opts.Merge) == 0 // the journal excludes, too
 	a.heard = newHearsay(a.own, ids.origins)
@@ -200,6 +205,9 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 		return nil, err
 	}
 	if err := a.openJournal(ctx, ids, locks); err != nil {
+		return nil, err
+	}
+	if err := a.openKeeper(ctx, ids); err != nil {
 		return nil, err
 	}
 	a.start = a.progress.vector()
@@ -336,7 +344,7 @@ func (a *Applier) openWorker(ctx context.Context, ids *remotes, i int, policy co
 	}
 	w := &worker{
 		origin: o, own: a.own, id: ids.ids[i], opts: &a.opts, log: a.opts.Logger,
-		progress: a.progress, markers: a.markers, absence: a.absence, locks: locks, heard: a.heard, policy: policy,
+		progress: a.progress, markers: a.markers, absence: a.absence, locks: locks, kept: a.kept, heard: a.heard, policy: policy,
 		conn: conn, socket: conn.PgConn().Conn(), catalog: a.catalog, mappings: map[uint32]*mapping{}, combined: map[string]*combination{},
 		digests: rowkey.NewDigests(a.catalog.ask),
 		pasts:   map[tableName]*past{},
@@ -395,6 +403,7 @@ func (w *worker) prepareFixed(ctx context.Context) error {
 	w.beginStatement, w.commitStatement = fixed("begin", "BEGIN"), fixed("commit", "COMMIT")
 	w.journalStatement = &statement{sql: journalSQL, types: journalTypes}
 	w.journalBaseStatement = &statement{sql: baseSQL, types: baseTypes}
+	w.unkeepStatement = &statement{sql: unkeepSQL, types: []uint32{oidInt8, oidInt8}}
 	w.impatientStatement = fixed("impatient", "SET LOCAL lock_timeout = '"+bundleLockTimeout+"'")
 	w.xidStatement = fixed("xid", "SELECT pg_current_xact_id()")
 	for _, s := range []*statement{w.positionStatement, w.tombstoneStatement, w.bundleStatement, w.beginStatement, w.commitStatement, w.xidStatement,
@@ -427,7 +436,7 @@ func (a *Applier) openTakebacks(ctx context.Context, ids *remotes) error {
 		return err
 	}
 	a.takes = &takebacks{conn: conn, own: a.own, ids: ids.ids, origins: ids.origins, catalog: a.catalog, digests: rowkey.NewDigests(a.catalog.ask),
-		absence: a.absence, progress: a.progress, markers: a.markers,
+		absence: a.absence, progress: a.progress, markers: a.markers, kept: a.kept,
 		failed: func(err error) { a.opts.Logger.Warn("take-back waits", "err", err.Error()) }}
 	return nil
 }
@@ -583,6 +592,7 @@ func (a *Applier) Published(ctx context.Context, f *wire.Frame) {
 	if a.journal != nil {
 		a.journal.offer(ctx, f)
 	}
+	a.keeper.offer(f)
 }
 
 // Stable returns, for every origin, what all other nodes have seen of it, by what they have published and was
@@ -622,6 +632,8 @@ func (a *Applier) Run(ctx context.Context, wal WAL, streams Streams) error {
 	g.Go(func() error { return a.markers.run(ctx, wal) })
 	g.Go(func() error { return a.takes.run(ctx) })
 	g.Go(func() error { return a.sweep(ctx, wal) })
+	a.keeper.wal = wal
+	g.Go(func() error { return a.keeper.work(ctx) })
 	if a.journal != nil {
 		a.journal.wal, a.journal.streams = wal, streams
 		g.Go(func() error { return a.journal.run(ctx) })

@@ -66,6 +66,7 @@ type carefulRun struct {
 	tries  int // attempts so far
 	// bare is why conflicts are recorded without the rows' images; empty: with them.
 	bare string
+	collisions
 }
 
 // rowState is what an attempt knows of one key: first what the server shows, then what the attempt has
@@ -103,6 +104,7 @@ func (c *carefulRun) final() *txn { return c.all[len(c.all)-1] }
 // records who lost. Only here does a conflict cost anything.
 func (w *worker) carefully(ctx context.Context, t *txn) error {
 	c := newCarefulRun(w, []*txn{t})
+	defer c.unguard()
 	var err error
 	for range carefulTries {
 		if err = c.attempt(ctx); err == nil {
@@ -125,6 +127,9 @@ func (w *worker) carefully(ctx context.Context, t *txn) error {
 			continue
 		case errors.As(err, &pg) && !lost(err):
 			w.forgetMappings() // the table may have changed under us
+			if c.collided(err) {
+				continue
+			}
 			if !passing(pg.Code) {
 				return &Blocked{Reason: fmt.Sprintf("transaction %d of %s is refused by the server", t.Seq, w.origin), Err: err}
 			}
@@ -138,12 +143,12 @@ func (w *worker) carefully(ctx context.Context, t *txn) error {
 	return &Blocked{Reason: fmt.Sprintf("transaction %d of %s is refused again and again", t.Seq, w.origin), Err: err}
 }
 
-// passing reports whether an error may go away by trying again: unique violation (a concurrent insert),
+// passing reports whether an error may go away by trying again: unique or exclusion violation (a concurrent insert),
 // division by zero (an assertion), serialization failure, deadlock, lock not available, and the ones
 // that tell of a table that has just changed.
 func passing(code string) bool {
 	switch code {
-	case "23505", "22012", "40001", "40P01", "55P03", "0A000", "42703", "42P01":
+	case "23505", "23P01", "22012", "40001", "40P01", "55P03", "0A000", "42703", "42P01":
 		return true
 	}
 	return false
@@ -214,13 +219,11 @@ func (c *carefulRun) visible(ctx context.Context) error {
 
 // attempt runs the whole transaction once. Unless it returns nil, nothing of it is left.
 func (c *carefulRun) attempt(ctx context.Context) (err error) {
-	h, err := c.claim()
+	h, done, err := c.exclude(ctx)
 	if err != nil {
 		return err
 	}
-	if err := c.locks.lock(ctx, h); err != nil {
-		return err
-	}
+	defer done()
 	marked, err := c.markers.announce(ctx, c.last().entry())
 	if err != nil {
 		return err
@@ -268,6 +271,7 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 	for _, n := range c.wiped {
 		c.absence.truncate(tombstone{c.t.version(), c.t.Seq}, n)
 	}
+	c.committed()
 	c.careful.Add(uint64(len(c.all))) // before whoever waits for the transaction hears of it
 	c.conflicts.Add(uint64(c.losses))
 	landed := make([]landing, len(c.all))
@@ -321,14 +325,13 @@ func (w *worker) rollBack(ctx context.Context, status byte) error {
 // claim lists every key that the transaction touches (PROOF.md R21). A large one takes them all.
 func (c *carefulRun) claim() (*held, error) {
 	h := &held{origin: c.origin, whole: c.t.run != nil}
-	if h.whole {
-		return h, nil
-	}
+	c.touches, c.guarded = nil, nil
 	err := c.each(func(_ *txn, m *mapping, ch *wire.Change) error {
 		if m == nil {
 			h.whole, h.keys = true, nil
 			return nil
 		}
+		c.touchesTable(m)
 		for _, tuple := range [][]wire.Value{ch.Old, ch.New} {
 			if len(tuple) > 0 && !h.whole {
 				k, err := c.planner.hash(m, tuple)
@@ -339,7 +342,13 @@ func (c *carefulRun) claim() (*held, error) {
 			}
 		}
 		return nil
-	}, func([]*mapping) error { h.whole, h.keys = true, nil; return nil })
+	}, func(ms []*mapping) error {
+		h.whole, h.keys = true, nil
+		for _, m := range ms {
+			c.touchesTable(m)
+		}
+		return nil
+	})
 	return h, err
 }
 
@@ -443,6 +452,9 @@ func (c *carefulRun) changes(ctx context.Context) error {
 	}
 	if err == nil && c.blind {
 		err = errUnknown
+	}
+	if err == nil {
+		err = c.settleOwn(ctx)
 	}
 	if err == nil {
 		err = c.bury(ctx)

@@ -61,6 +61,11 @@ type table struct {
 	full bool
 	// merge is how concurrent writes of its rows become one row; nil: the later row wins.
 	merge *merge
+	// uniques are what its rows may collide on besides the key; unchecked: the server does not check all of them for
+	// applied rows. computed are the expressions of generated columns, by name.
+	uniques   []unique
+	unchecked bool
+	computed  map[string]string
 }
 
 // mapping is how one origin's relation fits a local table.
@@ -192,6 +197,9 @@ func loadTable(ctx context.Context, cat *catalog, schema, name string) (*table, 
 		}
 	}
 	if err := t.loadKey(ctx, cat.conn, identity, byNumber); err != nil {
+		return nil, err
+	}
+	if err := t.loadUniques(ctx, cat.conn, byNumber); err != nil {
 		return nil, err
 	}
 	t.merge, err = newMerge(t, cat.merges, cat.priority)

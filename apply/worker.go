@@ -40,6 +40,7 @@ type worker struct {
 	absence  *absence
 	locks    *keyLocks
 	journal  *journal // nil if no table is merged
+	kept     *quarantine
 	heard    *hearsay
 	policy   conflict.Policy
 	inbox    *inbox
@@ -69,6 +70,7 @@ type worker struct {
 	bundleStatement, impatientStatement           *statement
 	journalStatement, journalBaseStatement        *statement
 	beginStatement, commitStatement, xidStatement *statement
+	unkeepStatement                               *statement
 
 	atOnce int // transactions in the next batch: few after a failure, then more again
 	// straight is how many of the next transactions take the careful path without trying the other first, wary how
@@ -428,6 +430,10 @@ func (w *worker) claim(t *txn) error {
 	l := landing{t: t, held: &held{origin: w.origin, keys: append([]wire.KeyHash(nil), p.print.locks...)}}
 	if ok, freed := w.locks.try(l.held); !ok {
 		return &busyError{freed}
+	}
+	if w.kept.epoch.Load() != p.epoch { // some of its tables may be guarded by now
+		w.locks.release(l.held)
+		return errSurprise
 	}
 	if len(p.print.creates) > 0 && w.absence.create(registration{w.origin, t.Seq}, t.version(), p.print.creates...) {
 		w.locks.release(l.held)

@@ -18,6 +18,8 @@ const (
 	DeleteUpdate   Kind = "delete_update"
 	DeleteDelete   Kind = "delete_delete"
 	TruncateUpdate Kind = "truncate_update"
+	// Unique: rows of different keys collide on another unique index or an exclusion constraint.
+	Unique Kind = "unique"
 )
 
 // Write is what the remote transaction does to the row.
