@@ -271,7 +271,7 @@ func (k *keeper) examine(ctx context.Context, e *keptRow) error {
 	if err := k.commit(ctx); err != nil {
 		return err
 	}
-	k.log.Info("kept row came back", "table", e.table.schema+"."+e.table.name, "origin", e.version.Origin.String(), "hides", len(rivals))
+	k.log.Debug("kept row came back", "table", e.table.schema+"."+e.table.name, "origin", e.version.Origin.String(), "hides", len(rivals))
 	return nil
 }
 

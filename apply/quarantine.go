@@ -38,6 +38,9 @@ type quarantine struct {
 	// epoch grows when a table gets its first kept row: what was planned before must be planned again.
 	epoch atomic.Uint64
 
+	// guarded is how many tables there are in tables: for most databases none, which is asked for each row.
+	guarded atomic.Int64
+
 	mu     sync.Mutex
 	kept   map[wire.KeyHash]*keptRow
 	behind map[wire.KeyHash]map[wire.KeyHash]struct{} // by blocker
@@ -118,6 +121,9 @@ func (q *quarantine) take(ctx context.Context) (release func(), err error) {
 
 // guards reports whether rows of the table are kept, or may come to be.
 func (q *quarantine) guards(n tableName) bool {
+	if q.guarded.Load() == 0 {
+		return false
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.tables[n] != nil
@@ -125,15 +131,11 @@ func (q *quarantine) guards(n tableName) bool {
 
 // concerns reports whether the rows of the table must be looked at for others that they collide with.
 func (q *quarantine) concerns(t *table) bool {
-	return t.merge == nil && (t.unchecked || len(t.uniques) > 0 && q.guards(tableName{t.schema, t.name}))
+	return len(t.uniques) > 0 && t.merge == nil && (t.unchecked || q.guards(tableName{t.schema, t.name}))
 }
 
 // any reports whether any table is guarded.
-func (q *quarantine) any() bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return len(q.tables) > 0
-}
+func (q *quarantine) any() bool { return q.guarded.Load() > 0 }
 
 // size is how many rows are kept.
 func (q *quarantine) size() int {
@@ -159,6 +161,7 @@ func (q *quarantine) intend(n tableName) (done func()) {
 func (q *quarantine) table(n tableName) *keptTable {
 	if q.tables[n] == nil {
 		q.tables[n] = &keptTable{}
+		q.guarded.Store(int64(len(q.tables)))
 	}
 	return q.tables[n]
 }
@@ -166,6 +169,7 @@ func (q *quarantine) table(n tableName) *keptTable {
 func (q *quarantine) idle(n tableName) {
 	if *q.tables[n] == (keptTable{}) {
 		delete(q.tables, n)
+		q.guarded.Store(int64(len(q.tables)))
 	}
 }
 
