@@ -40,10 +40,18 @@ type keeper struct {
 	shapes    map[string]*mapping // of one round, by table and columns
 	published map[string]*mapping // of own frames, by the relation's R record
 	again     map[wire.KeyHash]struct{}
+	checks    map[wire.KeyHash]check
 	holds     []hold
 	told      string // what was logged last of a row that cannot come back
 	change    wire.Change
 	key       []wire.Value
+}
+
+// check is a row that a local session has written and that may collide with an applied one, since the server checks
+// neither against the other: a deferrable constraint is checked when a row is written, against what is visible then.
+type check struct {
+	m     *mapping // that fits tuple
+	tuple []wire.Value
 }
 
 // hold guards a table until capture has passed an LSN.
@@ -79,7 +87,7 @@ func (a *Applier) openKeeper(ctx context.Context, ids *remotes) error {
 	w.guard.self, w.guard.others, w.guard.ids = w.id, ids.origins, ids.ids
 	k := &keeper{blockerStatement: fixed(blockerSQL, oidInt8, oidInt8, oidInt8, oidInt8, oidText),
 		returnedStatement: fixed(returnedSQL, oidTimestamptz, oidInt8, oidInt4), stampStatement: fixed(stampSQL, oidTimestamptz), worker: w, ids: map[origin.Origin]int32{a.own: 0}, frames: make(chan *wire.Frame, keeperFrames), shapes: map[string]*mapping{},
-		published: map[string]*mapping{}, again: map[wire.KeyHash]struct{}{}}
+		published: map[string]*mapping{}, again: map[wire.KeyHash]struct{}{}, checks: map[wire.KeyHash]check{}}
 	for i, o := range ids.origins {
 		k.ids[o] = int32(ids.ids[i])
 	}
@@ -91,7 +99,7 @@ func (a *Applier) openKeeper(ctx context.Context, ids *remotes) error {
 
 // offer hands over an own frame: local sessions may have changed rows that others are kept behind. It does not wait.
 func (k *keeper) offer(f *wire.Frame) {
-	if !k.kept.any() {
+	if !k.kept.any() && !k.kept.looseTables.Load() {
 		return
 	}
 	c := *f
@@ -148,6 +156,9 @@ func (k *keeper) work(ctx context.Context) error {
 
 // settle looks at all kept rows that are due.
 func (k *keeper) settle(ctx context.Context) error {
+	if err := k.checkAll(ctx); err != nil {
+		return err
+	}
 	var held []func()
 	for k.kept.pending() {
 		if err := k.run.visible(ctx); err != nil {
@@ -163,10 +174,7 @@ func (k *keeper) settle(ctx context.Context) error {
 			break
 		}
 		held = append(held, k.kept.intend(e.table))
-		err = k.examine(ctx, e)
-		if err != nil {
-			err = errors.Join(err, k.rollBack(ctx, k.conn.PgConn().TxStatus()))
-		}
+		err = k.attempt(ctx, func() error { return k.examine(ctx, e) })
 		if err == nil {
 			k.kept.looked(e.key)
 		}
@@ -192,6 +200,117 @@ func (k *keeper) settle(ctx context.Context) error {
 	return k.tidy(ctx)
 }
 
+// attempt rolls back what f leaves behind when it fails.
+func (k *keeper) attempt(ctx context.Context, f func() error) error {
+	err := f()
+	if err != nil {
+		err = errors.Join(err, k.rollBack(ctx, k.conn.PgConn().TxStatus()))
+	}
+	return err
+}
+
+// checkAll sees to the rows that local sessions have written into tables whose uniques the server does not check.
+func (k *keeper) checkAll(ctx context.Context) error {
+	for hash, one := range k.checks {
+		if err := k.run.visible(ctx); err != nil {
+			return err
+		}
+		for {
+			done, err := k.kept.take(ctx)
+			if err != nil {
+				return err
+			}
+			err = k.attempt(ctx, func() error { return k.check(ctx, hash, one) })
+			done()
+			if err == nil {
+				delete(k.checks, hash)
+				break
+			}
+			unknown := errors.Is(err, errUnknown)
+			if err := k.delay(ctx, &keptRow{table: one.m.name(), key: hash}, err); err != nil {
+				return err
+			}
+			if !unknown {
+				break // it comes again
+			}
+		}
+	}
+	return nil
+}
+
+// check lets a visible row meet those that it collides with: the older ones are kept, or it is.
+func (k *keeper) check(ctx context.Context, hash wire.KeyHash, one check) error {
+	c := k.run
+	k.begins(hash, one.m.name(), origin.Version{Stamp: math.MaxInt64, Origin: k.own})
+	where, types, ps, err := one.m.keyCondition(one.tuple)
+	if err != nil {
+		return err
+	}
+	if err := c.flush(ctx); err != nil {
+		return err
+	}
+	rows, err := k.exec(ctx, "SELECT t.tableoid::text, t.ctid::text FROM "+one.m.local.rows+" t WHERE "+where+" FOR UPDATE", types, ps)
+	if err != nil {
+		return fmt.Errorf("lock row of %s: %w", one.m.local.quoted, err)
+	}
+	if len(rows) == 0 {
+		return k.rollBack(ctx, k.conn.PgConn().TxStatus())
+	}
+	row := []rival{{tableoid: string(rows[0][0]), ctid: string(rows[0][1])}}
+	if there, err := c.lockRivals(ctx, one.m, row); err != nil || !there {
+		return errors.Join(err, k.rollBack(ctx, k.conn.PgConn().TxStatus()))
+	}
+	if err := c.judgeRivals(one.m, row); err != nil {
+		return err
+	}
+	v := c.versionOf(&row[0])
+	c.t.Stamp, c.t.origin = v.Stamp, v.Origin
+	tuple := slices.Clone(one.tuple)
+	for i, li := range one.m.cols { // the row as it stands now
+		if li < 0 {
+			continue
+		}
+		where, types, ps, err := rowAt(row[0].tableoid, row[0].ctid)()
+		if err != nil {
+			return err
+		}
+		values, err := k.exec(ctx, "SELECT "+asText("t."+one.m.local.cols[li].quoted)+" FROM "+one.m.local.rows+" t WHERE "+where, types, ps)
+		if err != nil || len(values) != 1 {
+			return fmt.Errorf("read row of %s: %w", one.m.local.quoted, errors.Join(err, errUnknown))
+		}
+		if tuple[i] = (wire.Value{Format: wire.Text, Data: values[0][0]}); values[0][0] == nil {
+			tuple[i] = wire.Value{Format: wire.Null}
+		}
+	}
+	rivals, err := c.rivals(ctx, one.m, tuple)
+	if err != nil {
+		return err
+	}
+	if b := c.blocker(rivals); b != nil {
+		row[0].unique = b.unique
+		err = c.hideAll(ctx, one.m, row, b.key)
+	} else {
+		err = c.hideAll(ctx, one.m, rivals, hash)
+	}
+	if err != nil {
+		return err
+	}
+	return k.commit(ctx)
+}
+
+// begins opens a transaction about the row of a key, which has version v.
+func (k *keeper) begins(key wire.KeyHash, n tableName, v origin.Version) {
+	c := k.run
+	k.examined = key
+	c.t = &txn{Begin: wire.Begin{Stamp: v.Stamp}, origin: v.Origin}
+	c.all = []*txn{c.t}
+	c.keeps, c.touched, c.rows = map[wire.KeyHash]*keptRow{}, map[wire.KeyHash]struct{}{key: {}}, nil
+	c.unsure, c.queue, c.xmax = map[uint32]bool{}, c.queue[:0], 0
+	c.guarded = map[tableName]bool{n: true}
+	c.push("begin", c.beginStatement, nil)
+	c.begun()
+}
+
 // delay sees to a row that could not be looked at.
 func (k *keeper) delay(ctx context.Context, e *keptRow, err error) error {
 	var pg *pgconn.PgError
@@ -214,20 +333,17 @@ func (k *keeper) delay(ctx context.Context, e *keptRow, err error) error {
 	}
 	k.kept.looked(e.key)
 	k.again[e.key] = struct{}{}
+	for name, m := range k.published { // the table may have changed
+		k.retired.mappings = append(k.retired.mappings, m)
+		delete(k.published, name)
+	}
 	return nil
 }
 
 // examine brings a kept row back if nothing later is in its way, with what that hides, or finds out what is.
 func (k *keeper) examine(ctx context.Context, e *keptRow) error {
 	c := k.run
-	k.examined = e.key
-	c.t = &txn{Begin: wire.Begin{Stamp: e.version.Stamp}, origin: e.version.Origin}
-	c.all = []*txn{c.t}
-	c.keeps, c.touched, c.rows = map[wire.KeyHash]*keptRow{}, map[wire.KeyHash]struct{}{e.key: {}}, nil
-	c.unsure, c.queue, c.xmax = map[uint32]bool{}, c.queue[:0], 0
-	c.guarded = map[tableName]bool{e.table: true}
-	c.push("begin", c.beginStatement, nil)
-	c.begun()
+	k.begins(e.key, e.table, e.version)
 	values, err := c.image(ctx, e.key)
 	if err != nil {
 		return err
@@ -448,7 +564,8 @@ func (k *keeper) changed(ctx context.Context, rec wire.Record, relations map[uin
 		return fmt.Errorf("%w: relation %d is not described", wire.ErrCorrupt, k.change.Relation)
 	}
 	n := tableName{r.Schema, r.Name}
-	if !k.kept.guards(n) {
+	loose := k.kept.isLoose(n)
+	if !loose && !k.kept.guards(n) {
 		return nil
 	}
 	name := string(wire.AppendRelation(nil, r))
@@ -467,7 +584,7 @@ func (k *keeper) changed(ctx context.Context, rec wire.Record, relations map[uin
 		}
 		k.published[name] = m
 	}
-	for _, tuple := range [][]wire.Value{k.change.Old, k.change.New} {
+	for i, tuple := range [][]wire.Value{k.change.Old, k.change.New} {
 		if len(tuple) == 0 {
 			continue
 		}
@@ -477,6 +594,9 @@ func (k *keeper) changed(ctx context.Context, rec wire.Record, relations map[uin
 			var hash wire.KeyHash
 			if hash, err = k.digests.Hash(ctx, m.local.hasher, key); err == nil {
 				k.kept.touch(hash)
+				if loose && i == 1 {
+					k.checks[hash] = check{m, copyStep(nil, m, &k.change).ch.New}
+				}
 				continue
 			}
 		}

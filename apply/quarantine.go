@@ -39,15 +39,18 @@ type quarantine struct {
 	epoch atomic.Uint64
 
 	// guarded is how many tables there are in tables: for most databases none, which is asked for each row.
-	guarded atomic.Int64
+	guarded     atomic.Int64
+	looseTables atomic.Bool // loose is not empty
 
 	mu     sync.Mutex
 	kept   map[wire.KeyHash]*keptRow
 	behind map[wire.KeyHash]map[wire.KeyHash]struct{} // by blocker
 	tables map[tableName]*keptTable
-	due    map[wire.KeyHash]struct{} // kept rows to look at
-	dirty  map[wire.KeyHash]struct{} // keys whose rows have changed
-	wake   chan struct{}             // of capacity 1: due or dirty has grown
+	// loose are the tables of which the server does not check all uniques for applied rows.
+	loose map[tableName]bool
+	due   map[wire.KeyHash]struct{} // kept rows to look at
+	dirty map[wire.KeyHash]struct{} // keys whose rows have changed
+	wake  chan struct{}             // of capacity 1: due or dirty has grown
 }
 
 // keptRow is a row in quarantine.
@@ -69,7 +72,7 @@ type keptTable struct {
 
 func newQuarantine() *quarantine {
 	return &quarantine{turn: make(chan struct{}, 1), kept: map[wire.KeyHash]*keptRow{}, behind: map[wire.KeyHash]map[wire.KeyHash]struct{}{},
-		tables: map[tableName]*keptTable{}, due: map[wire.KeyHash]struct{}{}, dirty: map[wire.KeyHash]struct{}{}, wake: make(chan struct{}, 1)}
+		tables: map[tableName]*keptTable{}, loose: map[tableName]bool{}, due: map[wire.KeyHash]struct{}{}, dirty: map[wire.KeyHash]struct{}{}, wake: make(chan struct{}, 1)}
 }
 
 // openQuarantine reads what is kept. All of it is looked at again: its blockers may have changed since.
@@ -131,11 +134,29 @@ func (q *quarantine) guards(n tableName) bool {
 
 // concerns reports whether the rows of the table must be looked at for others that they collide with.
 func (q *quarantine) concerns(t *table) bool {
-	return len(t.uniques) > 0 && t.merge == nil && (t.unchecked || q.guards(tableName{t.schema, t.name}))
+	if len(t.uniques) == 0 || t.merge != nil {
+		return false
+	}
+	n := tableName{t.schema, t.name}
+	if t.unchecked {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		q.loose[n] = true
+		q.looseTables.Store(true)
+		return true
+	}
+	return q.guards(n)
 }
 
 // any reports whether any table is guarded.
 func (q *quarantine) any() bool { return q.guarded.Load() > 0 }
+
+// isLoose reports whether rows of a table may collide and the server does not say so.
+func (q *quarantine) isLoose(n tableName) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.loose[n]
+}
 
 // size is how many rows are kept.
 func (q *quarantine) size() int {

@@ -22,7 +22,7 @@ CREATE TABLE plain (id int PRIMARY KEY, a int, b int, c text, w text);
 ALTER TABLE plain ADD UNIQUE (a), ADD UNIQUE (b, c);
 CREATE UNIQUE INDEX ON plain (lower(c)) WHERE b > 0;
 CREATE TABLE late (id int PRIMARY KEY, a int, b int, c text, w text);
-ALTER TABLE late ADD UNIQUE (a), ADD EXCLUDE USING gist (int4range(b, b + 2) WITH &&) WHERE (b > 0);
+ALTER TABLE late ADD UNIQUE (a) DEFERRABLE INITIALLY DEFERRED, ADD EXCLUDE USING gist (int4range(b, b + 2) WITH &&) WHERE (b > 0);
 `
 
 // uniqueCollides are the conditions that rows x and y may not both be there, by table.
@@ -48,11 +48,11 @@ func uniqueWrites(t *testing.T, c *cluster.Cluster, seed int64, d time.Duration)
 				return
 			}
 			defer conn.Close(context.Background())
-			pace := time.NewTicker(2 * loadPace)
+			pace := time.NewTicker(loadPace)
 			defer pace.Stop()
 			for ctx.Err() == nil {
 				table := []string{"plain", "late"}[r.Intn(2)]
-				args := []any{1 + r.Intn(12), 1 + r.Intn(6), r.Intn(5), string(rune("aAbBcC"[r.Intn(6)])), fmt.Sprintf("%s%d", n.Name, next.Add(1))}
+				args := []any{1 + r.Intn(40), 1 + r.Intn(20), r.Intn(16) - 6, string(rune("aAbBcCdDeEfFgGhH"[r.Intn(16)])), fmt.Sprintf("%s%d", n.Name, next.Add(1))}
 				var sql string
 				switch r.Intn(6) {
 				case 0, 1, 2:
