@@ -250,6 +250,14 @@ func TestKeptRowsAreVersions(t *testing.T) {
 	v.ship("c", 20)
 	v.shows("swap", "1 2 3", "")
 	v.same("SELECT * FROM swap ORDER BY id")
+	// A row of the transaction that collides with another one of it on the way is there when the transaction is.
+	v.from.Exec(t, "BEGIN; UPDATE swap SET e = 9 WHERE id = 1; UPDATE swap SET e = 9 WHERE id = 2; UPDATE swap SET e = 8 WHERE id = 1; COMMIT")
+	v.ship("c", 30)
+	v.shows("swap", "1 2 3", "")
+	v.same("SELECT * FROM swap ORDER BY id")
+	if got := v.to.Value(t, "SELECT count(DISTINCT xmin::text) FROM swap WHERE id < 3"); got != "1" {
+		t.Error("the transaction was not visible at once")
+	}
 }
 
 // TestQuarantineOutlivesARestart: what is kept, and what has come back, are as they were.
