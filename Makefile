@@ -60,11 +60,12 @@ $(STATICCHECK):
 	GOBIN=$(CURDIR)/build/tmp-bin go install honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK_VERSION)
 	@mv build/tmp-bin/staticcheck $@ && rmdir build/tmp-bin
 
-unit: postgres ## each package by itself, with the race detector
-	go test -race -count=1 -timeout 10m $(UNIT)
+unit: postgres ## each package by itself, with the race detector; the simulation without it, which would take minutes
+	go test -race -count=1 -timeout 20m -skip '^TestSimulation' $(UNIT)
+	go test -count=1 -run '^TestSimulation' ./apply
 
 integration: postgres ## bridges between real primaries; RUN=TestName picks some, RACE=-race
-	go test $(RACE) -count=1 -timeout 20m -run '$(RUN)' ./integration
+	go test $(RACE) -count=1 -timeout 30m -run '$(RUN)' ./integration
 
 compose: ## docker-compose.yml against the rules of compose itself
 	cd integration/compose && go vet ./... && go test -count=1 ./...
