@@ -194,7 +194,7 @@ func TestMergedTablesConverge(t *testing.T) {
 					sum[id] += by
 				}
 			}
-			d := 5 * time.Second
+			d := 4 * time.Second
 			if pgtest.Soak() {
 				d = time.Minute
 			}
