@@ -5,9 +5,12 @@ import (
 	"flag"
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -106,6 +109,43 @@ func TestSimulation(t *testing.T) {
 	}
 	t.Logf("%d schedules from seed %d, %d divergences, %.1f s, %.0f a second; %s",
 		r.ran, r.first, len(r.faults), took.Seconds(), float64(r.ran)/took.Seconds(), r.stats)
+}
+
+// TestFoundSchedules plays the schedules in which the simulation once found a fault; each is as small as it could be made.
+func TestFoundSchedules(t *testing.T) {
+	files, err := filepath.Glob("testdata/sim/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%d schedules: %v", len(files), err)
+	}
+	p := newSimPlayer()
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := sim.Parse(string(text))
+		if err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		if fault := p.play(t.Context(), s, simBroken{}).fault; fault != "" {
+			t.Errorf("%s: %s\n%s", file, fault, p.explain(t.Context(), s, simBroken{}))
+		}
+	}
+}
+
+// TestSimulationIsDeterministic: a seed has one outcome, and a schedule is what its text says.
+func TestSimulationIsDeterministic(t *testing.T) {
+	for seed := range uint64(50) {
+		s := sim.Generate(seed)
+		again, err := sim.Parse(s.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		first, second := simulate(t.Context(), newSimPlayer(), s, simBroken{}, true), simulate(t.Context(), newSimPlayer(), again, simBroken{}, true)
+		if !slices.Equal(first.trace, second.trace) {
+			t.Fatalf("seed %d is played in two ways:\n%s\n%s", seed, strings.Join(first.trace, "\n"), strings.Join(second.trace, "\n"))
+		}
+	}
 }
 
 // TestSimulationFindsBrokenRules: what the simulation cannot find it does not hold.
