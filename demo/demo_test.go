@@ -81,7 +81,7 @@ func TestDemo(t *testing.T) {
 		`time \| a: commits applied     lag \| b: .* \| c: .*`,
 		`later every node shows (Paris|Tokyo)\.`, `lost, and is kept in pgbridge.conflict`,
 		`on a: update_update of shop.accounts, (local|remote) wins`, `on b: update_update of shop.accounts, (local|remote) wins`,
-		`SIGKILL for the bridge of c, pid \d+`, `\d+ ms \|.* killed\n`, `c's own sessions committed [1-9]`, `Waiting: [1-9].* transactions of c for the others`,
+		`SIGKILL for the bridge of c, pid \d+`, `[\d.]+ m?s \|.* killed\n`, `c's own sessions committed [1-9]`, `Waiting: [1-9].* transactions of c for the others`,
 		`every node had all of it`,
 		`shop\.accounts .*  same    same`, `shop\.order_lines .*  same    same`, `shop\.notes .*  same    same`,
 		`Every row of every table is the same on all 3 nodes`, `psql 'postgres://`, `status --config /`)
