@@ -134,12 +134,16 @@ func (c *carefulRun) unsettledBase(pending []step) bool {
 	return false
 }
 
-// register says which rows the transaction may create, before it looks at anything (R18).
+// register says which rows the transaction may create, before it looks at anything (R18). Of a merged table that is also
+// the row of a delete, which may lose to a write that the journal holds while a local delete is on its way to capture.
 func (c *carefulRun) register(pending []step) {
 	for i := range pending {
 		s := &pending[i]
 		if s.ch.Kind != wire.KindDelete {
 			c.absence.create(s.t.registration(), s.t.version(), created{s.m.name(), s.to})
+		}
+		if s.m.local.merge != nil {
+			c.absence.create(s.t.registration(), s.t.version(), created{s.m.name(), s.from})
 		}
 	}
 }
