@@ -63,7 +63,7 @@ func DefaultSettings(major int) map[string]string {
 		"listen_addresses":          "127.0.0.1",
 	}
 	if major >= 18 {
-		s["max_active_replication_origins"] = "20" // before 18 max_replication_slots said it
+		s["max_active_replication_origins"] = "200" // before 18 max_replication_slots said it
 	}
 	return s
 }
