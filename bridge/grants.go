@@ -39,7 +39,7 @@ func grantSQL(ctx context.Context, o capture.SetupOptions) (grants, error) {
 		g.before = append(g.before, fmt.Sprintf("GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE %s TO %s", strings.Join(r.Tables, ", "), r.Name))
 	}
 	g.after = append(g.after, "ALTER SCHEMA pgbridge OWNER TO "+r.Name)
-	for _, table := range []string{"node", "position", "tombstone", "bundle", "conflict", "parked"} {
+	for _, table := range []string{"node", "position", "tombstone", "bundle", "conflict", "parked", "journal", "journal_base", "journal_state"} {
 		g.after = append(g.after, fmt.Sprintf("ALTER TABLE pgbridge.%s OWNER TO %s", table, r.Name))
 	}
 	g.after = append(g.after, fmt.Sprintf("ALTER PUBLICATION %s OWNER TO %s", o.Publication, r.Name))
