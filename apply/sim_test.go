@@ -96,7 +96,7 @@ func (p *simPlayer) explain(ctx context.Context, s *sim.Schedule, broken simBrok
 
 // TestSimulation plays schedules: all nodes end equal, and equal to what was written.
 func TestSimulation(t *testing.T) {
-	r := &simRun{first: *simSeed, count: *simSchedules, enough: 5}
+	r := &simRun{first: *simSeed, count: *simSchedules, enough: *simSchedules}
 	began := time.Now()
 	r.run(t.Context())
 	took := time.Since(began)
@@ -129,6 +129,31 @@ func TestFoundSchedules(t *testing.T) {
 		}
 		if fault := p.play(t.Context(), s, simBroken{}).fault; fault != "" {
 			t.Errorf("%s: %s\n%s", file, fault, p.explain(t.Context(), s, simBroken{}))
+		}
+	}
+}
+
+// TestOpenSchedules plays the schedules whose fault is known and not mended yet (docs/correctness.md). One that does not
+// fail any more belongs to the others.
+func TestOpenSchedules(t *testing.T) {
+	files, err := filepath.Glob("testdata/sim/open/*.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newSimPlayer()
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := sim.Parse(string(text))
+		if err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		if fault := p.play(t.Context(), s, simBroken{}).fault; fault == "" {
+			t.Errorf("%s does not fail any more: move it to testdata/sim", file)
+		} else {
+			t.Logf("%s: %.120s", file, fault)
 		}
 	}
 }
