@@ -21,6 +21,6 @@
 // The conflict history is also read, and losers are brought back, by [History], which is no part of an Applier: conflicts.go
 // and undo.go.
 //
-// Begin with applier.go, then worker.go (the optimistic path), guard.go, plan.go, bundle.go, careful.go with decide.go, and
+// Begin with applier.go, then worker.go with batch.go (the optimistic path), guard.go, plan.go, bundle.go, careful.go with decide.go, and
 // absence.go for what is known about rows that are not there.
 package apply

@@ -22,7 +22,7 @@ import (
 // The simulation: nodes whose absence, progress, hearsay, key locks, inbox, planner, careful path and merges are the real
 // code, over a model of PostgreSQL, of capture and of links (integration/sim). make sim runs more of it.
 var (
-	simSchedules = flag.Int("sim.schedules", 2000, "number of simulated schedules")
+	simSchedules = flag.Int("sim.schedules", 20_000, "number of simulated schedules")
 	simSeed      = flag.Uint64("sim.seed", 1, "seed of the first simulated schedule")
 )
 
