@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // Cluster is several servers that replicate their streams.
@@ -28,11 +29,28 @@ func NewCluster(t testing.TB, n int) *Cluster {
 		c.Servers = append(c.Servers, s)
 	}
 	deadline := time.Now().Add(startTimeout)
-	for !c.current() {
-		if time.Now().After(deadline) {
-			t.Fatalf("a cluster of %d NATS servers has no leader after %v", n, startTimeout)
+	wait := func(what string, ready func() bool) { // servers tell nobody
+		t.Helper()
+		for !ready() {
+			if time.Now().After(deadline) {
+				t.Fatalf("a cluster of %d NATS servers has not %s after %v", n, what, startTimeout)
+			}
+			time.Sleep(20 * time.Millisecond)
 		}
-		time.Sleep(20 * time.Millisecond) // servers tell nobody when they have become current
+	}
+	wait("found its leader", c.current)
+	// The leader may not have heard of every server's room yet: "no suitable peers for placement".
+	js, err := jetstream.New(c.Connect(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const probe = "NATSTEST_PROBE"
+	wait("created a stream", func() bool {
+		_, err = js.CreateStream(t.Context(), jetstream.StreamConfig{Name: probe, Replicas: n})
+		return err == nil
+	})
+	if err := js.DeleteStream(t.Context(), probe); err != nil {
+		t.Fatal(err)
 	}
 	return c
 }
