@@ -23,8 +23,11 @@ func (c *Cluster) WaitConverged() {
 	c.awaitSentinels(ctx)
 	var diff string
 	for ctx.Err() == nil {
-		if diff = c.difference(ctx); diff == "" {
+		switch d := c.difference(ctx); {
+		case d == "":
 			return
+		case ctx.Err() == nil: // else it tells of the time that is over
+			diff = d
 		}
 		pause(ctx)
 	}
