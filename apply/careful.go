@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strconv"
 	"time"
@@ -393,45 +392,21 @@ func (c *carefulRun) eachOf(t *txn, row func(*txn, *mapping, *wire.Change) error
 	if err != nil {
 		return err
 	}
-	var ch wire.Change
-	for {
-		rec, relations, err := changes.next()
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if rec.Kind == wire.KindTruncate {
-			_, ids, err := wire.ParseTruncate(rec.Payload)
+	return eachChange(changes, func(rec wire.Record, rels []*wire.Relation, ch *wire.Change) error {
+		var ms []*mapping
+		for _, rel := range rels {
+			m, err := c.mapping(rel, rel.ID)
 			if err != nil {
 				return err
 			}
-			var ms []*mapping
-			for _, id := range ids {
-				m, err := c.mapping(relations[id], id)
-				if err != nil {
-					return err
-				}
-				ms = append(ms, m)
-			}
-			if err := truncate(ms); err != nil {
-				return err
-			}
-			continue
+			ms = append(ms, m)
 		}
-		if err := ch.Parse(rec); err != nil {
-			return err
+		if rec.Kind == wire.KindTruncate {
+			return truncate(ms)
 		}
-		m, err := c.mapping(relations[ch.Relation], ch.Relation)
-		if err != nil {
-			return err
-		}
-		m.readable(&ch)
-		if err := row(t, m, &ch); err != nil {
-			return err
-		}
-	}
+		ms[0].readable(ch)
+		return row(t, ms[0], ch)
+	})
 }
 
 // changes does all the transaction's changes within the open transaction, then the position. What it need not wait

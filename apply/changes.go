@@ -110,3 +110,46 @@ func (c *changes) record() (wire.Record, error) {
 	}
 	return rec, err
 }
+
+// changeSource gives a transaction's changes one after the other, with the relations that they refer to, io.EOF behind the
+// last.
+type changeSource interface {
+	next() (wire.Record, map[uint32]*wire.Relation, error)
+}
+
+// eachChange calls f for each change with its relation, and for each TRUNCATE with those of its tables, where ch means
+// nothing. Record and change are valid during the call.
+func eachChange(src changeSource, f func(rec wire.Record, rels []*wire.Relation, ch *wire.Change) error) error {
+	var ch wire.Change
+	var rels []*wire.Relation
+	for {
+		rec, relations, err := src.next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		var ids []uint32
+		if rec.Kind == wire.KindTruncate {
+			if _, ids, err = wire.ParseTruncate(rec.Payload); err != nil {
+				return err
+			}
+		} else {
+			if err := ch.Parse(rec); err != nil {
+				return err
+			}
+			ids = append(ids, ch.Relation)
+		}
+		rels = rels[:0]
+		for _, id := range ids {
+			if relations[id] == nil {
+				return fmt.Errorf("%w: relation %d is not described", wire.ErrCorrupt, id)
+			}
+			rels = append(rels, relations[id])
+		}
+		if err := f(rec, rels, &ch); err != nil {
+			return err
+		}
+	}
+}

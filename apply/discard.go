@@ -104,7 +104,11 @@ func (c *carefulRun) recordDiscardedRow(m *mapping, s *step) error {
 // recordBare is recordDiscarded for changes that this server cannot read, of a table that is not here or looks different:
 // they are recorded as they came.
 func (c *carefulRun) recordBare(context.Context) error {
-	return eachParked(c.t, func(rec wire.Record, rels []*wire.Relation, ch *wire.Change) error {
+	changes, err := newChanges(c.t)
+	if err != nil {
+		return err
+	}
+	return eachChange(changes, func(rec wire.Record, rels []*wire.Relation, ch *wire.Change) error {
 		for _, rel := range rels {
 			b, err := json.Marshal(map[string]json.RawMessage{kindNames[rec.Kind] + " of": rawImage(rel, ch.Old), kindNames[rec.Kind]: rawImage(rel, ch.New)})
 			if err != nil {

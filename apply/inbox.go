@@ -25,7 +25,8 @@ type txn struct {
 	// body holds the changes of a small transaction; a large one has run instead.
 	body      []byte
 	run       *run
-	relations map[uint32]*wire.Relation // of the frame, for a small one
+	relations map[uint32]*wire.Relation // of the frame where it begins, for a small one
+	described map[uint32]*wire.Relation // where it ends: with those that it describes itself
 	size      int64                     // bytes that it holds in the inbox
 	// vectorOnly: not a transaction, only the news that the origin had seen low when it had published
 	// up to Seq.
@@ -382,6 +383,7 @@ func (b *inbox) unpack(f *wire.Frame, resume uint64) ([]*txn, error) {
 			t := &txn{origin: f.Origin, up: up, low: low, resume: resume, relations: relations}
 			if t.Begin, err = wire.ParseBegin(rec.Payload); err == nil {
 				t.body, relations, err = transaction(&recs, relations)
+				t.described = relations
 			}
 			t.size = int64(len(t.body)) + txnOverhead
 			txns = append(txns, t)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"slices"
 	"sync"
@@ -18,8 +17,8 @@ import (
 )
 
 // journal keeps the writes of merged tables that not every node has seen yet: those of other nodes are put there with
-// the rows themselves (mergerun.go), those of this node's users by run, which reads them back from the own stream. So
-// whatever is in the journal is what the other nodes get to see, too.
+// the rows themselves (mergerun.go), those of this node's users by run, out of the frames that are published. So whatever
+// is in the journal is what the other nodes get to see, too.
 //
 // A row's journal goes when all nodes have seen all of its writes (PROOF.md R22). Of a row that is written without a
 // pause, the older writes are folded into its base.
@@ -49,7 +48,6 @@ type journal struct {
 	mappings map[string]*mapping // by the relation's R record
 	writes   []journaled
 	bases    []journalBase
-	change   wire.Change
 	key      []wire.Value
 	// wiped are the TRUNCATEs that all nodes have seen, with what had been applied here by then.
 	wiped map[wiped]origin.Vector
@@ -79,7 +77,8 @@ func (a *Applier) openJournal(ctx context.Context, ids *remotes, locks *keyLocks
 		return err
 	}
 	j := &journal{
-		conn: conn, own: a.own, origins: map[int32]origin.Origin{0: a.own}, catalog: a.catalog, heard: a.heard, progress: a.progress, locks: locks, wiped: map[wiped]origin.Vector{}, opts: &a.opts,
+		conn: conn, own: a.own, origins: map[int32]origin.Origin{0: a.own}, catalog: a.catalog, heard: a.heard, progress: a.progress, locks: locks,
+		wiped: map[wiped]origin.Vector{}, opts: &a.opts,
 		log: a.opts.Logger, policy: fingerprint(a.opts.Merge, a.opts.Priority), changed: make(chan struct{}), frames: make(chan *wire.Frame, journalFrames),
 		mappings: map[string]*mapping{}, done: origin.Entry{Origin: a.own},
 	}
@@ -147,6 +146,10 @@ func (j *journal) run(ctx context.Context) error {
 	if err := j.begin(ctx); err != nil {
 		return err
 	}
+	// What an earlier life has published is waited for, too, though nothing new may come.
+	if err := j.catchUp(ctx, j.wal.Captured()); err != nil {
+		return err
+	}
 	j.inbox = newInbox(j.own, j.opts, j.upTo())
 	defer j.inbox.restart()
 	purge := time.NewTicker(purgeEvery)
@@ -169,25 +172,36 @@ func (j *journal) run(ctx context.Context) error {
 	}
 }
 
-// take takes in a frame that was just published. What stands in front of it, of the bridge's earlier life, is read from the
-// stream first.
+// take takes in a frame that was just published.
 func (j *journal) take(ctx context.Context, f *wire.Frame) error {
-	for f.FirstSeq > j.upTo()+1 {
-		err := j.read(ctx, f.FirstSeq-1)
-		if err == nil || ctx.Err() != nil {
-			break
+	if f.FirstSeq > 0 {
+		if err := j.catchUp(ctx, f.FirstSeq-1); err != nil {
+			return err
 		}
-		if j.conn.IsClosed() {
+	}
+	return j.open(ctx, j.inbox, f)
+}
+
+// catchUp reads own transactions up to one from the stream, if they are not in the journal. The broker may be away.
+func (j *journal) catchUp(ctx context.Context, upTo uint64) error {
+	for j.upTo() < upTo {
+		err := j.read(ctx, upTo)
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case j.conn.IsClosed():
 			return err
 		}
 		j.log.Warn("own writes are not in the journal yet", "err", err.Error())
 		select {
 		case <-time.After(time.Second):
 		case <-ctx.Done():
-			return nil
+			return context.Cause(ctx)
 		}
 	}
-	return j.open(ctx, j.inbox, f)
+	return nil
 }
 
 // offer hands over a frame that was published. It waits while the journal is behind; frame and body may be used again when
@@ -271,6 +285,10 @@ func (j *journal) frame(ctx context.Context, txns []*txn) error {
 		return nil
 	}
 	last := txns[len(txns)-1].entry()
+	if !slices.ContainsFunc(txns, j.opts.mayMerge) { // after a restart they are looked at again, in vain
+		j.advance(last)
+		return nil
+	}
 	j.writes, j.bases = j.writes[:0], j.bases[:0]
 	err := j.commit(ctx, func(tx pgx.Tx) error {
 		for _, t := range txns {
@@ -297,62 +315,41 @@ func (j *journal) txn(ctx context.Context, t *txn) error {
 		return err
 	}
 	part := conflict.Part(0)
-	for {
-		rec, relations, err := changes.next()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if rec.Kind == wire.KindTruncate {
-			_, ids, err := wire.ParseTruncate(rec.Payload)
+	return eachChange(changes, func(rec wire.Record, rels []*wire.Relation, ch *wire.Change) error {
+		for _, rel := range rels {
+			m, err := j.mapping(ctx, rel)
 			if err != nil {
 				return err
 			}
-			for _, id := range ids {
-				m, err := j.mapping(ctx, relations[id])
-				if err != nil {
-					return err
-				}
-				if m != nil {
-					part++
-					j.put(t, m, wholeTable(m.local), wire.KindTruncate, part, nil, nil)
-				}
+			if m == nil {
+				continue
 			}
-			continue
-		}
-		id, _, err := wire.ParseChange(rec.Payload)
-		if err != nil {
-			return err
-		}
-		m, err := j.mapping(ctx, relations[id])
-		if err != nil {
-			return err
-		}
-		if m == nil {
-			continue
-		}
-		if err := j.change.Parse(rec); err != nil {
-			return err
-		}
-		if err := j.took(t, m, &part); err != nil {
-			return err
-		}
-		if len(j.writes) >= journalBatch {
-			if err := j.flush(ctx); err != nil {
+			if rec.Kind == wire.KindTruncate {
+				part++
+				j.writes = append(j.writes, journaled{key: wholeTable(m.local), write: t.logged(rec.Kind, part, nil), low: t.low, local: m.local})
+				continue
+			}
+			m.readable(ch)
+			rows, err := m.rowWrites(ch, j.hash)
+			if err != nil {
 				return err
 			}
+			for _, r := range rows {
+				part++
+				j.writes = append(j.writes, journaled{key: r.key, write: t.logged(r.kind, part, r.ops), low: t.low, image: m.local.keeps(r.new), local: m.local})
+				j.bases = append(j.bases, journalBase{key: r.key, local: m.local, cells: r.old})
+			}
 		}
-	}
+		if len(j.writes) < journalBatch {
+			return nil
+		}
+		return j.flush(ctx)
+	})
 }
 
 // mapping returns how an own relation fits its table if that is merged, else nil.
 func (j *journal) mapping(ctx context.Context, r *wire.Relation) (*mapping, error) {
-	if r == nil {
-		return nil, fmt.Errorf("%w: relation is not described", wire.ErrCorrupt)
-	}
-	if !slices.ContainsFunc(j.opts.Merge, func(p MergePolicy) bool { return p.Match(r.Schema, r.Name) }) {
+	if !j.opts.merges(r.Schema, r.Name) {
 		return nil, nil
 	}
 	name := string(wire.AppendRelation(nil, r))
@@ -376,74 +373,10 @@ func (j *journal) mapping(ctx context.Context, r *wire.Relation) (*mapping, erro
 	return m, err
 }
 
-// took takes in one change of t, which is in j.change.
-func (j *journal) took(t *txn, m *mapping, part *conflict.Part) error {
-	return m.logs(&j.change, func(tuple []wire.Value) (wire.KeyHash, error) {
-		var err error
-		j.key, err = m.keyOf(j.key, tuple)
-		return m.local.hasher.Hash(j.key, nil), err
-	}, func(k wire.KeyHash, kind wire.Kind, old, new []conflict.Cell, ops []conflict.Op) {
-		*part++
-		j.put(t, m, k, kind, *part, ops, new)
-		j.bases = append(j.bases, journalBase{key: k, local: m.local, cells: old})
-	})
-}
-
-func (j *journal) put(t *txn, m *mapping, k wire.KeyHash, kind wire.Kind, part conflict.Part, ops []conflict.Op, image []conflict.Cell) {
-	w, _ := writeOf(kind) // only kinds that there are
-	j.writes = append(j.writes, journaled{key: k, kind: kind, low: t.low, local: m.local, image: m.local.keeps(image),
-		write: &conflict.Logged{Origin: t.origin, Seq: t.Seq, Part: part, Stamp: t.Stamp, Up: t.up, Kind: w, Ops: ops}})
-}
-
-// logs tells what one change of the origin's does to rows: a changed key deletes one row and makes another (R31).
-func (m *mapping) logs(c *wire.Change, hash func([]wire.Value) (wire.KeyHash, error),
-	log func(k wire.KeyHash, kind wire.Kind, old, new []conflict.Cell, ops []conflict.Op)) error {
-	if m.remote.ReplicaIdentity != 'f' {
-		return m.needsFull()
-	}
-	if !m.usable {
-		return m.needsKey()
-	}
-	var old, new []conflict.Cell
-	var from, to wire.KeyHash
+func (j *journal) hash(m *mapping, tuple []wire.Value) (wire.KeyHash, error) {
 	var err error
-	if c.Kind != wire.KindInsert {
-		if old, err = m.cells(c.Old); err != nil {
-			return err
-		}
-		if from, err = hash(c.Old); err != nil {
-			return err
-		}
-	}
-	if c.Kind != wire.KindDelete {
-		fillUnchanged(c)
-		if new, err = m.cells(c.New); err != nil {
-			return err
-		}
-		if to, err = hash(c.New); err != nil {
-			return err
-		}
-	}
-	rules := &m.local.merge.rules
-	if c.Kind == wire.KindUpdate && from == to {
-		ops, err := rules.Diff(old, new)
-		if err != nil {
-			return fmt.Errorf("merge %s: %w", m.local.quoted, err)
-		}
-		log(to, wire.KindUpdate, old, new, ops)
-		return nil
-	}
-	if old != nil {
-		log(from, wire.KindDelete, old, nil, nil)
-	}
-	if new != nil {
-		ops, err := rules.Diff(nil, new)
-		if err != nil {
-			return fmt.Errorf("merge %s: %w", m.local.quoted, err)
-		}
-		log(to, wire.KindInsert, nil, new, ops)
-	}
-	return nil
+	j.key, err = m.keyOf(j.key, tuple)
+	return m.local.hasher.Hash(j.key, nil), err
 }
 
 // flush writes what was collected. A row's base comes first: the first that is given stays.

@@ -42,6 +42,57 @@ func wholeTable(t *table) wire.KeyHash {
 	return wire.KeyHash{Hi: wire.TableHash(t.schema, t.name)}
 }
 
+// rowWrite is what a change does to one row.
+type rowWrite struct {
+	key      wire.KeyHash
+	kind     wire.Kind
+	old, new []conflict.Cell
+	ops      []conflict.Op
+}
+
+// rowWrites are what one change of the origin's does to rows: a changed key deletes one row and makes another (R31).
+func (m *mapping) rowWrites(c *wire.Change, hash func(*mapping, []wire.Value) (wire.KeyHash, error)) ([]rowWrite, error) {
+	if m.remote.ReplicaIdentity != 'f' {
+		return nil, m.local.needsFull()
+	}
+	if !m.usable {
+		return nil, m.needsKey()
+	}
+	gone, made := rowWrite{kind: wire.KindDelete}, rowWrite{kind: wire.KindInsert}
+	var err error
+	if c.Kind != wire.KindInsert {
+		if gone.old, err = m.cells(c.Old); err == nil {
+			gone.key, err = hash(m, c.Old)
+		}
+	}
+	if c.Kind != wire.KindDelete && err == nil {
+		fillUnchanged(c)
+		if made.new, err = m.cells(c.New); err == nil {
+			made.key, err = hash(m, c.New)
+		}
+	}
+	if err != nil || made.new == nil {
+		return []rowWrite{gone}, err
+	}
+	rows := []rowWrite{made}
+	if gone.old != nil && gone.key == made.key {
+		rows[0].kind, rows[0].old = wire.KindUpdate, gone.old
+	} else if gone.old != nil {
+		rows = []rowWrite{gone, made}
+	}
+	made = rows[len(rows)-1]
+	if rows[len(rows)-1].ops, err = m.local.merge.rules.Diff(made.old, made.new); err != nil {
+		err = fmt.Errorf("merge %s: %w", m.local.quoted, err)
+	}
+	return rows, err
+}
+
+// logged is a write of t as the rules have it: its place in t tells those of one row apart.
+func (t *txn) logged(kind wire.Kind, part conflict.Part, ops []conflict.Op) *conflict.Logged {
+	what, _ := writeOf(kind) // only kinds that there are
+	return &conflict.Logged{Origin: t.origin, Seq: t.Seq, Part: part, Stamp: t.Stamp, Up: t.up, Kind: what, Ops: ops}
+}
+
 // journaled is one write on its way into the journal.
 type journaled struct {
 	key    wire.KeyHash
@@ -50,7 +101,6 @@ type journaled struct {
 	low    origin.Vector
 	image  []conflict.Cell // as in lineage
 	local  *table
-	kind   wire.Kind
 }
 
 // journalSQL puts writes into the journal; those that are there already stay.
@@ -84,7 +134,7 @@ func journalParams(writes []journaled) []param {
 		int8(3, w.write.Seq)
 		int4(4, uint32(w.write.Part))
 		int8(5, uint64(w.write.Stamp))
-		cols[6].add([]byte{byte(w.kind)}, false)
+		cols[6].add([]byte{byte(kindOf(w.write.Kind))}, false)
 		cols[7].add(wire.AppendVector(wire.AppendVector(nil, w.write.Up), w.low), false)
 		cols[8].add(w.local.merge.encodeOps(w.write.Ops), false)
 		cols[9].add(w.local.encodeCells(w.image), w.image == nil)
@@ -301,17 +351,18 @@ func (j *journal) logged(t *table, r [][]byte) (conflict.Logged, origin.Vector, 
 	return w, seen[1], err
 }
 
+// journalKinds are the kinds of changes, by what the rules call them.
+var journalKinds = map[conflict.Write]wire.Kind{conflict.Insert: wire.KindInsert, conflict.Update: wire.KindUpdate,
+	conflict.Delete: wire.KindDelete, conflict.Truncate: wire.KindTruncate}
+
+func kindOf(w conflict.Write) wire.Kind { return journalKinds[w] }
+
 // writeOf is what the rules call a kind of change.
 func writeOf(k wire.Kind) (conflict.Write, error) {
-	switch k {
-	case wire.KindInsert:
-		return conflict.Insert, nil
-	case wire.KindUpdate:
-		return conflict.Update, nil
-	case wire.KindDelete:
-		return conflict.Delete, nil
-	case wire.KindTruncate:
-		return conflict.Truncate, nil
+	for w, kind := range journalKinds {
+		if kind == k {
+			return w, nil
+		}
 	}
 	return 0, fmt.Errorf("%w: change of kind %q in the journal", wire.ErrCorrupt, byte(k))
 }

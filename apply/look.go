@@ -228,22 +228,34 @@ func (c *carefulRun) fetchSingly(ctx context.Context, m *mapping, g *keyGroup) e
 }
 
 func (m *mapping) keyCondition(tuple []wire.Value) (string, []uint32, []param, error) {
-	var types []uint32
-	var ps []param
-	where := ""
-	for n, i := range m.key {
-		p, err := m.param(i, tuple[i])
-		if err != nil {
-			return "", nil, nil, err
-		}
-		c := &m.local.cols[m.cols[i]]
-		ps, types = append(ps, p), append(types, c.param())
-		if n > 0 {
-			where += " AND "
-		}
-		where += fmt.Sprintf("%s %s $%d", c.compared(), c.equals, n+1)
+	var where strings.Builder
+	types := m.local.whereKey(&where, nil)
+	ps, err := m.params(nil, tuple, m.key)
+	return where.String(), types, ps, err
+}
+
+// keyed is keyCondition for a key as capture tells it, in this node's own spelling; without one it finds every row.
+func (t *table) keyed(key []wire.Value) (string, []uint32, []param) {
+	if key == nil {
+		return "true", nil, nil
 	}
-	return where, types, ps, nil
+	var where strings.Builder
+	types := t.whereKey(&where, nil)
+	return where.String(), types, t.keyParams(key)
+}
+
+// keyParams are the parameters for a key as capture tells it. It may have been read before the table was rewritten, with
+// narrower integers.
+func (t *table) keyParams(key []wire.Value) []param {
+	var ps []param
+	for i, v := range key {
+		if v.Format == wire.Binary {
+			ps = append(ps, binaryParam(widened(v.Data, width(t.cols[t.key[i]].param()))))
+		} else {
+			ps = append(ps, param{value: v.Data})
+		}
+	}
+	return ps
 }
 
 // absent concludes from "no row" only after capture has read every local delete that could be the

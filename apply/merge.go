@@ -1,7 +1,6 @@
 package apply
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -64,8 +63,7 @@ func newMerge(t *table, policies []MergePolicy, priority []string) (*merge, erro
 	}
 	p := &policies[at]
 	if !t.full {
-		return nil, blocked("table %s is merged (conflict.tables), which takes the old values of its rows; run ALTER TABLE %s REPLICA IDENTITY FULL "+
-			"on every node, and on each partition", t.quoted, t.quoted)
+		return nil, t.needsFull()
 	}
 	m := &merge{rules: conflict.Rules{Deletes: p.Deletes, Priority: priority}}
 	place := map[string]int{}
@@ -183,7 +181,7 @@ func (m *mapping) cells(tuple []wire.Value) ([]conflict.Cell, error) {
 			continue
 		}
 		if tuple[i].Format == wire.Unchanged {
-			return nil, m.needsFull()
+			return nil, m.local.needsFull()
 		}
 		p, err := m.param(i, tuple[i])
 		if err != nil {
@@ -195,9 +193,9 @@ func (m *mapping) cells(tuple []wire.Value) ([]conflict.Cell, error) {
 }
 
 // needsFull is the error for a change that does not come with the whole row as it was before.
-func (m *mapping) needsFull() error {
-	return blocked("table %s is merged (conflict.tables), which takes the old values of its rows; run ALTER TABLE %s REPLICA IDENTITY FULL on every node",
-		m.local.quoted, m.local.quoted)
+func (t *table) needsFull() error {
+	return blocked("table %s is merged (conflict.tables), which takes the old values of its rows; run ALTER TABLE %s REPLICA IDENTITY FULL "+
+		"on every node, and on each partition", t.quoted, t.quoted)
 }
 
 // cellParam turns a cell of local column li into a statement's parameter.
@@ -248,10 +246,8 @@ func cellsAt(ctx context.Context, conn *pgconn.PgConn, t *table, where string, t
 
 // sameCells reports whether two rows, or the lack of one, look the same.
 func sameCells(a, b []conflict.Cell) bool {
-	return (a == nil) == (b == nil) && slices.EqualFunc(a, b, sameCell)
+	return (a == nil) == (b == nil) && slices.EqualFunc(a, b, conflict.Cell.Equal)
 }
-
-func sameCell(a, b conflict.Cell) bool { return a.Null == b.Null && bytes.Equal(a.Data, b.Data) }
 
 // merges reports whether rows of a table are merged.
 func (o *Options) merges(schema, table string) bool {
@@ -259,16 +255,16 @@ func (o *Options) merges(schema, table string) bool {
 }
 
 // mayMerge reports whether t may have changed rows of a merged table.
-func (w *worker) mayMerge(t *txn) bool {
-	if len(w.opts.Merge) == 0 {
+func (o *Options) mayMerge(t *txn) bool {
+	if len(o.Merge) == 0 {
 		return false
 	}
-	for _, r := range t.relations { // of its frame
-		if w.opts.merges(r.Schema, r.Name) {
+	for _, r := range t.described { // of its frame
+		if o.merges(r.Schema, r.Name) {
 			return true
 		}
 	}
-	return false
+	return t.run != nil
 }
 
 // merges reports whether one of the changes is of a merged table.

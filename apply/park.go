@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -127,44 +126,31 @@ func (w *worker) reach(t *txn, pack bool) (*reach, *packed, error) {
 			p.body = wire.AppendRelation(p.body, rel)
 		}
 	}
-	var ch wire.Change
-	for {
-		rec, relations, err := changes.next()
-		if errors.Is(err, io.EOF) {
-			return r, p, nil
-		}
-		if err != nil {
-			return nil, nil, err
-		}
-		var ids []uint32
-		if rec.Kind == wire.KindTruncate {
-			if _, ids, err = wire.ParseTruncate(rec.Payload); err != nil {
-				return nil, nil, err
-			}
-		} else {
-			if err := ch.Parse(rec); err != nil {
-				return nil, nil, err
-			}
-			ids = []uint32{ch.Relation}
-		}
-		for _, id := range ids {
-			m, err := w.mapping(relations[id], id)
+	err = eachChange(changes, func(rec wire.Record, rels []*wire.Relation, ch *wire.Change) error {
+		for _, rel := range rels {
+			m, err := w.mapping(rel, rel.ID)
 			if err != nil {
-				return nil, nil, err
+				return err
 			}
 			tell(m.remote)
-			if err := w.touches(r, m, rec.Kind, &ch); err != nil {
-				return nil, nil, err
+			if err := w.touches(r, m, rec.Kind, ch); err != nil {
+				return err
 			}
 		}
-		if pack {
-			p.changes++
-			p.body = append(binary.AppendUvarint(append(p.body, byte(rec.Kind)), uint64(len(rec.Payload))), rec.Payload...)
-			if len(p.body) > parkedTxnBytes {
-				return nil, nil, errTooLarge
-			}
+		if !pack {
+			return nil
 		}
+		p.changes++
+		p.body = append(binary.AppendUvarint(append(p.body, byte(rec.Kind)), uint64(len(rec.Payload))), rec.Payload...)
+		if len(p.body) > parkedTxnBytes {
+			return errTooLarge
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, nil, err
 	}
+	return r, p, nil
 }
 
 // touches adds one change to what a transaction reaches.

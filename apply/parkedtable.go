@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -189,7 +188,11 @@ func ShowParked(ctx context.Context, dsn, name string, limit int) (*ParkedTransa
 	}
 	s := shower{ctx: ctx, catalog: &catalog{conn: conn, types: map[uint32]*pgType{}}, mappings: map[*wire.Relation]*mapping{}}
 	all := []ParkedChange{}
-	err = eachParked(r.txn, func(rec wire.Record, rels []*wire.Relation, ch *wire.Change) error {
+	changes, err := newChanges(r.txn)
+	if err != nil {
+		return nil, nil, err
+	}
+	err = eachChange(changes, func(rec wire.Record, rels []*wire.Relation, ch *wire.Change) error {
 		for _, rel := range rels {
 			if len(all) < limit {
 				all = append(all, s.show(rec.Kind, rel, ch))
@@ -198,45 +201,6 @@ func ShowParked(ctx context.Context, dsn, name string, limit int) (*ParkedTransa
 		return nil
 	})
 	return p, all, err
-}
-
-// eachParked walks a transaction's changes, without a mapping to local tables.
-func eachParked(t *txn, f func(rec wire.Record, rels []*wire.Relation, ch *wire.Change) error) error {
-	changes, err := newChanges(t)
-	if err != nil {
-		return err
-	}
-	var ch wire.Change
-	for {
-		rec, relations, err := changes.next()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		var ids []uint32
-		if rec.Kind == wire.KindTruncate {
-			if _, ids, err = wire.ParseTruncate(rec.Payload); err != nil {
-				return err
-			}
-		} else {
-			if err := ch.Parse(rec); err != nil {
-				return err
-			}
-			ids = []uint32{ch.Relation}
-		}
-		var rels []*wire.Relation
-		for _, id := range ids {
-			if relations[id] == nil {
-				return fmt.Errorf("%w: relation %d is not described", wire.ErrCorrupt, id)
-			}
-			rels = append(rels, relations[id])
-		}
-		if err := f(rec, rels, &ch); err != nil {
-			return err
-		}
-	}
 }
 
 // shower makes changes readable.

@@ -51,7 +51,7 @@ func (b *simBooks) put(bases []journalBase, writes []journaled) {
 		same := func(v *conflict.Logged) bool {
 			return v.Origin == w.write.Origin && v.Seq == w.write.Seq && v.Part == w.write.Part
 		}
-		if w.kind == wire.KindTruncate {
+		if w.write.Kind == conflict.Truncate {
 			if !slices.ContainsFunc(b.truncates, func(t journaled) bool { return t.key == w.key && same(t.write) }) {
 				b.truncates = append(b.truncates, w)
 			}

@@ -120,7 +120,7 @@ func (s *simWorker) next(pick int64) bool {
 		return false
 	}
 	s.t, s.truth, s.at, s.tired, s.late, s.drafts, s.wiped = t, s.n.w.nodes[s.from].captured[t.Seq-1], 0, 0, pick&1 == 1, nil, nil
-	if s.mayMerge(t) {
+	if s.opts.mayMerge(t) {
 		return s.carefully()
 	}
 	s.current = &batch{}

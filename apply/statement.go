@@ -107,7 +107,7 @@ func (m *mapping) updateText(types []uint32, set []int) (string, []uint32) {
 		fmt.Fprintf(&b, "%s = t.%s", c.quoted, c.quoted)
 	}
 	b.WriteString(" WHERE ")
-	types = m.whereKey(&b, types)
+	types = m.local.whereKey(&b, types)
 	for _, i := range m.always {
 		c := &m.local.cols[m.cols[i]]
 		types = append(types, c.param())
@@ -138,16 +138,17 @@ func (m *mapping) replaceSQL(set []int) (string, []uint32) {
 		cols, vals = append(cols, c.quoted), append(vals, v)
 	}
 	var where strings.Builder
-	types = m.whereKey(&where, types)
+	types = m.local.whereKey(&where, types)
 	names := strings.Join(cols, ", ")
 	return fmt.Sprintf("WITH d AS (DELETE FROM %s t WHERE %s RETURNING %s), "+
 		"i AS (INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM d RETURNING 1) SELECT 1/count(*) FROM i",
 		m.local.rows, where.String(), names, m.local.quoted, names, strings.Join(vals, ", ")), types
 }
 
-func (m *mapping) whereKey(b *strings.Builder, types []uint32) []uint32 {
-	for n, k := range m.local.key {
-		c := &m.local.cols[k]
+// whereKey appends a condition that finds the row of a key among those of alias t; its parameters come behind those of types.
+func (t *table) whereKey(b *strings.Builder, types []uint32) []uint32 {
+	for n, k := range t.key {
+		c := &t.cols[k]
 		types = append(types, c.param())
 		if n > 0 {
 			b.WriteString(" AND ")
@@ -166,7 +167,7 @@ func (m *mapping) deleteSQL(g *guard) (string, []uint32) {
 func (m *mapping) deleteText(types []uint32) (string, []uint32) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "DELETE FROM %s t WHERE ", m.local.rows)
-	types = m.whereKey(&b, types)
+	types = m.local.whereKey(&b, types)
 	return b.String(), types
 }
 

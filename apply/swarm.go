@@ -22,7 +22,7 @@ import (
 // and update rows, or are of merged tables, and what their authors had seen is the same.
 func (w *worker) carefulBundle(t *txn) []*txn {
 	limit := w.opts.BatchTransactions
-	if !w.mayMerge(t) {
+	if !w.opts.mayMerge(t) {
 		limit = min(w.straight, limit)
 	}
 	w.upcoming = w.inbox.upcoming(w.upcoming[:0], limit)

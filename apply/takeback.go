@@ -13,7 +13,6 @@ import (
 
 	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/rowkey"
-	"github.com/pgbridge/pgbridge/wire"
 )
 
 // takebacks removes remote rows that a local delete beats which capture met only after they had been
@@ -120,10 +119,9 @@ type deletion struct {
 
 // deleteStatement is what one needs to run a deletion's statement.
 type deleteStatement struct {
-	name   string // none: there is nothing to do
-	err    error  // it could not be prepared, and its takes wait
-	widths []int  // of the key's columns: the key may have been read before the table was rewritten
-	merged *table // what is left of its rows is worked out of the journal instead
+	name string // none: there is nothing to do
+	err  error  // it could not be prepared, and its takes wait
+	tab  *table // what is left of a merged one's rows is worked out of the journal instead
 }
 
 // prepare prepares what the takes need on the connection, and puts it into statements.
@@ -146,7 +144,7 @@ func (b *takebacks) prepare(ctx context.Context, due []take, statements map[dele
 			continue
 		}
 		if tab.merge != nil {
-			statements[d] = deleteStatement{merged: tab}
+			statements[d] = deleteStatement{tab: tab}
 			continue
 		}
 		name := fmt.Sprintf("take%d", len(statements))
@@ -158,11 +156,7 @@ func (b *takebacks) prepare(ctx context.Context, due []take, statements map[dele
 			statements[d] = deleteStatement{err: err}
 			continue
 		}
-		s := deleteStatement{name: name}
-		for _, k := range tab.key {
-			s.widths = append(s.widths, width(tab.cols[k].typ.root().oid))
-		}
-		statements[d] = s
+		statements[d] = deleteStatement{name: name, tab: tab}
 	}
 	return nil
 }
@@ -179,12 +173,15 @@ func (b *takebacks) rekeyed(tab *table) {
 // is below the local delete's. Never a row of a local session: that is later. It returns what failed.
 func (b *takebacks) execute(ctx context.Context, due []take, statements map[deletion]deleteStatement) (failed []take, err error) {
 	for _, t := range due {
-		if tab := statements[deletion{t.table, len(t.key)}].merged; tab != nil {
-			if lateErr := b.settle(ctx, tab, t); lost(lateErr) {
+		tab := statements[deletion{t.table, len(t.key)}].tab
+		if tab == nil || tab.merge == nil {
+			continue
+		}
+		if lateErr := b.settle(ctx, tab, t); lateErr != nil {
+			if b.conn.IsClosed() || ctx.Err() != nil {
 				return nil, lateErr
-			} else if lateErr != nil {
-				failed, err = append(failed, t), lateErr
 			}
+			failed, err = append(failed, t), lateErr
 		}
 	}
 	p := b.conn.PgConn().StartPipeline(ctx)
@@ -198,14 +195,7 @@ func (b *takebacks) execute(ctx context.Context, due []take, statements map[dele
 		if s.name == "" {
 			continue
 		}
-		ps := []param{int64Param(int64(t.version.Stamp)), int64Param(int64(t.hash.Lo))}
-		for i, v := range t.key {
-			if v.Format == wire.Binary {
-				ps = append(ps, binaryParam(widened(v.Data, s.widths[i])))
-			} else {
-				ps = append(ps, param{value: v.Data})
-			}
-		}
+		ps := append([]param{int64Param(int64(t.version.Stamp)), int64Param(int64(t.hash.Lo))}, s.tab.keyParams(t.key)...)
 		values, formats := raw(ps)
 		p.SendQueryPrepared(s.name, values, formats, nil)
 		p.SendPipelineSync()
@@ -292,12 +282,12 @@ func (b *takebacks) sql(tab *table, t *take) (string, []uint32) {
 		}
 		older = append(older, fmt.Sprintf("WHEN c.roident = %d THEN %s %s $1", id, stamp, op))
 	}
-	sql := fmt.Sprintf("DELETE FROM %s t WHERE (SELECT CASE WHEN c.timestamp IS NULL THEN false %s ELSE false END "+
+	var sql strings.Builder
+	fmt.Fprintf(&sql, "DELETE FROM %s t WHERE (SELECT CASE WHEN c.timestamp IS NULL THEN false %s ELSE false END "+
 		"FROM pg_xact_commit_timestamp_origin(t.xmin) c)", tab.rows, strings.Join(older, " "))
-	for i := range t.key {
-		c := &tab.cols[tab.key[i]]
-		types = append(types, c.param())
-		sql += fmt.Sprintf(" AND %s %s $%d", c.compared(), c.equals, len(types))
+	if len(t.key) > 0 {
+		sql.WriteString(" AND ")
+		types = tab.whereKey(&sql, types)
 	}
-	return sql, types
+	return sql.String(), types
 }

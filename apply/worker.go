@@ -183,7 +183,7 @@ func (w *worker) step(ctx context.Context) error {
 	if t.run != nil {
 		return w.applyRun(ctx, t)
 	}
-	if w.straight > 0 || w.mayMerge(t) {
+	if w.straight > 0 || w.opts.mayMerge(t) {
 		if ok, err := w.alone(ctx, t); !ok {
 			return err
 		}

@@ -15,6 +15,9 @@ type Cell struct {
 	Data []byte
 }
 
+// Equal reports whether two cells are the same byte for byte.
+func (c Cell) Equal(d Cell) bool { return c.Null == d.Null && (c.Null || bytes.Equal(c.Data, d.Data)) }
+
 // Unit is a column, or a group of columns that belong together, with the rule that it follows. The rules that
 // merge (from Delta on) take exactly one column, of a Type that they understand.
 type Unit struct {
@@ -109,7 +112,7 @@ func (r *Rules) Diff(before, after []Cell) ([]Op, error) {
 	ops := make([]Op, len(r.Units))
 	for i := range r.Units {
 		u := &r.Units[i]
-		if before != nil && !slices.ContainsFunc(u.Columns, func(col int) bool { return !sameCell(before[col], after[col]) }) {
+		if before != nil && !slices.ContainsFunc(u.Columns, func(col int) bool { return !before[col].Equal(after[col]) }) {
 			continue
 		}
 		var err error
@@ -339,6 +342,3 @@ func (m *merger) lastAssign(ops []int32) int {
 	}
 	return -1
 }
-
-// sameCell reports whether two cells are the same byte for byte.
-func sameCell(a, b Cell) bool { return a.Null == b.Null && (a.Null || bytes.Equal(a.Data, b.Data)) }

@@ -173,7 +173,7 @@ func TestRules(t *testing.T) {
 			if !want.Null {
 				want = tt.code(tt.want)
 			}
-			if m.Row == nil || !sameCell(m.Row[0], want) {
+			if m.Row == nil || !m.Row[0].Equal(want) {
 				t.Fatalf("got %v, want %v", m.Row, want)
 			}
 			if m.Winner[0] != tt.winner {
@@ -456,7 +456,7 @@ func FuzzDiff(f *testing.F) {
 		if u.Type == Array || u.Type == Numeric || u.Type == JSONB || u.Type == JSON && !isObject(after) {
 			return // only the server's own spelling comes back byte for byte
 		}
-		if !sameCell(m.Row[0], Cell{Data: after}) {
+		if !m.Row[0].Equal(Cell{Data: after}) {
 			t.Fatalf("%q to %q gives %q", before, after, m.Row[0].Data)
 		}
 	})

@@ -151,7 +151,7 @@ func (w *world) merge(base []Cell, log []*done) ([]Cell, error) {
 }
 
 func sameRow(a, b []Cell) bool {
-	return (a == nil) == (b == nil) && slices.EqualFunc(a, b, sameCell)
+	return (a == nil) == (b == nil) && slices.EqualFunc(a, b, Cell.Equal)
 }
 
 func (w *world) write(p *replica) error {

@@ -333,3 +333,18 @@ func TestHotMergedRow(t *testing.T) {
 		t.Errorf("the counter is %s, the increments sum up to %s", got, want)
 	}
 }
+
+// TestJournalIsCaughtUpAtAStart: what an earlier life of the bridge has published and did not come to put into the journal is
+// there before others are merged with it, also if nobody writes here any more.
+func TestJournalIsCaughtUpAtAStart(t *testing.T) {
+	t.Parallel()
+	c := cluster.New(t, cluster.Options{Nodes: 2, Schema: mergedSchema, Config: map[string]string{"conflict.tables": "*.counter: n=delta"}})
+	a, b := c.Nodes[0], c.Nodes[1]
+	b.Exec(`UPDATE counter SET n = n + 1 WHERE id = 1`)
+	c.WaitConverged()
+	b.Stop()
+	b.Exec(`UPDATE pgbridge.journal_state SET seq = 0, stamp = 0`) // as a kill at the wrong moment leaves it
+	b.Start()
+	a.Exec(`UPDATE counter SET n = n + 10 WHERE id = 1`)
+	b.AwaitStatus(func(*cluster.Report) bool { return b.Value(`SELECT n FROM counter WHERE id = 1`) == "11" })
+}
