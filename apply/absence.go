@@ -57,6 +57,8 @@ type absence struct {
 	// the bridge's earlier life is gone, and their take-backs may not have been flushed. Not those that
 	// stand behind the commits of all that the earlier life applied.
 	confirmed, rescan uint64
+	// watch reports whether all local deletes of a table are checked in the database, since rows of it are kept.
+	watch func(tableName) bool
 }
 
 // registered is a registration in the index, where there may be many: its origin's place in names, and its seq.
@@ -96,7 +98,7 @@ func newAbsence() *absence {
 		tombs: map[wire.KeyHash]tombstone{}, truncated: map[tableName]tombstone{},
 		registered: map[wire.KeyHash]registered{}, others: map[wire.KeyHash]origin.Vector{},
 		order: map[origin.Origin][]entry{}, wide: map[tableName]origin.Vector{},
-		begun: map[origin.Origin]uint64{}, takes: newTakes(), wake: make(chan struct{}, 1),
+		begun: map[origin.Origin]uint64{}, takes: newTakes(), wake: make(chan struct{}, 1), watch: func(tableName) bool { return false },
 	}
 }
 
@@ -351,7 +353,7 @@ func (a *absence) deleted(n tableName, key []wire.Value, k wire.KeyHash, t tombs
 	defer a.mu.Unlock()
 	a.buryLocal(t, k)
 	after := a.concerned(n, k)
-	if len(after) == 0 && (startPassed || lsn >= a.rescan || lsn < a.confirmed) {
+	if len(after) == 0 && !a.watch(n) && (startPassed || lsn >= a.rescan || lsn < a.confirmed) {
 		return
 	}
 	copied := make([]wire.Value, len(key))
@@ -374,7 +376,7 @@ func (a *absence) truncatedHere(n tableName, t tombstone, lsn uint64, startPasse
 			after.Advance(origin.Entry{Origin: o, Seq: e.seq})
 		}
 	}
-	if len(after) == 0 && (startPassed || lsn >= a.rescan || lsn < a.confirmed) {
+	if len(after) == 0 && !a.watch(n) && (startPassed || lsn >= a.rescan || lsn < a.confirmed) {
 		return
 	}
 	a.push(take{table: n, version: t.Version, commitLSN: lsn, after: after})

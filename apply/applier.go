@@ -141,7 +141,9 @@ type Applier struct {
 	parked   *parked
 	workers  []*worker
 	takes    *takebacks
-	journal  *journal      // nil if no table is merged
+	journal  *journal // nil if no table is merged
+	kept     *quarantine
+	keeper   *keeper
 	start    origin.Vector // applied before this start
 	wal      atomic.Pointer[WAL]
 	catalog  *catalog
@@ -164,7 +166,7 @@ func (fencedError) ExitCode() int { return 4 }
 // It waits for the connections of an earlier bridge to go away. Errors: ErrNotSetUp, ErrFenced, and those
 // of PostgreSQL with the mend.
 func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
-	a := &Applier{opts: opts.withDefaults(), progress: newProgress(), absence: newAbsence()}
+	a := &Applier{opts: opts.withDefaults(), progress: newProgress(), absence: newAbsence(), kept: newQuarantine()}
 	defer func() {
 		if err != nil {
 			a.close()
@@ -194,6 +196,9 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := a.openQuarantine(ctx); err != nil {
+		return nil, err
+	}
 	locks := newKeyLocks(len(ids.origins))
 	locks.alone = locks.alone && len(a.opts.Merge) == 0 // the journal excludes, too
 	a.heard = newHearsay(a.own, ids.origins)
@@ -212,6 +217,9 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 		return nil, err
 	}
 	if err := a.loadParked(ctx); err != nil {
+		return nil, err
+	}
+	if err := a.openKeeper(ctx, ids); err != nil {
 		return nil, err
 	}
 	a.start = a.progress.vector()
@@ -348,7 +356,7 @@ func (a *Applier) openWorker(ctx context.Context, ids *remotes, i int, policy co
 	}
 	w := &worker{
 		origin: o, own: a.own, id: ids.ids[i], opts: &a.opts, log: a.opts.Logger,
-		progress: a.progress, markers: a.markers, absence: a.absence, locks: locks, heard: a.heard, parked: a.parked, policy: policy,
+		progress: a.progress, markers: a.markers, absence: a.absence, locks: locks, kept: a.kept, heard: a.heard, parked: a.parked, policy: policy,
 		conn: conn, socket: conn.PgConn().Conn(), catalog: a.catalog, mappings: map[uint32]*mapping{}, combined: map[string]*combination{},
 		digests: rowkey.NewDigests(a.catalog.ask),
 		pasts:   map[tableName]*past{},
@@ -410,6 +418,7 @@ func (w *worker) prepareFixed(ctx context.Context) error {
 	w.beginStatement, w.commitStatement = fixed("begin", "BEGIN"), fixed("commit", "COMMIT")
 	w.journalStatement = &statement{sql: journalSQL, types: journalTypes}
 	w.journalBaseStatement = &statement{sql: baseSQL, types: baseTypes}
+	w.unkeepStatement = &statement{sql: unkeepSQL, types: []uint32{oidInt8, oidInt8}}
 	w.patientStatement = fixed("patient", "SET LOCAL lock_timeout = 0")
 	w.xidStatement = fixed("xid", "SELECT pg_current_xact_id()")
 	for _, s := range []*statement{w.positionStatement, w.tombstoneStatement, w.bundleStatement, w.beginStatement, w.commitStatement, w.xidStatement,
@@ -442,7 +451,7 @@ func (a *Applier) openTakebacks(ctx context.Context, ids *remotes) error {
 		return err
 	}
 	a.takes = &takebacks{conn: conn, own: a.own, ids: ids.ids, origins: ids.origins, catalog: a.catalog, digests: rowkey.NewDigests(a.catalog.ask),
-		absence: a.absence, progress: a.progress, markers: a.markers,
+		absence: a.absence, progress: a.progress, markers: a.markers, kept: a.kept,
 		failed: func(err error) { a.opts.Logger.Warn("take-back waits", "err", err.Error()) }}
 	return nil
 }
@@ -598,6 +607,7 @@ func (a *Applier) Published(ctx context.Context, f *wire.Frame) {
 	if a.journal != nil {
 		a.journal.offer(ctx, f)
 	}
+	a.keeper.offer(f)
 }
 
 // Stable returns, for every origin, what all other nodes have seen of it, by what they have published and was
@@ -637,6 +647,8 @@ func (a *Applier) Run(ctx context.Context, wal WAL, streams Streams) error {
 	g.Go(func() error { return a.markers.run(ctx, wal) })
 	g.Go(func() error { return a.takes.run(ctx) })
 	g.Go(func() error { return a.sweep(ctx, wal) })
+	a.keeper.wal = wal
+	g.Go(func() error { return a.keeper.work(ctx) })
 	if a.journal != nil {
 		a.journal.wal, a.journal.streams = wal, streams
 		g.Go(func() error { return a.journal.run(ctx) })

@@ -127,6 +127,10 @@ func (w *worker) claim(t *txn) error {
 		w.locks.release(l.held)
 		return err
 	}
+	if w.kept.epoch.Load() != p.epoch { // some of its tables may be guarded by now
+		w.locks.release(l.held)
+		return errSurprise
+	}
 	if len(p.print.creates) > 0 && w.absence.create(registration{w.origin, t.Seq}, t.version(), p.print.creates...) {
 		w.locks.release(l.held)
 		w.absence.withdraw(w.origin, t.Seq)

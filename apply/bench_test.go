@@ -33,7 +33,7 @@ func newBenchPlanner(tb testing.TB) *planner {
 		tb.Fatal(err)
 	}
 	opts := Options{}.withDefaults()
-	w := &worker{origin: nodeA, own: origin.Origin{Node: "b", Epoch: 1}, id: 1, opts: &opts, wal: &fakeWAL{},
+	w := &worker{origin: nodeA, own: origin.Origin{Node: "b", Epoch: 1}, id: 1, opts: &opts, wal: &fakeWAL{}, kept: newQuarantine(),
 		absence: newAbsence(), progress: newProgress(), locks: newKeyLocks(2), inbox: newInbox(nodeA, &opts, 0),
 		ctx: tb.Context(), mappings: map[uint32]*mapping{r.ID: m}, digests: rowkey.NewDigests(nil),
 		combined: map[string]*combination{}, current: &batch{}, atOnce: opts.BatchTransactions, bundled: opts.BatchTransactions}

@@ -106,6 +106,7 @@ func (t *txn) joins(first *txn) bool {
 func (p *planner) bundle(t *txn) bool {
 	b := &p.b
 	p.t, p.large = t, false
+	p.epoch = p.w.kept.epoch.Load()
 	p.resetPrint()
 	b.undo, b.begun = b.undo[:0], len(b.rows)
 	b.txns = append(b.txns, t)
@@ -147,7 +148,7 @@ func (p *planner) bundleChange(rec wire.Record, relations map[uint32]*wire.Relat
 	}
 	c := &p.change
 	m, err := p.w.mapping(relations[c.Relation], c.Relation)
-	if err != nil || m.local.ordered || m.local.merge != nil || !m.usable && rec.Kind != wire.KindInsert {
+	if err != nil || m.local.ordered || m.local.merge != nil || p.w.kept.concerns(m.local) || !m.usable && rec.Kind != wire.KindInsert {
 		return false
 	}
 	m.readable(c)

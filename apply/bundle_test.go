@@ -254,7 +254,7 @@ func TestTakeBacksOfOneCommit(t *testing.T) {
 
 // TestUnclaimedKeysGoBack to the transaction in flight that they were taken over from (PROOF.md R21).
 func TestUnclaimedKeysGoBack(t *testing.T) {
-	w := &worker{origin: nodeA, locks: newKeyLocks(3), absence: newAbsence(), current: &batch{}}
+	w := &worker{origin: nodeA, locks: newKeyLocks(3), absence: newAbsence(), kept: newQuarantine(), current: &batch{}}
 	inFlight := holding(nodeA, 1)
 	w.locks.try(inFlight)
 	inFlight.keep()

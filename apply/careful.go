@@ -76,6 +76,7 @@ type carefulRun struct {
 	gaveWay int
 	// bare is why conflicts are recorded without the rows' images; empty: with them.
 	bare string
+	collisions
 }
 
 // rowState is what an attempt knows of one key: first what the server shows, then what the attempt has
@@ -119,6 +120,7 @@ func (w *worker) carefully(ctx context.Context, t *txn) error {
 // try runs attempts until one succeeds or something is in the way that time alone does not remove.
 func (c *carefulRun) try(ctx context.Context) error {
 	w, t := c.worker, c.t
+	defer c.unguard()
 	var err error
 	for tries := 0; tries < carefulTries; tries++ {
 		if err = c.attempt(ctx); err == nil {
@@ -144,6 +146,9 @@ func (c *carefulRun) try(ctx context.Context) error {
 			continue
 		case errors.As(err, &pg) && !lost(err):
 			w.forgetMappings() // the table may have changed under us
+			if c.collided(err) {
+				continue
+			}
 			if !passing(pg.Code) {
 				return &Blocked{Reason: fmt.Sprintf("transaction %d of %s is refused by the server", t.Seq, w.origin), Err: err}
 			}
@@ -157,12 +162,12 @@ func (c *carefulRun) try(ctx context.Context) error {
 	return &Blocked{Reason: fmt.Sprintf("transaction %d of %s is refused again and again", t.Seq, w.origin), Err: err}
 }
 
-// passing reports whether an error may go away by trying again: unique violation (a concurrent insert),
+// passing reports whether an error may go away by trying again: unique or exclusion violation (a concurrent insert),
 // division by zero (an assertion), serialization failure, deadlock, lock not available, and the ones
 // that tell of a table that has just changed.
 func passing(code string) bool {
 	switch code {
-	case "23505", "22012", "40001", "40P01", "55P03", "0A000", "42703", "42P01":
+	case "23505", "23P01", "22012", "40001", "40P01", "55P03", "0A000", "42703", "42P01":
 		return true
 	}
 	return false
@@ -233,13 +238,11 @@ func (c *carefulRun) visible(ctx context.Context) error {
 
 // attempt runs the whole transaction once. Unless it returns nil, nothing of it is left.
 func (c *carefulRun) attempt(ctx context.Context) (err error) {
-	h, err := c.claim()
+	h, done, err := c.exclude(ctx)
 	if err != nil {
 		return err
 	}
-	if err := c.locks.lock(ctx, h); err != nil {
-		return err
-	}
+	defer done()
 	if err := c.independent(h); err != nil {
 		c.locks.release(h)
 		return err
@@ -295,6 +298,7 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 	for _, n := range c.wiped {
 		c.absence.truncate(tombstone{c.t.version(), c.t.Seq}, n)
 	}
+	c.committed()
 	c.careful.Add(uint64(len(c.all))) // before whoever waits for the transaction hears of it
 	c.conflicts.Add(uint64(c.losses))
 	if c.t.parked != 0 {
@@ -355,14 +359,13 @@ func (w *worker) rollBack(ctx context.Context, status byte) error {
 // claim lists every key that the transaction touches (PROOF.md R21). A large one takes them all.
 func (c *carefulRun) claim() (*held, error) {
 	h := &held{origin: c.origin, whole: c.t.run != nil}
-	if h.whole {
-		return h, nil
-	}
+	c.exposed, c.guarded = nil, nil
 	err := c.each(func(_ *txn, m *mapping, ch *wire.Change) error {
 		if m == nil {
 			h.whole, h.keys = true, nil
 			return nil
 		}
+		c.touchesTable(m)
 		for _, tuple := range [][]wire.Value{ch.Old, ch.New} {
 			if len(tuple) > 0 && !h.whole {
 				k, err := c.planner.hash(m, tuple)
@@ -373,7 +376,13 @@ func (c *carefulRun) claim() (*held, error) {
 			}
 		}
 		return nil
-	}, func([]*mapping) error { h.whole, h.keys = true, nil; return nil })
+	}, func(ms []*mapping) error {
+		h.whole, h.keys = true, nil
+		for _, m := range ms {
+			c.touchesTable(m)
+		}
+		return nil
+	})
 	return h, err
 }
 
@@ -453,6 +462,9 @@ func (c *carefulRun) changes(ctx context.Context) error {
 	}
 	if err == nil && c.blind {
 		err = errUnknown
+	}
+	if err == nil {
+		err = c.settleOwn(ctx)
 	}
 	if err == nil {
 		err = c.bury(ctx)

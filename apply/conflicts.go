@@ -120,6 +120,8 @@ type ConflictPage struct {
 // ConflictDetail is a conflict with both versions of the row.
 type ConflictDetail struct {
 	Conflict
+	// Constraint is the unique index or exclusion constraint that both rows of a conflict of kind "unique" hit.
+	Constraint string `json:"constraint,omitempty"`
 	// NotRecorded is why the server could not keep the images; empty if it did.
 	NotRecorded string          `json:"not_recorded,omitempty"`
 	LocalRow    json.RawMessage `json:"local_row"` // null: the row was deleted
@@ -381,7 +383,9 @@ func (h *History) Show(ctx context.Context, id int64) (*ConflictDetail, error) {
 	}
 	d := &ConflictDetail{Conflict: list[0], Columns: []ConflictColumn{}}
 	var local, remote *string
-	err = h.conn.QueryRow(ctx, `SELECT local_row::text, remote_row::text FROM pgbridge.conflict WHERE id = $1`, id).Scan(&local, &remote)
+	// The table may be of a version without constraint_name.
+	err = h.conn.QueryRow(ctx, `SELECT c.local_row::text, c.remote_row::text, COALESCE(to_json(c)->>'constraint_name', '') FROM pgbridge.conflict c
+		WHERE c.id = $1`, id).Scan(&local, &remote, &d.Constraint)
 	if errors.Is(err, pgx.ErrNoRows) { // forgotten since
 		return nil, ErrNoConflict
 	}

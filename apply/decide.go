@@ -156,18 +156,22 @@ func (c *carefulRun) step(ctx context.Context, s *step) error {
 	case s.m.local.merge != nil:
 		return c.merge(s)
 	case s.ch.Kind == wire.KindInsert:
-		return c.write(s.m, s.ch.New, s.to, conflict.Insert)
+		return c.write(ctx, s.m, s.ch.New, s.to, conflict.Insert)
 	case s.ch.Kind == wire.KindDelete:
 		return c.remove(s.m, s.ch.Old, s.from)
 	case c.rows[s.from] == c.rows[s.to]:
-		return c.write(s.m, s.ch.New, s.to, conflict.Update)
+		return c.write(ctx, s.m, s.ch.New, s.to, conflict.Update)
 	}
-	if hasUnchanged(s.ch.New) && c.rows[s.from].found {
+	if r := c.rows[s.from]; hasUnchanged(s.ch.New) && (r.found || r.kept != nil) {
 		var unheard *unheardError
 		if err := c.trueBase(s.m, c.rows[s.from], s.from); errors.Is(err, errUnknown) || errors.As(err, &unheard) {
 			return err
 		} else if err == nil {
-			if err := c.fillFrom(ctx, s.m, &s.ch); err != nil {
+			fill := func() error { return c.fill(ctx, s.m, s.ch.New, s.ch.Old) }
+			if r.kept != nil {
+				fill = func() error { return c.fillKept(ctx, s.m, s.ch.New, s.from) }
+			}
+			if err := fill(); err != nil {
 				return err
 			}
 		}
@@ -175,11 +179,11 @@ func (c *carefulRun) step(ctx context.Context, s *step) error {
 	if err := c.remove(s.m, s.ch.Old, s.from); err != nil {
 		return err
 	}
-	return c.write(s.m, s.ch.New, s.to, conflict.Insert)
+	return c.write(ctx, s.m, s.ch.New, s.to, conflict.Insert)
 }
 
 // write lets the transaction's version of a row meet what is there.
-func (c *carefulRun) write(m *mapping, tuple []wire.Value, k wire.KeyHash, kind conflict.Write) error {
+func (c *carefulRun) write(ctx context.Context, m *mapping, tuple []wire.Value, k wire.KeyHash, kind conflict.Write) error {
 	r := c.rows[k]
 	if r.lost {
 		return nil
@@ -199,6 +203,9 @@ func (c *carefulRun) write(m *mapping, tuple []wire.Value, k wire.KeyHash, kind 
 	}
 	if err := c.record(m, tuple, m.rowOf(tuple), r.look, d); err != nil {
 		return err
+	}
+	if c.guarded[m.name()] {
+		return c.place(ctx, m, tuple, k, kind)
 	}
 	found := r.found
 	r.found, r.mine = true, true
@@ -248,16 +255,17 @@ func hasUnchanged(tuple []wire.Value) bool {
 
 // trueBase checks that the row's unchanged TOAST values are those of the transaction's author (R16).
 func (c *carefulRun) trueBase(m *mapping, r *rowState, k wire.KeyHash) error {
-	if r.mine && r.found {
+	there := r.found || r.kept != nil
+	if r.mine && there {
 		return nil
 	}
 	if c.unsettled(m, k, c.t) {
 		return errUnknown
 	}
-	if r.found && (r.local.Ancient || r.own || c.t.low.Get(r.local.Version.Origin).Stamp >= r.local.Version.Stamp) {
+	if there && (r.local.Ancient || r.own || c.t.low.Get(r.local.Version.Origin).Stamp >= r.local.Version.Stamp) {
 		return nil
 	}
-	if r.found && r.seen && c.t.parked == 0 { // what was told meanwhile is forgotten
+	if there && r.seen && c.t.parked == 0 { // what was told meanwhile is forgotten
 		if saw, err := c.inbox.saw(r.local.Version, m.tableHash(), m.local.hasher.Shared(k)); saw || err != nil {
 			return err
 		}
@@ -294,8 +302,12 @@ func (c *carefulRun) remove(m *mapping, old []wire.Value, k wire.KeyHash) error 
 		return nil
 	}
 	c.buried.add(k)
+	if c.guarded[m.name()] {
+		c.unkeep(k)
+		c.touched[k] = struct{}{}
+	}
 	found := r.found
-	r.found, r.mine = false, true
+	r.found, r.mine, r.kept = false, true, nil
 	if !found {
 		return nil
 	}
@@ -324,17 +336,17 @@ func (c *carefulRun) bury(ctx context.Context) error {
 	return nil
 }
 
-// fillFrom takes the values that an update of the key leaves unchanged from the row of the old key.
-func (c *carefulRun) fillFrom(ctx context.Context, m *mapping, ch *wire.Change) error {
+// fill takes the values that a tuple leaves unchanged from the row of old's key.
+func (c *carefulRun) fill(ctx context.Context, m *mapping, tuple, old []wire.Value) error {
 	if err := c.flush(ctx); err != nil {
 		return err
 	}
-	where, types, ps, err := m.keyCondition(ch.Old)
+	where, types, ps, err := m.keyCondition(old)
 	if err != nil {
 		return err
 	}
-	for i := range ch.New {
-		if ch.New[i].Format != wire.Unchanged || m.cols[i] < 0 {
+	for i := range tuple {
+		if tuple[i].Format != wire.Unchanged || m.cols[i] < 0 {
 			continue
 		}
 		sql := "SELECT t." + m.local.cols[m.cols[i]].quoted + " FROM " + m.local.rows + " t WHERE " + where
@@ -343,9 +355,9 @@ func (c *carefulRun) fillFrom(ctx context.Context, m *mapping, ch *wire.Change) 
 			return fmt.Errorf("read unchanged value of %s: %w", m.local.quoted, err)
 		}
 		if len(rows) == 1 {
-			ch.New[i] = wire.Value{Format: wire.Text, Data: rows[0][0]}
+			tuple[i] = wire.Value{Format: wire.Text, Data: rows[0][0]}
 			if rows[0][0] == nil {
-				ch.New[i] = wire.Value{Format: wire.Null}
+				tuple[i] = wire.Value{Format: wire.Null}
 			}
 		}
 	}

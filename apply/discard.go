@@ -84,7 +84,7 @@ func (c *carefulRun) recordDiscardedRow(m *mapping, s *step) error {
 		return err
 	}
 	i.types, i.ps = types, ps
-	if err := i.make(m, s.ch.New, nil, false); err != nil {
+	if err := i.make(m, s.ch.New, nil, look{}); err != nil {
 		return err
 	}
 	fixed := []param{textParam(m.local.schema + "." + m.local.name), textParam(c.origin.String()), int64Param(int64(c.t.Seq)),

@@ -11,6 +11,7 @@
 // connection with the replication origin; one receiver per worker, which reads that connection's answers
 // while transactions are in the pipeline; the marker writer, which owns the connection without a
 // replication origin; the take-back worker, which owns the connection of the bridge's own origin; the
+// keeper, which owns the one in which rows come back that were kept out of their tables (quarantine.go); the
 // sweeper, which forgets what is stable; the watch over parked transactions.
 //
 // When PostgreSQL is away, Run ends with an error and everything is built anew from the position rows.

@@ -62,8 +62,8 @@ func (c *carefulRun) record(m *mapping, tuple []wire.Value, here rowOf, l look, 
 	}
 	i := images{}
 	if c.bare != "" {
-		i.mark(c.bare, l.found, tuple != nil)
-	} else if err := i.make(m, tuple, here, l.found); err != nil {
+		i.mark(c.bare, l.found || l.kept != nil, tuple != nil)
+	} else if err := i.make(m, tuple, here, l); err != nil {
 		return err
 	}
 	s := m.statement("kc"+i.shape, func() (string, []uint32) {
@@ -90,9 +90,13 @@ type images struct {
 	ps            []param
 }
 
-func (i *images) make(m *mapping, tuple []wire.Value, here rowOf, found bool) error {
+func (i *images) make(m *mapping, tuple []wire.Value, here rowOf, l look) error {
 	i.local, i.remote, i.shape = "NULL", "NULL", "-"
-	if found {
+	if l.kept != nil {
+		i.local = "(SELECT json_object(q.columns, q.image) FROM pgbridge.quarantine q WHERE q.hi = $1 AND q.lo = $2)"
+		i.shape, i.types, i.ps = "kept", []uint32{oidInt8, oidInt8}, hashParams(*l.kept)
+	}
+	if l.found {
 		where, types, ps, err := here()
 		if err != nil {
 			return err

@@ -113,7 +113,7 @@ func (w *worker) claimRun(ctx context.Context, t *txn) (h *held, surprise bool, 
 	if err != nil {
 		return nil, false, err
 	}
-	tables := map[tableName]bool{}
+	tables, unique := map[tableName]bool{}, false
 	for {
 		rec, relations, err := changes.next()
 		if err == io.EOF {
@@ -137,9 +137,12 @@ func (w *worker) claimRun(ctx context.Context, t *txn) (h *held, surprise bool, 
 			tables[tableName{r.Schema, r.Name}] = true
 		} else if rec.Kind != wire.KindUpdate || len(tuples) > 0 && tuples[0] != 'N' {
 			tables[tableName{r.Schema, r.Name}] = true
+		} else if m, err := w.mapping(r, id); err == nil {
+			unique = unique || len(m.local.uniques) > 0
 		}
 	}
-	h = &held{origin: w.origin, whole: len(tables) > 0}
+	// What only updates rows needs no keys, but for those who find that its rows collide with others.
+	h = &held{origin: w.origin, whole: len(tables) > 0 || unique}
 	if err := w.locks.lock(ctx, h); err != nil {
 		return nil, false, err
 	}

@@ -22,6 +22,8 @@ type look struct {
 	seen  bool // the transaction's author had, or may have had, seen it
 	own   bool // written by the transaction's own origin
 	mine  bool // the row, or its absence, is the transaction's own work
+	// kept is set if the row's version is kept out of the table (quarantine.go): the key.
+	kept *wire.KeyHash
 }
 
 // The transaction's own rows have no stamp yet and an id that is not below its own: that of a subtransaction if
@@ -40,7 +42,7 @@ const (
 // the key.
 func lookSQL(lo string) string {
 	return lookColumns + "(SELECT COALESCE(b.behind[array_position(b.keys, " + lo + ")], -1) FROM pgbridge.bundle b " +
-		"WHERE b.id = c.roident::int AND b.at = c.timestamp), " + lookPlace
+		"WHERE b.id = c.roident::int AND b.at = c.timestamp), " + returnedBy(lo) + ", " + lookPlace
 }
 
 // lookAtSQL is lookSQL for one key.
@@ -87,6 +89,9 @@ func (c *carefulRun) lookAll(ctx context.Context, pending []step) (unknown bool,
 		places := map[string]*rowState{}
 		for i, k := range g.hashes {
 			l, err := c.judge(m, k, g.found[i], g.inserts[i])
+			if err == nil {
+				l = c.meetKept(m, k, l)
+			}
 			if errors.Is(err, errUnknown) {
 				unknown = true
 			} else if err != nil {
@@ -280,17 +285,15 @@ func (c *carefulRun) present(m *mapping, row [][]byte, k wire.KeyHash) (look, er
 	if l.mine {
 		return l, nil
 	}
-	w := writer{genuine: string(row[5]) == "t", key: k}
-	var id uint32
-	var unknown string
-	var micros int64
-	if _, err := fmt.Sscan(fmt.Sprintf("%s %s %s %s", row[0], row[1], row[2], row[3]), &w.xmin, &unknown, &micros, &id); err != nil {
-		return l, fmt.Errorf("read row version: %w", err)
+	w, id, known, err := c.writerOf(row, k)
+	if err != nil {
+		return l, err
 	}
-	w.stamp = origin.StampOf(time.UnixMicro(micros))
-	w.id = c.xmax + uint64(int64(int32(w.xmin-uint32(c.xmax)))) // of all that end in xmin, the nearest
-	if unknown == "t" {
+	if !known {
 		return c.forgotten(l, m, w)
+	}
+	if id == c.kept.back {
+		return c.returned(l, row, w)
 	}
 	if behind := row[6]; behind != nil { // null: no bundle wrote it
 		n, err := strconv.ParseInt(string(behind), 10, 64)
@@ -303,12 +306,25 @@ func (c *carefulRun) present(m *mapping, row [][]byte, k wire.KeyHash) (look, er
 		}
 		w.stamp -= origin.Stamp(max(n, 0))
 	}
-	l, err := c.signed(l, m, w, id)
+	l, err = c.signed(l, m, w, id)
 	if c.doubtful(l, w, err) {
 		w.genuine = false
 		return c.hidden(look{found: true}, m, w)
 	}
 	return l, err
+}
+
+// writerOf reads who wrote a row and under which replication origin; known: the server remembers the stamp.
+func (c *carefulRun) writerOf(row [][]byte, k wire.KeyHash) (w writer, id uint32, known bool, err error) {
+	w = writer{genuine: string(row[5]) == "t", key: k}
+	var unknown string
+	var micros int64
+	if _, err := fmt.Sscan(fmt.Sprintf("%s %s %s %s", row[0], row[1], row[2], row[3]), &w.xmin, &unknown, &micros, &id); err != nil {
+		return w, id, false, fmt.Errorf("read row version: %w", err)
+	}
+	w.stamp = origin.StampOf(time.UnixMicro(micros))
+	w.id = c.xmax + uint64(int64(int32(w.xmin-uint32(c.xmax)))) // of all that end in xmin, the nearest
+	return w, id, unknown != "t", nil
 }
 
 // writer is who wrote a row last, as its xmin tells.

@@ -77,10 +77,11 @@ func TestRefusedTransactionsAreParkedWhole(t *testing.T) {
 	const trigger = `CREATE %s TRIGGER no %s INSERT ON r %s FOR EACH ROW EXECUTE FUNCTION no(); ALTER TABLE r ENABLE ALWAYS TRIGGER no`
 	const dropped = `DROP TRIGGER no ON r`
 	const plain = `CREATE TABLE r (id int PRIMARY KEY, v text)`
+	const parts = plain + ` PARTITION BY RANGE (id); CREATE TABLE r1 PARTITION OF r DEFAULT`
 	for _, c := range []struct{ name, there, here, code, cure string }{
 		{"check", plain, plain + `; ALTER TABLE r ADD CHECK (v <> 'bad')`, "23514", `ALTER TABLE r DROP CONSTRAINT r_v_check`},
-		{"unique", plain, plain + `; CREATE UNIQUE INDEX u ON r ((v = 'bad')) WHERE v = 'bad'; INSERT INTO r VALUES (99, 'bad')`, "23505", `DELETE FROM r WHERE id = 99`},
-		{"exclusion", plain, plain + `; ALTER TABLE r ADD CONSTRAINT x EXCLUDE USING btree ((v = 'bad') WITH =) WHERE (v = 'bad'); INSERT INTO r VALUES (99, 'bad')`, "23P01", `DELETE FROM r WHERE id = 99`},
+		{"unique in one partition", plain, parts + `; CREATE UNIQUE INDEX u ON r1 ((v = 'bad')) WHERE v = 'bad'; INSERT INTO r VALUES (99, 'bad')`, "23505", `DELETE FROM r WHERE id = 99`},
+		{"exclusion in one partition", plain, parts + `; ALTER TABLE r1 ADD CONSTRAINT x EXCLUDE USING btree ((v = 'bad') WITH =) WHERE (v = 'bad'); INSERT INTO r VALUES (99, 'bad')`, "23P01", `DELETE FROM r WHERE id = 99`},
 		{"not null", plain, plain + `; ALTER TABLE r ADD extra int NOT NULL`, "23502", `ALTER TABLE r DROP COLUMN extra`},
 		{"too long", `CREATE TABLE r (id int PRIMARY KEY, v varchar)`, `CREATE TABLE r (id int PRIMARY KEY, v varchar(2))`, "22001", `ALTER TABLE r ALTER v TYPE varchar`},
 		{"partition", plain, `CREATE TABLE r (id int PRIMARY KEY, v text) PARTITION BY RANGE (id)`, "23514", `CREATE TABLE r1 PARTITION OF r DEFAULT`},

@@ -259,7 +259,7 @@ func (s *shower) image(m *mapping, tuple []wire.Value) (json.RawMessage, error) 
 // tupleImage has the server write a tuple as JSON, without what it leaves unchanged.
 func tupleImage(ctx context.Context, conn *pgx.Conn, m *mapping, tuple []wire.Value) (json.RawMessage, error) {
 	i := images{}
-	if err := i.make(m, tuple, nil, false); err != nil {
+	if err := i.make(m, tuple, nil, look{}); err != nil {
 		return nil, err
 	}
 	values, formats := raw(i.ps)

@@ -64,6 +64,8 @@ type planner struct {
 	scattered bool // changes go out as they come
 
 	b bundle
+	// epoch is the quarantine's, from before the plan.
+	epoch uint64
 
 	run    pending
 	params []param
@@ -89,6 +91,7 @@ type pending struct {
 // plan appends the whole transaction t, without its BEGIN and COMMIT.
 func (p *planner) plan(t *txn) error {
 	p.t, p.large, p.parts, p.buried = t, t.run != nil, 0, nil
+	p.epoch = p.w.kept.epoch.Load()
 	p.resetPrint()
 	p.upGuard, p.lowGuard = p.w.guardParams(t.up), nil
 	p.run = pending{rows: p.run.rows[:0]}
@@ -140,7 +143,7 @@ func (p *planner) record(rec wire.Record, relations map[uint32]*wire.Relation) e
 	if err != nil {
 		return err
 	}
-	if m.local.merge != nil {
+	if m.local.merge != nil || p.w.kept.concerns(m.local) {
 		return errSurprise
 	}
 	m.readable(&p.change)

@@ -64,6 +64,11 @@ type table struct {
 	full bool
 	// merge is how concurrent writes of its rows become one row; nil: the later row wins.
 	merge *merge
+	// uniques are what its rows may collide on besides the key; unchecked: the server does not check all of them for
+	// applied rows. computed are the expressions of generated columns, by name.
+	uniques   []unique
+	unchecked bool
+	computed  map[string]string
 }
 
 // mapping is how one origin's relation fits a local table.
@@ -197,10 +202,13 @@ func loadTable(ctx context.Context, cat *catalog, schema, name string) (*table, 
 	if err := t.loadKey(ctx, cat.conn, identity, byNumber); err != nil {
 		return nil, err
 	}
-	if t.merge, err = newMerge(t, cat.merges, cat.priority); t.merge == nil {
-		return t, err
+	if t.merge, err = newMerge(t, cat.merges, cat.priority); err != nil {
+		return nil, err
 	}
-	return t, t.loadMerge(ctx, cat.conn)
+	if t.merge != nil {
+		return t, t.loadMerge(ctx, cat.conn)
+	}
+	return t, t.loadUniques(ctx, cat.conn, byNumber)
 }
 
 func (t *table) loadKey(ctx context.Context, conn *pgx.Conn, identity string, byNumber map[int16]int) error {

@@ -127,3 +127,31 @@ INSERT INTO pgbridge.journal_state DEFAULT VALUES ON CONFLICT DO NOTHING;
 
 -- Whether the loser was brought back, and by whom (undo.go). Added later: installations before have a table without.
 ALTER TABLE pgbridge.conflict ADD COLUMN IF NOT EXISTS undone_at timestamptz, ADD COLUMN IF NOT EXISTS undone_by text;
+-- Rows that exist and are not in their tables, since a later one has the same value where it may be there only once. They
+-- come back when that one goes.
+CREATE TABLE IF NOT EXISTS pgbridge.quarantine (
+    hi              bigint NOT NULL,         -- of the key's hash
+    lo              bigint NOT NULL,
+    schema          text   NOT NULL,
+    name            text   NOT NULL,
+    origin          text   NOT NULL,         -- who wrote the row, and when; empty: from before the cluster
+    epoch           int    NOT NULL,
+    stamp           bigint NOT NULL,
+    xid             bigint NOT NULL,         -- the transaction that put it here
+    constraint_name text   NOT NULL,         -- the unique index or constraint
+    blocker_hi      bigint NOT NULL,         -- the key's hash of a row in the table that is in its way
+    blocker_lo      bigint NOT NULL,
+    since           timestamptz NOT NULL DEFAULT clock_timestamp(),
+    columns         text[] NOT NULL,
+    image           text[] NOT NULL,         -- the columns' values
+    PRIMARY KEY (hi, lo)
+);
+
+-- Who wrote the rows that have come back: they bear their stamp, but the replication origin of whom brought them.
+CREATE TABLE IF NOT EXISTS pgbridge.returned (
+    at timestamptz NOT NULL,                 -- the stamp
+    lo bigint      NOT NULL,                 -- half of the key's hash
+    id int         NOT NULL,                 -- as in position; 0 is this node
+    PRIMARY KEY (at, lo)
+);
+ALTER TABLE pgbridge.conflict ADD COLUMN IF NOT EXISTS constraint_name text; -- of kind 'unique': what both rows hit

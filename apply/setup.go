@@ -23,6 +23,9 @@ func OriginName(cluster, own string, o origin.Origin) string {
 // ownOriginName is that of the bridge's own clean-up session, whose deletes are nobody's writes.
 func ownOriginName(cluster, own string) string { return fmt.Sprintf("pgb_%s_%s", cluster, own) }
 
+// keeperOriginName is that of the session in which rows come back from the quarantine with the versions that they had.
+func keeperOriginName(cluster, own string) string { return ownOriginName(cluster, own) + "_kept" }
+
 // SetupOptions say what Setup prepares.
 type SetupOptions struct {
 	DSN           string
@@ -62,6 +65,7 @@ func SetupSQL(o SetupOptions) []string {
 			literal(name), literal(name)))
 	}
 	create(ownOriginName(o.Cluster, o.Node))
+	create(keeperOriginName(o.Cluster, o.Node))
 	for _, p := range o.Peers {
 		peer := origin.Origin{Node: p, Epoch: 1}
 		create(OriginName(o.Cluster, o.Node, peer))

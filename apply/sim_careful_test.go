@@ -214,7 +214,7 @@ func (s *simWorker) answer(place int) [][]byte {
 	}
 	flag := map[bool]string{true: "t", false: "f"}
 	return [][]byte{[]byte(strconv.Itoa(int(v.XID))), []byte(flag[mine]), []byte(strconv.FormatInt(stamp.Time().UnixMicro(), 10)),
-		[]byte(strconv.Itoa(by)), []byte(flag[mine]), []byte("t"), nil, []byte(strconv.Itoa(place))}
+		[]byte(strconv.Itoa(by)), []byte(flag[mine]), []byte("t"), nil, nil, []byte(strconv.Itoa(place))}
 }
 
 // load is carefulRun.loadMerged.

@@ -210,7 +210,7 @@ func (n *simNode) openWorker(p int, others []origin.Origin) *simWorker {
 		return nil
 	}
 	w := &worker{origin: simOrigin(p), own: n.own, id: uint32(p + 1), opts: &n.opts, log: n.opts.Logger, wal: n, progress: n.progress,
-		absence: n.absence, locks: n.locks, journal: n.journal, heard: n.heard, ctx: n.w.ctx, mappings: map[uint32]*mapping{},
+		absence: n.absence, locks: n.locks, journal: n.journal, kept: newQuarantine(), heard: n.heard, ctx: n.w.ctx, mappings: map[uint32]*mapping{},
 		digests: rowkey.NewDigests(nil), combined: n.w.catalog.combined, current: &batch{}, atOnce: 1, bundled: 1}
 	w.inbox = newInbox(w.origin, &n.opts, n.books.positions[p].Seq)
 	w.guard.self = w.id
@@ -219,6 +219,7 @@ func (n *simNode) openWorker(p int, others []origin.Origin) *simWorker {
 			w.guard.others, w.guard.ids = append(w.guard.others, o), append(w.guard.ids, uint32(o.Node[0]-'a')+1)
 		}
 	}
+	w.kept.back = math.MaxUint32 // no rows come back
 	w.planner.w = w
 	fixed := func() *statement { return &statement{name: "fixed", sent: true, ready: true} }
 	w.positionStatement, w.tombstoneStatement = fixed(), fixed()

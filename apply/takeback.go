@@ -30,6 +30,7 @@ type takebacks struct {
 	markers  *markers
 	failed   func(err error) // told of a take-back that has to wait
 	journal  *journal        // nil if no table is merged
+	kept     *quarantine
 }
 
 // takesAtOnce is how many rows are taken back in one network round trip.
@@ -76,6 +77,11 @@ func (b *takebacks) takeAll(ctx context.Context, due []take) (err error) {
 	if err := b.prepare(ctx, due, statements); err != nil {
 		return err
 	}
+	turn, err := b.kept.excluding(ctx, due)
+	if err != nil {
+		return err
+	}
+	defer turn()
 	failed, err := b.execute(ctx, due, statements)
 	if err != nil && len(failed) == 0 {
 		return err
@@ -90,6 +96,9 @@ func (b *takebacks) takeAll(ctx context.Context, due []take) (err error) {
 			}
 			failed, err = append(failed, t), lateErr
 		}
+	}
+	if err := b.takeKept(ctx, due); err != nil {
+		return err
 	}
 	if _, err := b.markers.flush(ctx); err != nil {
 		return err
@@ -282,6 +291,7 @@ func (b *takebacks) sql(tab *table, t *take) (string, []uint32) {
 		}
 		older = append(older, fmt.Sprintf("WHEN c.roident = %d THEN %s %s $1", id, stamp, op))
 	}
+	older = append(older, b.olderKept(len(t.key) > 0))
 	var sql strings.Builder
 	fmt.Fprintf(&sql, "DELETE FROM %s t WHERE (SELECT CASE WHEN c.timestamp IS NULL THEN false %s ELSE false END "+
 		"FROM pg_xact_commit_timestamp_origin(t.xmin) c)", tab.rows, strings.Join(older, " "))
@@ -290,4 +300,17 @@ func (b *takebacks) sql(tab *table, t *take) (string, []uint32) {
 		types = tab.whereKey(&sql, types)
 	}
 	return sql.String(), types
+}
+
+// olderKept is the case of a row that has come back from the quarantine.
+func (b *takebacks) olderKept(keyed bool) string {
+	same := ""
+	if keyed {
+		for i, id := range b.ids {
+			if b.own.Compare(b.origins[i]) > 0 {
+				same += fmt.Sprintf(" OR c.timestamp = $1 AND %s = %d", returnedBy("$2"), id)
+			}
+		}
+	}
+	return fmt.Sprintf("WHEN c.roident = %d THEN c.timestamp < $1%s", b.kept.back, same)
 }

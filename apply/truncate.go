@@ -24,6 +24,7 @@ func (c *carefulRun) truncate(ctx context.Context, m *mapping) error {
 		return fmt.Errorf("truncate %s: %w", m.local.quoted, err)
 	}
 	c.wiped = append(c.wiped, m.name())
+	c.truncateKept(m)
 	// What is left was written by somebody who had not seen the TRUNCATE, before it or after it.
 	rows, err := c.exec(ctx, `SELECT t.tableoid::text, t.ctid::text FROM `+m.local.rows+` t`, nil, nil)
 	if err != nil {

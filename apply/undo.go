@@ -11,6 +11,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgbridge/pgbridge/conflict"
 )
 
 // An undo writes the loser's version as an ordinary transaction of this node. Its session has no replication origin, so that
@@ -124,6 +126,10 @@ func (h *History) plan(ctx context.Context, tx pgx.Tx, id int64, o UndoOptions) 
 func (u *undo) open(ctx context.Context, o UndoOptions) error {
 	if u.UndoneAt != nil && !o.Force {
 		return fmt.Errorf("it was undone at %s by %s; --force writes it again", u.UndoneAt.Format("2006-01-02 15:04:05Z"), u.UndoneBy)
+	}
+	if u.Kind == string(conflict.Unique) {
+		return fmt.Errorf("the row is not lost, but kept until no later row has its value of %s: delete that row or give it another value, "+
+			"or insert this one again with another one", u.Constraint)
 	}
 	if u.NotRecorded != "" {
 		return fmt.Errorf("its row was not recorded, since the server refused: %s; write it by hand", u.NotRecorded)

@@ -38,6 +38,7 @@ type worker struct {
 	absence  *absence
 	locks    *keyLocks
 	journal  *journal // nil if no table is merged
+	kept     *quarantine
 	heard    *hearsay
 	parked   *parked
 	policy   conflict.Policy
@@ -70,6 +71,7 @@ type worker struct {
 	beginStatement, commitStatement, xidStatement *statement
 	parking                                       parkingStatements
 	parkedDue, parkedTried                        bool // a parked transaction of the origin may be due, was tried just now
+	unkeepStatement                               *statement
 
 	atOnce int // transactions in the next batch: few after a failure, then more again
 	// straight is how many of the next transactions take the careful path without trying the other first, wary how

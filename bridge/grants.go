@@ -3,6 +3,7 @@ package bridge
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/pgbridge/pgbridge/capture"
@@ -12,8 +13,12 @@ import (
 // are made, and those that hand the objects over.
 type grants struct{ before, after []string }
 
-// grantSQL returns them for the role of postgres.dsn; none if that is a superuser.
-func grantSQL(ctx context.Context, o capture.SetupOptions) (grants, error) {
+// made finds the tables that statements make.
+var made = regexp.MustCompile(`CREATE TABLE IF NOT EXISTS (pgbridge\.\w+)`)
+
+// grantSQL returns them for the role of postgres.dsn, which gets to own the tables that the statements make; none if it is a
+// superuser.
+func grantSQL(ctx context.Context, o capture.SetupOptions, tables []string) (grants, error) {
 	r, err := capture.ReadRole(ctx, o)
 	if err != nil || r.Superuser {
 		return grants{}, err
@@ -39,8 +44,8 @@ func grantSQL(ctx context.Context, o capture.SetupOptions) (grants, error) {
 		g.before = append(g.before, fmt.Sprintf("GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE %s TO %s", strings.Join(r.Tables, ", "), r.Name))
 	}
 	g.after = append(g.after, "ALTER SCHEMA pgbridge OWNER TO "+r.Name)
-	for _, table := range []string{"node", "position", "tombstone", "bundle", "conflict", "parked", "journal", "journal_base", "journal_state"} {
-		g.after = append(g.after, fmt.Sprintf("ALTER TABLE pgbridge.%s OWNER TO %s", table, r.Name))
+	for _, m := range made.FindAllStringSubmatch(strings.Join(tables, ";"), -1) {
+		g.after = append(g.after, fmt.Sprintf("ALTER TABLE %s OWNER TO %s", m[1], r.Name))
 	}
 	g.after = append(g.after, fmt.Sprintf("ALTER PUBLICATION %s OWNER TO %s", o.Publication, r.Name))
 	return g, nil

@@ -21,8 +21,11 @@ type Report struct {
 	Slot      SlotReport      `json:"slot"`
 	Publisher PublisherReport `json:"publisher"`
 	Stream    StreamReport    `json:"stream"`
-	Links     []LinkReport    `json:"links"`  // one per node that is read from, by name
-	Alarms    []Alarm         `json:"alarms"` // what a person should look at, gravest first
+	// Quarantined is how many rows are kept out of their tables since later ones have a value that must be unique.
+	Quarantined int `json:"quarantined"`
+
+	Links  []LinkReport `json:"links"`  // one per node that is read from, by name
+	Alarms []Alarm      `json:"alarms"` // what a person should look at, gravest first
 }
 
 // CaptureReport is how the local WAL is read.

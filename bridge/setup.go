@@ -79,7 +79,8 @@ func SetupSQL(ctx context.Context, cfg *config.Config) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	g, err := grantSQL(ctx, o)
+	tables := apply.SetupSQL(applySetup(cfg))
+	g, err := grantSQL(ctx, o, tables)
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +88,7 @@ func SetupSQL(ctx context.Context, cfg *config.Config) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return slices.Concat(g.before, apply.SetupSQL(applySetup(cfg)), sql, g.after), nil
+	return slices.Concat(g.before, tables, sql, g.after), nil
 }
 
 // mayNot reports whether the server refused for want of a privilege.

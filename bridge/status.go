@@ -108,6 +108,7 @@ func (b *bridge) report(ctx context.Context) *Report {
 	for _, f := range l.tables.Findings() {
 		r.Alarms = append(r.Alarms, Alarm{Code: f.Code, Severity: SeverityError, Text: f.Thing + " " + f.Fault, Mend: f.Mend})
 	}
+	r.Quarantined = l.applier.Quarantined()
 	for _, o := range l.applier.Status() {
 		r.Links = append(r.Links, l.reportLink(o))
 		if o.Parked > 0 {

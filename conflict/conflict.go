@@ -20,6 +20,8 @@ const (
 	TruncateUpdate Kind = "truncate_update"
 	// Undecided stands for any of them where the rule Manual leaves it to a person who wins.
 	Undecided Kind = "undecided"
+	// Unique: rows of different keys collide on another unique index or an exclusion constraint.
+	Unique Kind = "unique"
 )
 
 // Write is what the remote transaction does to the row.

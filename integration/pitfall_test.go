@@ -3,6 +3,7 @@ package integration
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -20,6 +21,7 @@ CREATE TABLE p02 (id int PRIMARY KEY, v text);
 CREATE TABLE p03 (id int PRIMARY KEY, v text);
 CREATE TABLE p04 (id int PRIMARY KEY, note text, big text);
 ALTER TABLE p04 ALTER big SET STORAGE EXTERNAL, REPLICA IDENTITY FULL;
+CREATE TABLE p05 (id int PRIMARY KEY, email text UNIQUE, code int UNIQUE);
 CREATE TABLE p06 (id int PRIMARY KEY, v text);
 CREATE TABLE p07 (id int PRIMARY KEY, v text);
 CREATE TABLE p08_later (id int PRIMARY KEY, v text);
@@ -42,6 +44,13 @@ CREATE TABLE p18 (id int PRIMARY KEY, n int, note text);
 ALTER TABLE p18 REPLICA IDENTITY FULL;
 CREATE TABLE p20 (id int PRIMARY KEY, n int, v text);
 CREATE INDEX ON p20 (v);
+CREATE TABLE p26_nulls (id int PRIMARY KEY, u int, UNIQUE NULLS NOT DISTINCT (u));
+CREATE TABLE p26_partial (id int PRIMARY KEY, u int, live bool);
+CREATE UNIQUE INDEX ON p26_partial (u) WHERE live;
+CREATE TABLE p26_expression (id int PRIMARY KEY, u text);
+CREATE UNIQUE INDEX ON p26_expression (lower(u));
+CREATE TABLE p26_deferred (id int PRIMARY KEY, u int UNIQUE DEFERRABLE INITIALLY DEFERRED);
+CREATE TABLE p26_excluded (id int PRIMARY KEY, u int4range, EXCLUDE USING gist (u WITH &&));
 CREATE TABLE p28 (id serial PRIMARY KEY, n int, double int GENERATED ALWAYS AS (n * 2) STORED,
 	made timestamptz DEFAULT clock_timestamp(), dice float8 DEFAULT random());
 CREATE TABLE p28_log (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), what text);
@@ -77,6 +86,7 @@ func TestPitfalls(t *testing.T) {
 		{"02 a delete arrives before the insert", (*pitfalls).deleteBeforeInsert},
 		{"03 one key inserted and deleted 1000 times", (*pitfalls).keyReused},
 		{"04 TOAST A/B/C", (*pitfalls).toast},
+		{"05 one unique value on two nodes", (*pitfalls).uniqueValue},
 		{"06 keys changed on two nodes", (*pitfalls).keysChanged},
 		{"07 VACUUM between update and delete", (*pitfalls).vacuumBetween},
 		{"08 a delete arrives after a newer update", (*pitfalls).deleteAfterUpdate},
@@ -88,6 +98,7 @@ func TestPitfalls(t *testing.T) {
 		{"17 a table dropped and created again", (*pitfalls).recreated},
 		{"18 counters with NULL and reset", (*pitfalls).counters},
 		{"20 a hot row", (*pitfalls).hotRow},
+		{"26 unique indexes of other kinds", (*pitfalls).uniqueKinds},
 		{"28 triggers and defaults", (*pitfalls).sideEffects},
 		{"30 locks in the other order", (*pitfalls).locksCrossed},
 	} {
@@ -217,6 +228,60 @@ func (p *pitfalls) toast(t *testing.T) {
 	p.z.Exec(`DELETE FROM p04 WHERE id = 4`)
 	p.b.Exec(`UPDATE p04 SET note = 'b' WHERE id = 4`)
 	p.everywhere(t, `SELECT note, md5(big) FROM p04 WHERE id = 4`, "b|"+old)
+}
+
+// kept waits until each node keeps so many rows out of its tables, and is equal to the others.
+func (p *pitfalls) kept(t *testing.T, rows int, sql string, want ...string) {
+	t.Helper()
+	p.together()
+	for _, n := range p.Nodes {
+		n.AwaitStatus(func(r *cluster.Report) bool { return r.Quarantined == rows })
+	}
+	p.everywhere(t, sql, want...)
+	for _, n := range p.Nodes[1:] {
+		if got, want := keptRows(n), keptRows(p.a); !slices.Equal(got, want) {
+			t.Errorf("node %s keeps %q, node a %q", n.Name, got, want)
+		}
+	}
+}
+
+func (p *pitfalls) uniqueValue(t *testing.T) {
+	const rows = `SELECT id, email, code FROM p05 ORDER BY id`
+	p.apart()
+	p.a.Exec(`BEGIN; INSERT INTO p05 VALUES (1, 'x', 1); INSERT INTO p05 VALUES (2, 'a', 2); COMMIT`)
+	p.b.Exec(`INSERT INTO p05 VALUES (3, 'x', 3)`)
+	p.z.Exec(`INSERT INTO p05 VALUES (4, 'z', 2)`)
+	p.kept(t, 2, rows, "3|x|3", "4|z|2")
+	p.apart()
+	p.b.Exec(`UPDATE p05 SET code = 6 WHERE id = 3`)
+	p.z.Exec(`UPDATE p05 SET code = 6 WHERE id = 4`) // hides row 3, so that 1 comes back, and lets 2 come back
+	p.kept(t, 1, rows, "1|x|1", "2|a|2", "4|z|6")
+	p.z.Exec(`DELETE FROM p05 WHERE id = 4`) // row 3 comes back, and hides 1
+	p.kept(t, 1, rows, "2|a|2", "3|x|6")
+	p.b.Exec(`UPDATE p05 SET email = 'y' WHERE id = 3`)
+	p.kept(t, 0, rows, "1|x|1", "2|a|2", "3|y|6")
+	for _, n := range p.Nodes {
+		if n.Value(`SELECT count(*) FROM pgbridge.parked`) != "0" {
+			t.Errorf("node %s has parked a transaction", n.Name)
+		}
+	}
+}
+
+func (p *pitfalls) uniqueKinds(t *testing.T) {
+	for _, k := range []struct{ table, first, second, shown string }{
+		{"p26_nulls", `(1, NULL)`, `(2, NULL)`, "2|∅"},
+		{"p26_partial", `(1, 1, true), (3, 1, false)`, `(2, 1, true)`, "2|1 3|1"},
+		{"p26_expression", `(1, 'x')`, `(2, 'X')`, "2|X"},
+		{"p26_deferred", `(1, 1)`, `(2, 1)`, "2|1"},
+		{"p26_excluded", `(1, '[1,5)')`, `(2, '[4,8)')`, "2|[4,8)"},
+	} {
+		p.apart()
+		p.a.Exec(`INSERT INTO ` + k.table + ` VALUES ` + k.first)
+		p.z.Exec(`INSERT INTO ` + k.table + ` VALUES ` + k.second)
+		p.kept(t, 1, `SELECT id, u FROM `+k.table+` ORDER BY id`, strings.Fields(k.shown)...)
+		p.b.Exec(`DELETE FROM ` + k.table + ` WHERE id = 2`)
+		p.kept(t, 0, `SELECT count(*) FROM `+k.table+` WHERE id = 1`, "1")
+	}
 }
 
 func (p *pitfalls) keysChanged(t *testing.T) {

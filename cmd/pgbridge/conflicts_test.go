@@ -154,8 +154,10 @@ func TestConflictsShow(t *testing.T) {
 	both := bridge.ConflictDetail{Conflict: clashOf(15, "delete_delete", time.Hour), LocalRow: raw("null"), RemoteRow: raw("null")}
 	cut := bridge.ConflictDetail{Conflict: clashOf(16, "truncate_update", 3*time.Hour), LocalRow: raw(`{"id":16}`), RemoteRow: raw("null"),
 		Columns: []bridge.ConflictColumn{{Name: "id", Local: raw("16")}}}
+	unique := bridge.ConflictDetail{Conflict: clashOf(17, "unique", time.Second), Constraint: "items_name_key", LocalRow: raw(`{"id":17}`), RemoteRow: raw(`{"id":18}`),
+		Columns: []bridge.ConflictColumn{{Name: "id", Local: raw("17"), Remote: raw("18"), Differs: true}}}
 	var text strings.Builder
-	for _, d := range []bridge.ConflictDetail{updates, deleted, local, both, cut} {
+	for _, d := range []bridge.ConflictDetail{updates, deleted, local, both, cut, unique} {
 		got := call(t, (&fakeHistory{detail: d}).backend(), "conflicts", "show", "-c", path, fmt.Sprint(d.ID))
 		if got.code != exitDone || got.err != "" {
 			t.Errorf("%d: %+v", d.ID, got)

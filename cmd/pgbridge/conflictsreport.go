@@ -66,6 +66,9 @@ func printConflict(w io.Writer, d *bridge.ConflictDetail, clockError time.Durati
 	var b strings.Builder
 	fmt.Fprintf(&b, "conflict %d in table %s, row %s, decided here at %s\n", d.ID, d.Table, orDash(d.Key.String()), clock(d.At))
 	fmt.Fprintf(&b, "%s: %s\n", d.Kind, met(&d.Conflict))
+	if d.Constraint != "" {
+		fmt.Fprintf(&b, "both hit %s; the row that lost is kept until that is free\n", d.Constraint)
+	}
 	fmt.Fprintf(&b, "%s won: %s\n", d.Winner, why(&d.Conflict))
 	if d.Close {
 		fmt.Fprintf(&b, "close: the clocks of two nodes may be %s apart (--clock-error), so that the other write may have been the later one\n", clockError)
@@ -92,6 +95,8 @@ func met(c *bridge.Conflict) string {
 		return fmt.Sprintf("%s and %s both wrote the row, and a person has to decide", c.Remote.Origin, c.Local.Origin)
 	case "discarded":
 		return fmt.Sprintf("a parked transaction of %s was given up here", c.Remote.Origin)
+	case "unique":
+		return fmt.Sprintf("%s and %s wrote rows of different keys that have the same value where it may be there once", c.Remote.Origin, c.Local.Origin)
 	case bridge.OrphanKind:
 		return "the row had no parent, and was mended here"
 	}
