@@ -59,6 +59,9 @@ type absence struct {
 	confirmed, rescan uint64
 	// watch reports whether all local deletes of a table are checked in the database, since rows of it are kept.
 	watch func(tableName) bool
+	// merged reports whether a table is merged.
+	merged func(tableName) bool
+	said   origin.Vector // by told; never changed
 }
 
 // registered is a registration in the index, where there may be many: its origin's place in names, and its seq.
@@ -99,6 +102,7 @@ func newAbsence() *absence {
 		registered: map[wire.KeyHash]registered{}, others: map[wire.KeyHash]origin.Vector{},
 		order: map[origin.Origin][]entry{}, wide: map[tableName]origin.Vector{},
 		begun: map[origin.Origin]uint64{}, takes: newTakes(), wake: make(chan struct{}, 1), watch: func(tableName) bool { return false },
+		merged: func(tableName) bool { return false },
 	}
 }
 
@@ -360,7 +364,7 @@ func (a *absence) deleted(n tableName, key []wire.Value, k wire.KeyHash, t tombs
 	for i, v := range key {
 		copied[i] = wire.Value{Format: v.Format, Data: slices.Clone(v.Data)}
 	}
-	a.push(take{table: n, key: copied, hash: k, version: t.Version, commitLSN: lsn, after: after})
+	a.push(take{table: n, key: copied, hash: k, version: t.Version, commitLSN: lsn, after: after}, a.merged(n))
 }
 
 // truncatedHere is deleted for a whole table.
@@ -379,12 +383,41 @@ func (a *absence) truncatedHere(n tableName, t tombstone, lsn uint64, startPasse
 	if len(after) == 0 && !a.watch(n) && (startPassed || lsn >= a.rescan || lsn < a.confirmed) {
 		return
 	}
-	a.push(take{table: n, version: t.Version, commitLSN: lsn, after: after})
+	a.push(take{table: n, version: t.Version, commitLSN: lsn, after: after}, a.merged(n))
 }
 
-func (a *absence) push(t take) {
+func (a *absence) push(t take, merged bool) {
 	a.takes.push(t)
+	if merged {
+		a.takes.commit(t.commitLSN).hold(t.after)
+	}
 	a.alert()
+}
+
+// told returns what of low may be told others, which have been told before. As long as a row of a merged table may yet be
+// taken back, users here may update it: other nodes must not forget what it was made of in front of such an update, and so
+// are not told that the transaction which made it has been seen.
+func (a *absence) told(before, low origin.Vector) origin.Vector {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.said = low; len(a.takes.commits) == 0 {
+		return low
+	}
+	a.said = before.Clone()
+	for _, e := range low {
+		if !a.takes.holds(e.Origin) {
+			a.said.Advance(e)
+		}
+	}
+	return a.said
+}
+
+// saidSeq is what told has said last of an origin: capture has read behind whatever made rows here up to that transaction,
+// and no local delete takes back any of them that is in a merged table.
+func (a *absence) saidSeq(o origin.Origin) uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.said.Seq(o)
 }
 
 func (a *absence) alert() {

@@ -64,6 +64,35 @@ func TestTakeBackWaitsForAllThatMayMakeTheRow(t *testing.T) {
 	}
 }
 
+// TestUnsettledIsNotTold: what has made rows of a merged table is told others when no local delete may take them back any more.
+func TestUnsettledIsNotTold(t *testing.T) {
+	for name, c := range map[string]struct {
+		merged bool
+		remove func(a *absence)
+		want   origin.Vector
+	}{
+		"delete":        {true, func(a *absence) { a.deleted(tableX, nil, hashOf(1), tombstone{}, 100, true) }, seqs(3, 9)},
+		"truncate":      {true, func(a *absence) { a.truncatedHere(tableX, tombstone{}, 100, true) }, seqs(3, 9)},
+		"another row":   {true, func(a *absence) { a.deleted(tableX, nil, hashOf(2), tombstone{}, 100, true) }, seqs(8, 9)},
+		"not merged":    {false, func(a *absence) { a.deleted(tableX, nil, hashOf(1), tombstone{}, 100, true) }, seqs(8, 9)},
+		"after a start": {true, func(a *absence) { a.rescan = 200; a.deleted(tableX, nil, hashOf(2), tombstone{}, 100, false) }, seqs(3, 4)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newAbsence()
+			a.merged = func(n tableName) bool { return c.merged && n == tableX }
+			a.create(registration{nodeA, 5}, origin.Version{}, created{tableX, hashOf(1)})
+			c.remove(a)
+			if got := a.told(seqs(3, 4), seqs(8, 9)); !got.Equal(c.want) {
+				t.Errorf("told %v, want %v", got, c.want)
+			}
+			a.done(a.due(seqs(8, 9), 1), nil)
+			if got := a.told(seqs(3, 4), seqs(8, 9)); !got.Equal(seqs(8, 9)) {
+				t.Errorf("told %v when all is done", got)
+			}
+		})
+	}
+}
+
 // TestTruncateWaitsForEveryRegisteredKey, of which there may be many of any table.
 func TestTruncateWaitsForEveryRegisteredKey(t *testing.T) {
 	a := newAbsence()
@@ -202,7 +231,7 @@ func BenchmarkTakes(b *testing.B) {
 				a := newAbsence()
 				a.begins(registration{nodeA, n})
 				for i := range n {
-					a.push(take{table: tableX, key: intKey(int(i)), hash: hashOf(i), commitLSN: 100, after: seqs(i+1, 0)})
+					a.push(take{table: tableX, key: intKey(int(i)), hash: hashOf(i), commitLSN: 100, after: seqs(i+1, 0)}, false)
 					a.done(a.due(seqs(n/2, 0), 1), nil)
 					a.holdLSN()
 				}

@@ -172,6 +172,7 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 			a.close()
 		}
 	}()
+	a.absence.merged = func(n tableName) bool { return a.opts.merges(n.schema, n.name) }
 	policy, err := conflict.ByName(a.opts.Policy)
 	if err != nil {
 		return nil, err
@@ -529,6 +530,9 @@ func (a *Applier) LocalTruncate(schema, table string, v origin.Version, seq, com
 // HoldLSN is the lowest commit LSN of a local delete whose take-back is not flushed, 0 if there is none:
 // the slot must not be confirmed at or beyond it.
 func (a *Applier) HoldLSN() uint64 { return a.absence.holdLSN() }
+
+// Told returns how much of low, which capture has read, may be told other nodes, that have been told before.
+func (a *Applier) Told(before, low origin.Vector) origin.Vector { return a.absence.told(before, low) }
 
 // Flush returns when all that was applied before is on this server's disk.
 func (a *Applier) Flush(ctx context.Context) error {

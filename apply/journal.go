@@ -28,6 +28,7 @@ type journal struct {
 	origins  map[int32]origin.Origin // by id, as the journal names them; 0 is own
 	catalog  *catalog
 	heard    *hearsay
+	absence  *absence
 	progress *progress
 	locks    *keyLocks
 	opts     *Options
@@ -77,7 +78,7 @@ func (a *Applier) openJournal(ctx context.Context, ids *remotes, locks *keyLocks
 		return err
 	}
 	j := &journal{
-		conn: conn, own: a.own, origins: map[int32]origin.Origin{0: a.own}, catalog: a.catalog, heard: a.heard, progress: a.progress, locks: locks,
+		conn: conn, own: a.own, origins: map[int32]origin.Origin{0: a.own}, catalog: a.catalog, heard: a.heard, absence: a.absence, progress: a.progress, locks: locks,
 		wiped: map[wiped]origin.Vector{}, opts: &a.opts,
 		log: a.opts.Logger, policy: fingerprint(a.opts.Merge, a.opts.Priority), changed: make(chan struct{}), frames: make(chan *wire.Frame, journalFrames),
 		mappings: map[string]*mapping{}, done: origin.Entry{Origin: a.own},

@@ -27,13 +27,23 @@ const forgetSQL = `WITH k AS (SELECT j.hi, j.lo
 b AS (DELETE FROM pgbridge.journal_base b USING k WHERE b.hi = k.hi AND b.lo = k.lo)
 DELETE FROM pgbridge.journal j USING k WHERE j.hi = k.hi AND j.lo = k.lo`
 
+// stableSeq returns the highest seq of o that every node has seen, this one too: a local delete that capture has not read, or
+// that has yet to take a row back, may have been made beside it.
+func (j *journal) stableSeq(o origin.Origin) uint64 {
+	seq := j.heard.stableSeq(o)
+	if o != j.own {
+		seq = min(seq, j.absence.saidSeq(o))
+	}
+	return seq
+}
+
 // purge forgets what every node has seen. As long as the journal holds a TRUNCATE of a table, it keeps the table's rows:
 // who inserted a row behind the TRUNCATE must be known, or a later update would be taken for one of a row that is gone.
 func (j *journal) purge(ctx context.Context) error {
 	var ids []int32
 	var seqs []int64
 	for id, o := range j.origins {
-		ids, seqs = append(ids, id), append(seqs, int64(j.heard.stableSeq(o)))
+		ids, seqs = append(ids, id), append(seqs, int64(j.stableSeq(o)))
 	}
 	wiped, err := j.purgeTruncates(ctx, ids, seqs)
 	if err != nil {
@@ -216,7 +226,7 @@ func (j *journal) fold(ctx context.Context, k wire.KeyHash) error {
 		return err
 	}
 	l := &ls[0]
-	cut := foldable(l, j.heard.stableSeq)
+	cut := foldable(l, j.stableSeq)
 	old := lineage{base: l.base}
 	for i := range l.writes {
 		if l.writes[i].Seq <= cut[l.writes[i].Origin] {

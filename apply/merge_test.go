@@ -105,9 +105,12 @@ func TestMergedRowsAreForgotten(t *testing.T) {
 	if n := p.to.Value(t, `SELECT count(DISTINCT (hi, lo)) FROM pgbridge.journal`); n != "20" {
 		t.Errorf("the journal holds %s rows, want 20", n)
 	}
+	reads := func() { p.a.Told(nil, p.a.progress.vector()) } // as capture, at a marker
+	reads()
 	awaitValue(t, p, `SELECT (SELECT count(*) FROM pgbridge.journal) + (SELECT count(*) FROM pgbridge.journal_base)`, "0")
 	p.same(`SELECT * FROM t ORDER BY id`)
 	p.do(`UPDATE t SET n = n * 2; TRUNCATE t; INSERT INTO t VALUES (1, 7)`)
 	p.same(`SELECT * FROM t ORDER BY id`)
+	reads()
 	awaitValue(t, p, `SELECT count(*) FROM pgbridge.journal`, "0")
 }

@@ -32,8 +32,14 @@ func (n *simNode) capture() {
 		if n.w.broken.lowIsUp {
 			n.low = n.up
 		}
+		told := n.absence.told(n.told, n.low)
+		if n.w.broken.tellsUnsettled {
+			told = n.low
+		}
+		news := !told.Equal(n.told)
+		n.told = told
 		n.marks = append(n.marks, simMark{wire.Mark{XID: of.XMin, Seq: n.seq}, n.up})
-		if more || done || len(of.Lost) > 0 {
+		if more || done || news || len(of.Lost) > 0 {
 			n.publish(nil, of.Lost)
 		}
 	case *simTxn:
@@ -49,7 +55,7 @@ func (n *simNode) tag(t *simTxn, lsn uint64) {
 		deps = nil
 	}
 	n.seq++
-	t.published, t.up, t.low = true, n.up, n.low
+	t.published, t.up, t.low = true, n.up, n.told
 	t.Entry = origin.Entry{Origin: n.own, Seq: n.seq, Stamp: n.clock.Next(t.commitTime, deps)}
 	n.shown[n.id] = n.seq
 	for p, seq := range t.seen {
@@ -65,7 +71,7 @@ func (n *simNode) tag(t *simTxn, lsn uint64) {
 
 // publish sends a frame: of a transaction, or of what has changed in the vectors and lost.
 func (n *simNode) publish(t *simTxn, lost []wire.Loss) {
-	f := &wire.Frame{Header: wire.Header{Origin: n.own, WriterEpoch: 1, FirstSeq: n.seq + 1, LastSeq: n.seq, LastStamp: n.clock.Last, Up: n.up, Low: n.low}}
+	f := &wire.Frame{Header: wire.Header{Origin: n.own, WriterEpoch: 1, FirstSeq: n.seq + 1, LastSeq: n.seq, LastStamp: n.clock.Last, Up: n.up, Low: n.told}}
 	if len(lost) > 0 {
 		f.Body = wire.AppendLost(nil, lost)
 	}

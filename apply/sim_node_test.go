@@ -110,6 +110,7 @@ type simNode struct {
 	seq       uint64
 	clock     origin.Clock
 	up, low   origin.Vector
+	told      origin.Vector // what of low others are told
 	marks     []simMark
 	captured  []*simTxn
 	frames    []*wire.Frame
@@ -147,6 +148,7 @@ func simOrigin(id int) origin.Origin { return origin.Origin{Node: sim.NodeName(i
 func (n *simNode) open() {
 	var others []origin.Origin
 	n.absence, n.progress = newAbsence(), newProgress()
+	n.absence.merged = func(t tableName) bool { return n.opts.merges(t.schema, t.name) }
 	for p := range n.w.s.Nodes {
 		if p == n.id {
 			continue
@@ -159,7 +161,7 @@ func (n *simNode) open() {
 	n.heard = newHearsay(n.own, others)
 	n.locks = newKeyLocks(len(others))
 	n.locks.alone = n.w.broken.noKeyLocks
-	n.journal = &journal{own: n.own, wal: n, heard: n.heard, progress: n.progress, locks: n.locks, opts: &n.opts, changed: make(chan struct{}),
+	n.journal = &journal{own: n.own, wal: n, heard: n.heard, absence: n.absence, progress: n.progress, locks: n.locks, opts: &n.opts, changed: make(chan struct{}),
 		mappings: map[string]*mapping{}, wiped: map[wiped]origin.Vector{}, origins: map[int32]origin.Origin{}, done: n.books.done}
 	for p := range n.w.s.Nodes {
 		n.journal.origins[n.journalID(p)] = simOrigin(p)
@@ -267,11 +269,12 @@ func (n *simNode) crash() {
 	n.open()
 }
 
-// forgetState loses what capture keeps with the frames, if the rule is broken that it does.
+// forgetState loses what capture does not keep with the frames, and that too if the rule is broken that it does.
 func (n *simNode) forgetState() {
 	if n.w.broken.noSavedVectors {
-		n.up, n.low = nil, nil
+		n.up, n.told = nil, nil
 	}
+	n.low = n.told
 }
 
 // bridge commits what the bridge does for itself.
@@ -435,6 +438,11 @@ func (n *simNode) purge() {
 	gone := func(t simTomb) bool { return t.seq <= stable[t.Origin] }
 	if slices.ContainsFunc(n.books.tombs, gone) {
 		n.bridge(func(b *simBooks) { b.tombs = slices.DeleteFunc(slices.Clone(b.tombs), gone) })
+	}
+	for o := range stable { // as journal.stableSeq
+		if o != n.own && !n.w.broken.forgetsUnsettled {
+			stable[o] = min(stable[o], n.absence.saidSeq(o))
+		}
 	}
 	n.purgeTruncates(stable)
 	if len(n.books.truncates) > 0 {

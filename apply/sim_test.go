@@ -133,31 +133,6 @@ func TestFoundSchedules(t *testing.T) {
 	}
 }
 
-// TestOpenSchedules plays the schedules whose fault is known and not mended yet (docs/correctness.md). One that does not
-// fail any more belongs to the others.
-func TestOpenSchedules(t *testing.T) {
-	files, err := filepath.Glob("testdata/sim/open/*.txt")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := newSimPlayer()
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s, err := sim.Parse(string(text))
-		if err != nil {
-			t.Fatalf("%s: %v", file, err)
-		}
-		if fault := p.play(t.Context(), s, simBroken{}).fault; fault == "" {
-			t.Errorf("%s does not fail any more: move it to testdata/sim", file)
-		} else {
-			t.Logf("%s: %.120s", file, fault)
-		}
-	}
-}
-
 // TestSimulationIsDeterministic: a seed has one outcome, and a schedule is what its text says.
 func TestSimulationIsDeterministic(t *testing.T) {
 	for seed := range uint64(50) {

@@ -32,7 +32,9 @@ type simBroken struct {
 	lowIsUp        bool // what was announced counts as seen (R8)
 	purgeBySide    bool // what every node has applied is forgotten, also if older transactions are on their way (R22)
 	foldByUp       bool // the journal folds what all declare
-	mergeByArrival bool // merged rows go by the order in which writes came
+	// The journal forgets rows, or lets others forget them, that a local delete may yet take back.
+	forgetsUnsettled, tellsUnsettled bool
+	mergeByArrival                   bool // merged rows go by the order in which writes came
 }
 
 // simStats counts what happened.
@@ -496,7 +498,7 @@ func (n *simNode) settle(round int64) {
 
 // closing writes a marker if there is anything to tell.
 func (n *simNode) closing() {
-	if n.read == len(n.pg.WAL) && !n.low.Includes(n.progress.vector()) {
+	if n.read == len(n.pg.WAL) && !n.told.Includes(n.progress.vector()) {
 		n.flush()
 	}
 }

@@ -104,6 +104,11 @@ func (b *takebacks) takeAll(ctx context.Context, due []take) (err error) {
 		return err
 	}
 	b.absence.done(due, failed)
+	if slices.ContainsFunc(due, func(t take) bool { return b.absence.merged(t.table) }) {
+		if _, lateErr := b.markers.flush(ctx); lateErr != nil { // at which capture tells others what it has held back
+			return errors.Join(err, lateErr)
+		}
+	}
 	return err
 }
 

@@ -26,6 +26,25 @@ type take struct {
 type commitTakes struct {
 	lsn  uint64
 	left int
+	// holds are the origins whose rows of merged tables they may take back, holdsAll: of whatever origin.
+	holds    []origin.Origin
+	holdsAll bool
+}
+
+// hold has what is told of the origins stay as it is until the commit's takes are done; none: of all.
+func (c *commitTakes) hold(after origin.Vector) {
+	c.holdsAll = c.holdsAll || len(after) == 0
+	for _, e := range after {
+		if !slices.Contains(c.holds, e.Origin) {
+			c.holds = append(c.holds, e.Origin)
+		}
+	}
+}
+
+// holds reports whether what is told of o stays as it is.
+func (q *takes) holds(o origin.Origin) bool {
+	q.lowest() // the first of the commits is one that is not done
+	return slices.ContainsFunc(q.commits, func(c *commitTakes) bool { return c.left > 0 && (c.holdsAll || slices.Contains(c.holds, o)) })
 }
 
 // takes queues what is to be taken back. A DELETE of a million rows makes a million takes, so that nothing here

@@ -54,6 +54,7 @@ func New(opts Options, pub Publisher, del Deletes, tail *wire.Frame) (*Capture, 
 func (t *tagger) resume(h *wire.Header) {
 	t.seq, t.clock.Last = h.LastSeq, h.LastStamp
 	t.up, t.low = h.Up.Clone(), h.Low.Clone()
+	t.told = t.low
 	t.mark, t.position = h.Mark, h.ResumeLSN
 	t.pacing.deps, t.pacing.mark, t.pacing.resume = t.deps, t.mark, t.position
 	t.state.written.begin(t.seq)

@@ -49,8 +49,12 @@ func (t *tagger) marker(m wire.Marker) {
 		up.Merge(m.Up)
 		low.Merge(m.Done)
 		t.up, t.low = up, low
-		t.deps++
 		t.state.vectors.Store(&vectors{up, low})
+	}
+	told := t.del.Told(t.told, t.low)
+	if higher || !told.Equal(t.told) {
+		t.told = told
+		t.deps++
 	}
 	if len(m.Lost) > 0 {
 		t.draft.body = wire.AppendLost(t.draft.body, m.Lost)

@@ -101,6 +101,9 @@ type Deletes interface {
 	// HoldLSN returns the lowest commit LSN of a local delete whose take-back is not flushed yet, 0 if
 	// there is none (PROOF.md R20): the slot is not confirmed at or beyond it.
 	HoldLSN() uint64
+	// Told returns how much of low, which markers say is applied here, frames tell others, that have been told before: not
+	// yet what made rows that a local delete may take back. It is called in WAL order, at each marker.
+	Told(before, low origin.Vector) origin.Vector
 }
 
 // Delete is one row that a local transaction deleted, or whose key it changed: then Key is the old one.

@@ -50,7 +50,7 @@ func (t *tagger) header() wire.Header {
 		Cluster: t.opts.Cluster, Sender: t.opts.Node, Origin: t.opts.Origin, WriterEpoch: t.opts.WriterEpoch,
 		FirstSeq: d.firstSeq, LastSeq: t.seq, LastStamp: t.clock.Last,
 		FirstCommitTime: d.first, LastCommitTime: d.last,
-		Up: t.up, Low: t.low, ResumeLSN: t.position, Mark: t.mark,
+		Up: t.up, Low: t.told, ResumeLSN: t.position, Mark: t.mark,
 		SystemID: t.opts.SystemID, Timeline: t.opts.Timeline,
 	}
 	if len(t.open) > 0 {

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/wire"
 )
 
@@ -146,6 +147,7 @@ type buried struct {
 	lines  []string
 	hashes []wire.KeyHash
 	hold   uint64
+	untold bool // nothing more of low is told
 }
 
 func (b *buried) LocalDelete(d Delete) {
@@ -170,6 +172,21 @@ func (b *buried) HoldLSN() uint64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.hold
+}
+
+func (b *buried) holdBack(yes bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.untold = yes
+}
+
+func (b *buried) Told(before, low origin.Vector) origin.Vector {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.untold {
+		return before
+	}
+	return low
 }
 
 func (b *buried) told() []string {

@@ -29,7 +29,8 @@ type tagger struct {
 	seq      uint64
 	clock    origin.Clock
 	up, low  origin.Vector // never changed in place: frames and readers share them
-	deps     uint64        // generation of up and low, from 1
+	told     origin.Vector // what of low stands in frames
+	deps     uint64        // generation of up and told, from 1
 	mark     wire.Mark
 	position uint64 // everything that committed below it has been told
 
@@ -266,7 +267,7 @@ func (t *tagger) first() {
 func (t *tagger) depend() {
 	if t.draft.deps != t.deps {
 		t.draft.deps = t.deps
-		t.draft.body = wire.AppendDeps(t.draft.body, t.up, t.low)
+		t.draft.body = wire.AppendDeps(t.draft.body, t.up, t.told)
 	}
 }
 

@@ -365,6 +365,7 @@ func TestRowsDoNotAllocate(t *testing.T) {
 
 type nobody struct{}
 
-func (nobody) LocalDelete(Delete)     {}
-func (nobody) LocalTruncate(Truncate) {}
-func (nobody) HoldLSN() uint64        { return 0 }
+func (nobody) LocalDelete(Delete)                      {}
+func (nobody) LocalTruncate(Truncate)                  {}
+func (nobody) HoldLSN() uint64                         { return 0 }
+func (nobody) Told(_, low origin.Vector) origin.Vector { return low }
