@@ -79,8 +79,10 @@ type Options struct {
 	// nodes.
 	Merge    []MergePolicy
 	Priority []string
-	Now      func() time.Time // time.Now
-	Logger   *slog.Logger     // slog.Default
+	// ForeignKeys says what becomes of orphans; for a foreign key the first counts that is for it. The same on all nodes.
+	ForeignKeys []ForeignKeyPolicy
+	Now         func() time.Time // time.Now
+	Logger      *slog.Logger     // slog.Default
 	// Running says that apply goes on after an interruption: a policy in Merge that does not fit a table any more keeps
 	// nothing from that.
 	Running bool
@@ -144,6 +146,7 @@ type Applier struct {
 	journal  *journal // nil if no table is merged
 	kept     *quarantine
 	keeper   *keeper
+	mender   *mender       // nil if no foreign key has a policy
 	start    origin.Vector // applied before this start
 	wal      atomic.Pointer[WAL]
 	catalog  *catalog
@@ -192,7 +195,7 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 	if err != nil {
 		return nil, err
 	}
-	a.catalog = &catalog{conn: conn, types: map[uint32]*pgType{}, merges: a.opts.Merge, priority: a.opts.Priority}
+	a.catalog = &catalog{conn: conn, types: map[uint32]*pgType{}, merges: a.opts.Merge, priority: a.opts.Priority, foreign: a.opts.ForeignKeys}
 	ids, err := a.origins(ctx)
 	if err != nil {
 		return nil, err
@@ -223,6 +226,7 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 	if err := a.openKeeper(ctx, ids); err != nil {
 		return nil, err
 	}
+	a.openMender()
 	a.start = a.progress.vector()
 	return a, a.loadTombstones(ctx)
 }
@@ -656,6 +660,9 @@ func (a *Applier) Run(ctx context.Context, wal WAL, streams Streams) error {
 	if a.journal != nil {
 		a.journal.wal, a.journal.streams = wal, streams
 		g.Go(func() error { return a.journal.run(ctx) })
+	}
+	if a.mender != nil {
+		g.Go(func() error { return a.mender.run(ctx) })
 	}
 	g.Go(func() error { return a.watchParked(ctx) })
 	for _, w := range a.workers {

@@ -152,6 +152,9 @@ func (p *planner) bundleChange(rec wire.Record, relations map[uint32]*wire.Relat
 		return false
 	}
 	m.readable(c)
+	if m.bereaves(rec.Kind, c) {
+		return false
+	}
 	r := bundled{kind: rec.Kind, m: m, last: len(p.b.txns) - 1}
 	switch rec.Kind {
 	case wire.KindInsert:

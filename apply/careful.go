@@ -58,6 +58,7 @@ type carefulRun struct {
 	lost, buried keySet
 	wiped        []tableName
 	losses       int
+	bereaved     bool // it has deleted rows to which others may refer
 	// blind: something was unknown, and the attempt only looks on, for what else is.
 	blind bool
 	// beaten: the rows of tables with large values that the transaction wrote and that stay as they were. Others
@@ -268,7 +269,7 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 	c.t, c.part = c.all[0], 0
 	c.tries++
 	c.rows, c.unsure, c.queue = map[wire.KeyHash]*rowState{}, map[uint32]bool{}, c.queue[:0]
-	c.lost, c.buried, c.wiped, c.losses = keySet{}, keySet{}, nil, 0
+	c.lost, c.buried, c.wiped, c.losses, c.bereaved = keySet{}, keySet{}, nil, 0, false
 	c.blind, c.beaten, c.told, c.swarm = false, lostRows{}, nil, swarm{}
 	c.push("begin", c.beginStatement, nil)
 	if len(c.all) > 1 {
@@ -299,6 +300,9 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 		c.absence.truncate(tombstone{c.t.version(), c.t.Seq}, n)
 	}
 	c.committed()
+	if c.bereaved {
+		c.mender.wake()
+	}
 	c.careful.Add(uint64(len(c.all))) // before whoever waits for the transaction hears of it
 	c.conflicts.Add(uint64(c.losses))
 	if c.t.parked != 0 {
@@ -465,6 +469,9 @@ func (c *carefulRun) changes(ctx context.Context) error {
 	}
 	if err == nil {
 		err = c.settleOwn(ctx)
+	}
+	if err == nil {
+		err = c.recordLasting()
 	}
 	if err == nil {
 		err = c.bury(ctx)

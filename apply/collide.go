@@ -30,6 +30,8 @@ type collisions struct {
 	ownKept []ownKept
 	// wholly are tables of which anything may have changed.
 	wholly []tableName
+	// onTheWay are its collisions with rows that its author had seen.
+	onTheWay []collision
 	// rank finds a rival's version instead of present.
 	rank func(v *rival) (look, error)
 }
@@ -48,6 +50,15 @@ type rival struct {
 	unique         *unique
 	row            [][]byte // as lookSQL gives it
 	look           look
+}
+
+// collision is one of a row that the transaction wants with a visible one; wins: the visible one was kept for it.
+type collision struct {
+	m     *mapping
+	tuple []wire.Value
+	key   wire.KeyHash
+	rival rival
+	wins  bool
 }
 
 // collided reports whether an error tells of a collision that is not between rows of one key, as far as that is known,
@@ -104,7 +115,7 @@ func (c *carefulRun) exclude(ctx context.Context) (h *held, done func(), err err
 		}
 		c.locks.release(h)
 	}
-	c.keeps, c.touched, c.ownKept, c.wholly = map[wire.KeyHash]*keptRow{}, map[wire.KeyHash]struct{}{}, nil, nil
+	c.keeps, c.touched, c.ownKept, c.wholly, c.onTheWay = map[wire.KeyHash]*keptRow{}, map[wire.KeyHash]struct{}{}, nil, nil, nil
 	if !c.guards() {
 		return h, func() {}, nil
 	}
@@ -156,7 +167,7 @@ func (c *carefulRun) meetKept(m *mapping, k wire.KeyHash, l look) look {
 
 // place writes the transaction's version of a row, which has won over what was there for its key, unless a later row is
 // in its way.
-func (c *carefulRun) place(ctx context.Context, m *mapping, tuple []wire.Value, k wire.KeyHash, kind conflict.Write) error {
+func (c *carefulRun) place(ctx context.Context, m *mapping, tuple []wire.Value, k wire.KeyHash) error {
 	r := c.rows[k]
 	c.touched[k] = struct{}{}
 	if err := c.complete(ctx, m, tuple, k, r); err != nil {
@@ -167,7 +178,7 @@ func (c *carefulRun) place(ctx context.Context, m *mapping, tuple []wire.Value, 
 		return err
 	}
 	if b := c.blocker(rivals); b != nil {
-		if err := c.recordUnique(m, tuple, b, kind, false); err != nil {
+		if err := c.met(collision{m, tuple, k, *b, false}); err != nil {
 			return err
 		}
 		if r.found {
@@ -183,7 +194,7 @@ func (c *carefulRun) place(ctx context.Context, m *mapping, tuple []wire.Value, 
 		return nil
 	}
 	for i := range rivals {
-		if err := c.recordUnique(m, tuple, &rivals[i], kind, true); err != nil {
+		if err := c.met(collision{m, tuple, k, rivals[i], true}); err != nil {
 			return err
 		}
 	}
@@ -518,17 +529,47 @@ func (c *carefulRun) versionOf(v *rival) origin.Version {
 	return origin.Version{Stamp: w.stamp, Origin: o}
 }
 
-// recordUnique records that two rows of different keys met: what the transaction wants, and the row that is visible here.
-func (c *carefulRun) recordUnique(m *mapping, tuple []wire.Value, v *rival, kind conflict.Write, wins bool) error {
+// met records a collision. With a row that the author had seen, it is mostly one on the way only, which his server has found
+// gone at the COMMIT: a later change of the transaction will do the same here.
+func (c *carefulRun) met(x collision) error {
+	if x.rival.look.mine || x.rival.look.seen {
+		c.onTheWay = append(c.onTheWay, x)
+		return nil
+	}
+	return c.recordUnique(x, look{found: true})
+}
+
+// recordLasting records the collisions that were met on the way and are there still, now that all changes are done: the
+// constraint is one that the author's server does not have.
+func (c *carefulRun) recordLasting() error {
+	for _, x := range c.onTheWay {
+		loser, winner, l := x.rival.key, x.key, look{kept: &x.rival.key}
+		if !x.wins {
+			loser, winner, l = x.key, x.rival.key, look{found: true}
+		}
+		if e := c.keeps[loser]; e == nil || e.blocker != winner {
+			continue
+		}
+		if err := c.recordUnique(x, l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recordUnique records that two rows of different keys met: what the transaction wants, and the row that was visible here, which
+// is now where l says.
+func (c *carefulRun) recordUnique(x collision, l look) error {
+	m, v := x.m, &x.rival
 	outcome := "local wins"
-	if wins {
+	if x.wins {
 		outcome = "remote wins"
 	}
 	c.losses++
 	i := images{}
 	if c.bare != "" {
 		i.mark(c.bare, true, true)
-	} else if err := i.make(m, tuple, rowAt(v.tableoid, v.ctid), look{found: true}); err != nil {
+	} else if err := i.make(m, x.tuple, rowAt(v.tableoid, v.ctid), l); err != nil {
 		return err
 	}
 	version := c.versionOf(v)

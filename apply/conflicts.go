@@ -2,6 +2,7 @@ package apply
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -27,6 +28,7 @@ type HistoryOptions struct {
 	// ClockError is how far apart two nodes' clocks may be: a decision by less than that is called close. It is not
 	// measured anywhere; zero calls none close.
 	ClockError time.Duration
+	session    string // what the session is called; empty: pgbridge conflicts
 	// Publication is the bridge's: foreign keys of its tables are looked at by Orphans.
 	Publication string
 }
@@ -164,7 +166,7 @@ func OpenHistory(ctx context.Context, o HistoryOptions) (*History, error) {
 	for _, name := range valueSettings {
 		settings[name] = sessionSettings[name]
 	}
-	conn, err := connectWith(ctx, o.DSN, "pgbridge conflicts", settings)
+	conn, err := connectWith(ctx, o.DSN, cmp.Or(o.session, "pgbridge conflicts"), settings)
 	if err != nil {
 		return nil, err
 	}

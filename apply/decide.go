@@ -205,7 +205,7 @@ func (c *carefulRun) write(ctx context.Context, m *mapping, tuple []wire.Value, 
 		return err
 	}
 	if c.guarded[m.name()] {
-		return c.place(ctx, m, tuple, k, kind)
+		return c.place(ctx, m, tuple, k)
 	}
 	found := r.found
 	r.found, r.mine = true, true
@@ -310,6 +310,9 @@ func (c *carefulRun) remove(m *mapping, old []wire.Value, k wire.KeyHash) error 
 	r.found, r.mine, r.kept = false, true, nil
 	if !found {
 		return nil
+	}
+	if err := c.bereave(m, old); err != nil {
+		return err
 	}
 	s := m.statement("kd", func() (string, []uint32) { return m.deleteSQL(nil) })
 	return c.change(m, s, nil, nil, old)

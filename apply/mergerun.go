@@ -291,6 +291,9 @@ func (c *carefulRun) becomes(r *mergedRow, cells []conflict.Cell) error {
 		c.queue[len(c.queue)-1].row = rowKey{m, r.tuple}
 	}
 	if cells == nil {
+		if err := c.bereave(m, r.tuple); err != nil {
+			return err
+		}
 		ps, err := m.params(nil, r.tuple, m.key)
 		write(m.statement("kd", func() (string, []uint32) { return m.deleteSQL(nil) }), ps)
 		return err

@@ -19,8 +19,9 @@ const OrphanKind = "orphan"
 
 // The ways to mend an orphan.
 const (
-	OrphanDelete = "delete" // the row goes
-	OrphanNull   = "null"   // the columns that refer to the parent become NULL
+	OrphanDelete  = "delete"  // the row goes
+	OrphanNull    = "null"    // the columns that refer to the parent become NULL
+	OrphanRestore = "restore" // the parent comes back; only by policy (mender.go)
 )
 
 // OrphanOptions say which orphans are meant, and what becomes of them.
@@ -69,9 +70,9 @@ type reference struct {
 	equal                 []string // conditions on p and f, one for each column
 }
 
-// referencesSQL finds the foreign keys of published tables, those of partitioned tables once. One with PERIOD asks for
-// another condition, and one that is NOT ENFORCED allows orphans.
-const referencesSQL = `
+// foreignKeysSQL finds foreign keys, those of partitioned tables once. One with PERIOD asks for another condition, and one
+// that is NOT ENFORCED allows orphans.
+const foreignKeysSQL = `
 SELECT n.nspname::text, c.relname::text, k.conname::text, pn.nspname::text, p.relname::text,
 	CASE c.relkind WHEN 'r' THEN 'ONLY ' ELSE '' END || quote_ident(n.nspname) || '.' || quote_ident(c.relname),
 	CASE p.relkind WHEN 'r' THEN 'ONLY ' ELSE '' END || quote_ident(pn.nspname) || '.' || quote_ident(p.relname),
@@ -88,7 +89,10 @@ LATERAL (SELECT array_agg(fa.attname::text ORDER BY u.n) AS names, array_agg(
 	JOIN pg_operator op ON op.oid = u.op JOIN pg_namespace opn ON opn.oid = op.oprnamespace
 	LEFT JOIN pg_collation co ON co.oid = pa.attcollation LEFT JOIN pg_namespace con ON con.oid = co.collnamespace) cols
 WHERE k.contype = 'f' AND k.conparentid = 0
-	AND COALESCE(to_jsonb(k) ->> 'conperiod', 'false') = 'false' AND COALESCE(to_jsonb(k) ->> 'conenforced', 'true') = 'true'
+	AND COALESCE(to_jsonb(k) ->> 'conperiod', 'false') = 'false' AND COALESCE(to_jsonb(k) ->> 'conenforced', 'true') = 'true'`
+
+// referencesSQL finds those of published tables.
+const referencesSQL = foreignKeysSQL + `
 	AND EXISTS (SELECT FROM pg_publication_tables t WHERE t.pubname = $1 AND
 		to_regclass(quote_ident(t.schemaname) || '.' || quote_ident(t.tablename)) IN (SELECT c.oid UNION ALL SELECT relid FROM pg_partition_ancestors(c.oid)))
 	AND ($2 = '' OR n.nspname || '.' || c.relname LIKE $2)
@@ -108,11 +112,11 @@ func (r *reference) orphaned() string {
 	return strings.Join(there, " AND ") + " AND " + missing
 }
 
-// mendSQL mends the orphans and puts what they were into the history, where the other side, what they are now, has won.
-func (r *reference) mendSQL(fix, node string) string {
+// mendSQL mends the orphans that the condition which on alias f finds, and puts what they were into the history, where the other side, what they are now, has won.
+func (r *reference) mendSQL(fix, which, node string) string {
 	var rows, now string
 	if fix == OrphanDelete {
-		rows = fmt.Sprintf("WITH m AS (DELETE FROM %s f WHERE %s RETURNING pg_catalog.row_to_json(f.*) AS was)", r.childRows, r.orphaned())
+		rows = fmt.Sprintf("WITH m AS (DELETE FROM %s f WHERE %s RETURNING pg_catalog.row_to_json(f.*) AS was)", r.childRows, which)
 		now = "NULL"
 	} else {
 		var set []string
@@ -121,13 +125,18 @@ func (r *reference) mendSQL(fix, node string) string {
 		}
 		rows = fmt.Sprintf("WITH o AS (SELECT f.tableoid AS at, f.ctid AS place, pg_catalog.row_to_json(f.*) AS was FROM %[1]s f WHERE %[2]s FOR UPDATE OF f),\n"+
 			"m AS (UPDATE %[1]s f SET %[3]s FROM o WHERE f.tableoid OPERATOR(pg_catalog.=) o.at AND f.ctid OPERATOR(pg_catalog.=) o.place RETURNING o.was, pg_catalog.row_to_json(f.*) AS now)",
-			r.childRows, r.orphaned(), strings.Join(set, ", "))
+			r.childRows, which, strings.Join(set, ", "))
 		now = "now"
 	}
+	return rows + mendedSQL(r.schema+"."+r.table, node, "was", now)
+}
+
+// mendedSQL puts into the history what rows m were, and what they are now.
+func mendedSQL(table, node, was, now string) string {
 	const stamp = "(extract(epoch FROM pg_catalog.now()) * 1000000)::bigint - 946684800000000" // microseconds since 2000
-	return fmt.Sprintf("%s\nINSERT INTO pgbridge.conflict (relation, kind, outcome, remote_origin, remote_seq, remote_stamp, local_origin, local_stamp, local_row, remote_row)\n"+
-		"SELECT %s, '%s', '%s', %s, 0, %s, %[5]s, %[6]s, was, %[7]s FROM m",
-		rows, literal(r.schema+"."+r.table), OrphanKind, remoteWins, literal(node), stamp, now)
+	return fmt.Sprintf("\nINSERT INTO pgbridge.conflict (relation, kind, outcome, remote_origin, remote_seq, remote_stamp, local_origin, local_stamp, local_row, remote_row)\n"+
+		"SELECT %s, '%s', '%s', %s, 0, %s, %[4]s, %[5]s, %[6]s, %[7]s FROM m",
+		literal(table), OrphanKind, remoteWins, literal(node), stamp, was, now)
 }
 
 // Orphans looks for rows that a foreign key of the published tables does not allow, and mends them if o.Fix says so: one
@@ -159,13 +168,15 @@ func (h *History) references(ctx context.Context, pattern string) ([]reference, 
 	if err != nil {
 		return nil, fmt.Errorf("read foreign keys: %w", err)
 	}
-	refs, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r reference, err error) {
-		return r, row.Scan(&r.schema, &r.table, &r.name, &r.parentSchema, &r.parent, &r.childRows, &r.parentRows, &r.full, &r.columns, &r.equal)
-	})
+	refs, err := pgx.CollectRows(rows, scanReference)
 	if err != nil {
 		return nil, fmt.Errorf("read foreign keys: %w", err)
 	}
 	return refs, nil
+}
+
+func scanReference(row pgx.CollectableRow) (r reference, err error) {
+	return r, row.Scan(&r.schema, &r.table, &r.name, &r.parentSchema, &r.parent, &r.childRows, &r.parentRows, &r.full, &r.columns, &r.equal)
 }
 
 // orphans looks for those of one foreign key, and mends them.
@@ -181,7 +192,7 @@ func (h *History) orphans(ctx context.Context, r *reference, o OrphanOptions) (*
 	if f.Orphans == 0 || o.Fix == "" {
 		return f, nil
 	}
-	f.Statement = r.mendSQL(o.Fix, h.node)
+	f.Statement = r.mendSQL(o.Fix, r.orphaned(), h.node)
 	if o.DryRun {
 		return f, nil
 	}

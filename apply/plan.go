@@ -147,6 +147,9 @@ func (p *planner) record(rec wire.Record, relations map[uint32]*wire.Relation) e
 		return errSurprise
 	}
 	m.readable(&p.change)
+	if m.bereaves(rec.Kind, &p.change) {
+		return errSurprise
+	}
 	switch rec.Kind {
 	case wire.KindInsert:
 		err = p.insert(m)

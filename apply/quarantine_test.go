@@ -189,7 +189,7 @@ func TestAllKindsOfUniques(t *testing.T) {
 // TestKeptRowsAreVersions: what other nodes do to a row that is kept here meets it as it would meet a visible one.
 func TestKeptRowsAreVersions(t *testing.T) {
 	tables, uniques := "", ""
-	names := []string{"moves", "stays", "removed", "older", "newkey", "wiped", "again", "swap"}
+	names := []string{"moves", "stays", "removed", "older", "newkey", "wiped", "again", "swap", "alone"}
 	for _, n := range names {
 		tables += "CREATE TABLE " + n + " (id int PRIMARY KEY, e int, f text);"
 		uniques += "ALTER TABLE " + n + " ADD UNIQUE (e);"
@@ -258,6 +258,19 @@ func TestKeptRowsAreVersions(t *testing.T) {
 	if got := v.to.Value(t, "SELECT count(DISTINCT xmin::text) FROM swap WHERE id < 3"); got != "1" {
 		t.Error("the transaction was not visible at once")
 	}
+	// No conflict is what the author had seen and has moved himself.
+	v.from.Exec(t, "BEGIN; UPDATE swap SET e = 90 WHERE id = 1; UPDATE swap SET e = 91 WHERE id = 2; COMMIT")
+	v.ship("a", 40)
+	v.from.Exec(t, "BEGIN; UPDATE swap SET e = 91 WHERE id = 1; UPDATE swap SET e = 90 WHERE id = 2; COMMIT")
+	v.ship("a", 50)
+	v.shows("swap", "1 2 3", "")
+	v.same("SELECT * FROM swap ORDER BY id")
+	v.write("a", 60, "INSERT INTO alone VALUES (1, 7, 'first')") // by somebody who does not have the constraint
+	v.write("a", 70, "INSERT INTO alone VALUES (2, 7, 'second')")
+	v.shows("alone", "2", "1")
+	wantRows(t, "history", v.to.Query(t, `SELECT relation, kind, outcome, local_row->>'id', remote_row->>'id' FROM pgbridge.conflict
+		WHERE kind = 'unique' AND remote_stamp >= $1 AND relation IN ('public.swap', 'public.alone')`, int64(v.base+50)),
+		"public.alone|unique|remote wins|1|2")
 }
 
 // TestQuarantineOutlivesARestart: what is kept, and what has come back, are as they were.

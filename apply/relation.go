@@ -64,6 +64,8 @@ type table struct {
 	full bool
 	// merge is how concurrent writes of its rows become one row; nil: the later row wins.
 	merge *merge
+	// children are the foreign keys that refer to it and have a policy for orphans.
+	children []child
 	// uniques are what its rows may collide on besides the key; unchecked: the server does not check all of them for
 	// applied rows. computed are the expressions of generated columns, by name.
 	uniques   []unique
@@ -200,6 +202,9 @@ func loadTable(ctx context.Context, cat *catalog, schema, name string) (*table, 
 		}
 	}
 	if err := t.loadKey(ctx, cat.conn, identity, byNumber); err != nil {
+		return nil, err
+	}
+	if err := t.loadChildren(ctx, cat.conn, cat.foreign); err != nil {
 		return nil, err
 	}
 	if t.merge, err = newMerge(t, cat.merges, cat.priority); err != nil {

@@ -147,6 +147,19 @@ CREATE TABLE IF NOT EXISTS pgbridge.quarantine (
     PRIMARY KEY (hi, lo)
 );
 
+-- Rows that remote transactions have deleted while others referred to them, by foreign keys whose orphans are mended by policy
+-- (mender.go); until that is done.
+CREATE TABLE IF NOT EXISTS pgbridge.bereaved (
+    id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    schema          text NOT NULL,           -- of the table that refers
+    name            text NOT NULL,
+    constraint_name text NOT NULL,
+    fix             text NOT NULL,           -- restore, delete or null
+    parent          json NOT NULL,           -- the row that was deleted
+    refused         text,                    -- why it could not be mended when that was tried last
+    since           timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
 -- Who wrote the rows that have come back: they bear their stamp, but the replication origin of whom brought them.
 CREATE TABLE IF NOT EXISTS pgbridge.returned (
     at timestamptz NOT NULL,                 -- the stamp

@@ -62,6 +62,7 @@ type catalog struct {
 	// How tables are merged, and whose writes come first where that matters; never changed.
 	merges   []MergePolicy
 	priority []string
+	foreign  []ForeignKeyPolicy // what becomes of orphans; never changed
 }
 
 // ask implements rowkey.Ask.

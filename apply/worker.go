@@ -39,6 +39,7 @@ type worker struct {
 	locks    *keyLocks
 	journal  *journal // nil if no table is merged
 	kept     *quarantine
+	mender   *mender // nil if no foreign key has a policy
 	heard    *hearsay
 	parked   *parked
 	policy   conflict.Policy

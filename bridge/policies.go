@@ -35,3 +35,14 @@ func ruleOf(policy string) (conflict.Rule, string) {
 	rule, _ := conflict.RuleByName(name)
 	return rule, function
 }
+
+// foreignKeyPolicies are the policies for orphans, which were checked.
+func foreignKeyPolicies(cfg *config.Config) []apply.ForeignKeyPolicy {
+	var all []apply.ForeignKeyPolicy
+	for _, s := range cfg.Conflict.ForeignKeys {
+		pattern, policy := config.SplitForeignKey(s)
+		all = append(all, apply.ForeignKeyPolicy{Orphans: policy,
+			Match: func(schema, table, constraint string) bool { return capture.Matches(pattern, schema, table+"."+constraint) }})
+	}
+	return all
+}

@@ -109,6 +109,11 @@ func (b *bridge) report(ctx context.Context) *Report {
 		r.Alarms = append(r.Alarms, Alarm{Code: f.Code, Severity: SeverityError, Text: f.Thing + " " + f.Fault, Mend: f.Mend})
 	}
 	r.Quarantined = l.applier.Quarantined()
+	if n, why := l.applier.OrphansRefused(); n > 0 {
+		r.Alarms = append(r.Alarms, Alarm{Code: "orphan-refused", Severity: SeverityError,
+			Text: fmt.Sprintf("rows without a parent cannot be mended as conflict.foreign_keys says, for %d deleted rows: %s", n, why),
+			Mend: "mend the cause, which is tried again each minute, or give the foreign key another policy; SELECT * FROM pgbridge.bereaved shows them"})
+	}
 	for _, o := range l.applier.Status() {
 		r.Links = append(r.Links, l.reportLink(o))
 		if o.Parked > 0 {

@@ -109,6 +109,9 @@ type Conflict struct {
 	Priority []string
 	// Tables are the tables with a policy of their own; the first that matches a table counts.
 	Tables []TablePolicy
+	// ForeignKeys are "pattern=policy", the pattern over "schema.table.constraint" of the table that refers; the first that
+	// matches a foreign key counts. SplitForeignKey takes them apart.
+	ForeignKeys []string
 }
 
 // TablePolicy says how concurrent writes of some tables' rows become one row. The names of policies are those of package

@@ -146,6 +146,9 @@ func partKeys() []key {
 		{name: "conflict.tables",
 			why:   "Tables that are merged in another way, column by column if need be; the same on every node. See docs/conflicts.md.",
 			field: func(c *Config) any { return &c.Conflict.Tables }},
+		{name: "conflict.foreign_keys",
+			why:   "What becomes of rows whose parent was deleted elsewhere, such as shop.item.*=restore; the same on every node. See docs/conflicts.md.",
+			field: func(c *Config) any { return &c.Conflict.ForeignKeys }},
 
 		{name: "http.listen",
 			why:   "Address that serves /status (JSON) and /healthz (200 or 503), such as 127.0.0.1:8080; empty is off.",

@@ -92,7 +92,8 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 		"apply.batch_transactions": "3", "apply.batch_bytes": "2MiB", "apply.conflict_retention": "1d", "apply.conflict_rows": "4",
 		"apply.spool_limit": "5GiB", "apply.max_clock_skew": "6s", "conflict.default": "last_writer_wins",
 		"conflict.priority": "b, a", "conflict.tables": "app.stock: n=delta, .deletes=update_wins; app.doc: body=text_merge",
-		"http.listen": "127.0.0.1:8080", "log.level": "warn", "log.format": "json",
+		"conflict.foreign_keys": "app.item.*=restore, app.*.fk=keep",
+		"http.listen":           "127.0.0.1:8080", "log.level": "warn", "log.format": "json",
 	}
 	elsewhere := map[string]bool{"postgres.dsn_file": true, "nats.token": true, "nats.url": true, "nats.creds_file": true}
 	for _, k := range keys() {
@@ -117,7 +118,7 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 			SpoolLimit: 5 * GiB, MaxClockSkew: 6 * time.Second},
 		Conflict: Conflict{Default: "last_writer_wins", Priority: []string{"b", "a"}, Tables: []TablePolicy{
 			{Match: "app.stock", Deletes: "update_wins", Columns: []ColumnPolicy{{Names: []string{"n"}, Policy: "delta"}}},
-			{Match: "app.doc", Columns: []ColumnPolicy{{Names: []string{"body"}, Policy: "text_merge"}}}}},
+			{Match: "app.doc", Columns: []ColumnPolicy{{Names: []string{"body"}, Policy: "text_merge"}}}}, ForeignKeys: []string{"app.item.*=restore", "app.*.fk=keep"}},
 		HTTP: HTTP{Listen: "127.0.0.1:8080"},
 		Log:  Log{Level: "warn", Format: "json"},
 	}

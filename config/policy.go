@@ -260,6 +260,34 @@ func (c *Config) checkPolicies(ps *problems) {
 	}
 }
 
+// SplitForeignKey takes an element of Conflict.ForeignKeys apart; policy is empty if there is none.
+func SplitForeignKey(s string) (pattern, policy string) {
+	at := strings.LastIndexByte(s, '=')
+	if at < 0 {
+		return s, ""
+	}
+	return strings.TrimSpace(s[:at]), strings.TrimSpace(s[at+1:])
+}
+
+// foreignKeyPolicies are what Conflict.ForeignKeys allows.
+var foreignKeyPolicies = []string{"restore", "delete", "null", "keep"}
+
+func (c *Config) checkForeignKeys(ps *problems) {
+	seen := map[string]bool{}
+	for _, s := range c.Conflict.ForeignKeys {
+		pattern, policy := SplitForeignKey(s)
+		switch {
+		case !slices.Contains(foreignKeyPolicies, policy):
+			ps.add("conflict.foreign_keys", "%q has no policy that is known; write schema.table.constraint=%s", s, strings.Join(foreignKeyPolicies, " or ="))
+		case strings.Count(pattern, ".") < 2:
+			ps.add("conflict.foreign_keys", "%q is not schema.table.constraint; write %q", pattern, pattern+".*="+policy)
+		case seen[pattern]:
+			ps.add("conflict.foreign_keys", "%q is given twice; keep one", pattern)
+		}
+		seen[pattern] = true
+	}
+}
+
 // checkRule checks a policy that, if picks is set, must pick one of the values and not make a new one.
 func (c *Config) checkRule(ps *problems, key, what, policy string, picks bool) {
 	name, function := SplitPolicy(orDefault(policy))

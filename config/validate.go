@@ -42,6 +42,7 @@ func (c *Config) problems() problems {
 	c.checkBroker(&ps)
 	c.checkSizes(&ps)
 	c.checkPolicies(&ps)
+	c.checkForeignKeys(&ps)
 	if c.HTTP.Listen != "" {
 		ps.checkListen("http.listen", c.HTTP.Listen)
 	}
