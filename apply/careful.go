@@ -263,7 +263,9 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 	defer func() {
 		if err != nil {
 			c.locks.release(h)
-			c.absence.withdraw(c.origin, c.all[0].registration().seq)
+			if c.retried == 0 { // else ended does, for those that were applied too
+				c.absence.withdraw(c.origin, c.all[0].registration().seq)
+			}
 		}
 	}()
 	c.t, c.part = c.all[0], 0

@@ -532,7 +532,7 @@ func (c *carefulRun) versionOf(v *rival) origin.Version {
 // met records a collision. With a row that the author had seen, it is mostly one on the way only, which his server has found
 // gone at the COMMIT: a later change of the transaction will do the same here.
 func (c *carefulRun) met(x collision) error {
-	if x.rival.look.mine || x.rival.look.seen {
+	if l := &x.rival.look; l.mine || l.seen || l.local.Ancient {
 		c.onTheWay = append(c.onTheWay, x)
 		return nil
 	}

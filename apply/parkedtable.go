@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -58,9 +59,8 @@ var ErrNotParked = errors.New("no such transaction is parked; pgbridge parked li
 // parkedName is how a person names a transaction of the table.
 const parkedName = `origin || CASE WHEN epoch > 1 THEN '/' || epoch ELSE '' END || ':' || seq`
 
-// Of those that it depended on, only those that are parked still.
-const parkedColumns = `SELECT id, at, origin, epoch, seq, stamp, changes,
-	ARRAY(SELECT d FROM unnest(depends_on) d WHERE d IN (SELECT ` + parkedName + ` FROM pgbridge.parked)),
+// Of what depends_on names, only those that are parked still keep a transaction so: whoever reads it leaves the others out.
+const parkedColumns = `SELECT id, at, origin, epoch, seq, stamp, changes, depends_on,
 	COALESCE(sqlstate, ''), COALESCE(message, ''),
 	COALESCE(constraint_name, ''), COALESCE(relation, tables[1] || '.' || tables[2], ''), key::text, attempts, tried_at, COALESCE(request, '')
 	FROM pgbridge.parked`
@@ -99,13 +99,18 @@ func ParkedTransactions(ctx context.Context, dsn string) ([]ParkedTransaction, e
 	if err != nil {
 		return nil, parkedError(err)
 	}
+	names := map[string]bool{}
 	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (ParkedTransaction, error) {
 		p, err := scanParked(row)
 		if err != nil {
 			return ParkedTransaction{}, err
 		}
+		names[p.Name()] = true
 		return *p, nil
 	})
+	for i := range all { // in the database it would take the square of their number
+		all[i].DependsOn = slices.DeleteFunc(all[i].DependsOn, func(name string) bool { return !names[name] })
+	}
 	return all, parkedError(err)
 }
 
@@ -136,6 +141,9 @@ func findParked(ctx context.Context, conn *pgx.Conn, name string) (*ParkedTransa
 	p, err := scanParked(conn.QueryRow(ctx, parkedColumns+whichParked, name))
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, fmt.Errorf("%s: %w", name, ErrNotParked)
+	}
+	if err == nil {
+		err = conn.QueryRow(ctx, `SELECT ARRAY(SELECT d FROM unnest($1::text[]) d WHERE d IN (SELECT `+parkedName+` FROM pgbridge.parked))`, p.DependsOn).Scan(&p.DependsOn)
 	}
 	return p, parkedError(err)
 }

@@ -12,9 +12,20 @@ import (
 // This file is what a worker does about its origin's parked transactions: it tries them again, on the careful path, or
 // gives them up (discard.go).
 
+// retriesAtOnce bounds how many transactions are tried again before what they have registered ends.
+const retriesAtOnce = 100
+
 // tryParked does what is due about the origin's parked transactions, one of them at a time, when nothing is in flight. It
 // reports whether it did something.
 func (w *worker) tryParked(ctx context.Context) (bool, error) {
+	did, err := w.tryOne(ctx)
+	if err == nil && w.retried > 0 && (!did || w.retried >= retriesAtOnce) {
+		err = w.ended(ctx)
+	}
+	return did, err
+}
+
+func (w *worker) tryOne(ctx context.Context) (bool, error) {
 	if w.parked.empty() {
 		w.parkedDue = false
 		return false, nil
@@ -92,18 +103,20 @@ func (w *worker) retry(ctx context.Context, e *parkedTxn, t *txn) error {
 		return err
 	}
 	w.log.Info("parked transaction applied", "origin", w.origin.String(), "seq", t.Seq, "id", e.id)
-	return w.ended(ctx, t)
+	w.retried++
+	return nil
 }
 
-// ended waits until capture has passed the commit of a transaction that was tried again. Until then a local delete in front
-// of it may take its rows back, and must not do so before they are there (PROOF.md R18, R19): what it has registered is
-// not over.
-func (w *worker) ended(ctx context.Context, t *txn) error {
+// ended waits until capture has passed the commits of the transactions that were tried again. Until then a local delete in
+// front of them may take their rows back, and must not do so before they are there (PROOF.md R18, R19): what they have
+// registered, all under the seq behind the position, is not over.
+func (w *worker) ended(ctx context.Context) error {
 	lsn, err := w.markers.flush(ctx)
 	if err == nil {
 		err = w.wal.WaitPassed(ctx, lsn)
 	}
-	w.absence.withdraw(w.origin, t.registration().seq)
+	w.absence.withdraw(w.origin, w.progress.vector().Seq(w.origin)+1)
+	w.retried = 0
 	return err
 }
 

@@ -72,6 +72,7 @@ type worker struct {
 	beginStatement, commitStatement, xidStatement *statement
 	parking                                       parkingStatements
 	parkedDue, parkedTried                        bool // a parked transaction of the origin may be due, was tried just now
+	retried                                       int  // whose registrations have not ended
 	unkeepStatement                               *statement
 
 	atOnce int // transactions in the next batch: few after a failure, then more again

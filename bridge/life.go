@@ -212,7 +212,7 @@ func (l *life) openPublisher(ctx context.Context) error {
 	}
 	l.publisher, err = stream.OpenPublisher(ctx, nc, stream.PublisherOptions{
 		Cluster: l.cfg.Cluster, Node: l.cfg.Node, MaxBytes: int64(l.cfg.Stream.MaxBytes),
-		Zstd: l.cfg.Stream.Compression == "zstd", Logger: l.log,
+		Zstd: l.cfg.Stream.Compression == "zstd", Notes: l.cfg.Policies(), Logger: l.log,
 	})
 	return err
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -23,6 +25,9 @@ type peer struct {
 	conn      atomic.Pointer[nats.Conn] // nil before run has begun
 	problem   atomic.Pointer[string]    // why nothing is read; nil if something is
 	seen      atomic.Uint64             // own transactions that the peer's frames say it has; for status
+	// agreed is the writer epoch whose policies are this node's; disagrees: those of the newest are not.
+	agreed    uint64
+	disagrees atomic.Bool
 }
 
 // run reads until ctx ends. What goes wrong with one peer's stream concerns that peer alone: it is said,
@@ -75,9 +80,34 @@ func (p *peer) read(ctx context.Context, r *stream.Reader, find bool) error {
 		}
 	}
 	p.applier.Restart(p.origin)
+	p.agreed = 0
 	return r.Run(ctx, from, func(ctx context.Context, m stream.Message) error {
+		if m.Frame.WriterEpoch != p.agreed {
+			if err := p.agree(ctx, r, m.Frame.WriterEpoch); err != nil {
+				return err
+			}
+		}
 		p.problem.Store(nil)
 		p.seen.Store(max(p.seen.Load(), m.Frame.Low.Seq(p.own)))
 		return p.applier.Feed(ctx, p.origin, m.Seq, m.Frame)
 	})
+}
+
+// agree refuses to read a node that decides conflicts by other policies: nodes would end with different rows. It waits until they
+// are the same. One that does not say has none that are new.
+func (p *peer) agree(ctx context.Context, r *stream.Reader, epoch uint64) error {
+	notes, err := r.Notes(ctx)
+	if err != nil {
+		return err
+	}
+	own := p.cfg.Policies()
+	for _, key := range slices.Sorted(maps.Keys(own)) {
+		if theirs, ok := notes[key]; ok && theirs != own[key] {
+			p.disagrees.Store(true)
+			return fmt.Errorf("%s of node %s is %q, and here it is %q; let all nodes have the same, and start them again", key, p.name, theirs, own[key])
+		}
+	}
+	p.agreed = epoch
+	p.disagrees.Store(false)
+	return nil
 }

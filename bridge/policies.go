@@ -42,7 +42,9 @@ func foreignKeyPolicies(cfg *config.Config) []apply.ForeignKeyPolicy {
 	for _, s := range cfg.Conflict.ForeignKeys {
 		pattern, policy := config.SplitForeignKey(s)
 		all = append(all, apply.ForeignKeyPolicy{Orphans: policy,
-			Match: func(schema, table, constraint string) bool { return capture.Matches(pattern, schema, table+"."+constraint) }})
+			Match: func(schema, table, constraint string) bool {
+				return capture.Matches(pattern, schema, table+"."+constraint)
+			}})
 	}
 	return all
 }

@@ -74,6 +74,8 @@ type LinkReport struct {
 	LagSeconds   float64   `json:"lag_seconds"` // age of the oldest transaction that arrived and is not applied
 	Conflicts    uint64    `json:"conflicts"`
 	Parked       uint64    `json:"parked"` // transactions put aside: they cannot be applied here
+	// Disagrees: the node decides conflicts by other policies and is not read until they are the same.
+	Disagrees bool `json:"disagrees,omitempty"`
 }
 
 // Severity says how soon a person must look.

@@ -116,6 +116,10 @@ func (b *bridge) report(ctx context.Context) *Report {
 	}
 	for _, o := range l.applier.Status() {
 		r.Links = append(r.Links, l.reportLink(o))
+		if link := &r.Links[len(r.Links)-1]; link.Disagrees {
+			r.Alarms = append(r.Alarms, Alarm{Code: "policies-differ", Severity: SeverityError, Text: link.Waiting,
+				Mend: "correct the conflict section of one configuration and start that node's bridge again; nothing is lost meanwhile"})
+		}
 		if o.Parked > 0 {
 			r.Alarms = append(r.Alarms, parkedAlarm(o))
 		}
@@ -178,6 +182,7 @@ func (l *life) reportLink(o apply.OriginStatus) LinkReport {
 			continue
 		}
 		r.URL = p.shownURL()
+		r.Disagrees = p.disagrees.Load()
 		if state, err := p.state(); err != nil {
 			r.State, r.Waiting = state, err.Error()
 		}

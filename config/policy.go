@@ -260,6 +260,17 @@ func (c *Config) checkPolicies(ps *problems) {
 	}
 }
 
+// Policies are the settings, in one line each, that decide conflicts, by key: all nodes must have the same.
+func (c *Config) Policies() map[string]string {
+	all := map[string]string{}
+	for _, k := range keys() {
+		if strings.HasPrefix(k.name, "conflict.") {
+			all[k.name] = encode(k.field(c))
+		}
+	}
+	return all
+}
+
 // SplitForeignKey takes an element of Conflict.ForeignKeys apart; policy is empty if there is none.
 func SplitForeignKey(s string) (pattern, policy string) {
 	at := strings.LastIndexByte(s, '=')

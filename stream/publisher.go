@@ -43,7 +43,9 @@ type PublisherOptions struct {
 	WindowBytes   int64         // in flight; 0: 8 MiB. One frame may be larger
 	AckTimeout    time.Duration // without any ack while frames wait; 0: 10 s
 	Zstd          bool
-	Logger        *slog.Logger // nil: slog.Default()
+	// Notes are what readers must know of the writer before they read: Reader.Notes. They stay with the stream.
+	Notes  map[string]string
+	Logger *slog.Logger // nil: slog.Default()
 }
 
 func (o *PublisherOptions) setDefaults() {

@@ -3,7 +3,9 @@ package stream
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -32,8 +34,39 @@ func (p *Publisher) config() jetstream.StreamConfig {
 		Discard:     jetstream.DiscardNew,
 		MaxMsgs:     -1, MaxBytes: maxBytes, MaxMsgsPerSubject: -1, MaxMsgSize: -1, MaxConsumers: -1,
 		Storage: jetstream.FileStorage, Replicas: p.o.Replicas,
-		AllowDirect: true, FirstSeq: p.o.FirstSeq,
+		AllowDirect: true, FirstSeq: p.o.FirstSeq, Metadata: p.notes(nil),
 	}
+}
+
+// notePrefix is that of notes among a stream's metadata, where the broker and others have theirs.
+const notePrefix = "pgbridge."
+
+// notes returns a stream's metadata with the publisher's notes in it.
+func (p *Publisher) notes(metadata map[string]string) map[string]string {
+	m := maps.Clone(metadata)
+	maps.DeleteFunc(m, func(key, _ string) bool { return strings.HasPrefix(key, notePrefix) })
+	for key, value := range p.o.Notes {
+		if m == nil {
+			m = map[string]string{}
+		}
+		m[notePrefix+key] = value
+	}
+	return m
+}
+
+// Notes returns what the stream's writer has noted of itself last.
+func (r *Reader) Notes(ctx context.Context) (map[string]string, error) {
+	st, err := r.api.stream(ctx, r.stream)
+	if err != nil {
+		return nil, err
+	}
+	notes := map[string]string{}
+	for key, value := range st.Config.Metadata {
+		if name, ok := strings.CutPrefix(key, notePrefix); ok {
+			notes[name] = value
+		}
+	}
+	return notes, nil
 }
 
 // openStream creates the stream or checks the one that is there.
@@ -90,13 +123,20 @@ func (p *Publisher) adjust(ctx context.Context, st *jetstream.StreamInfo, want *
 	is := st.Config
 	bytes := limit(want.MaxBytes, st.State.Bytes)
 	p.raised.Store(bytes != want.MaxBytes)
-	if is.MaxBytes == bytes && is.Replicas == want.Replicas && is.AllowDirect && is.MaxMsgSize <= 0 {
+	notes := p.notes(is.Metadata)
+	noted := maps.Equal(is.Metadata, notes)
+	same := is.MaxBytes == bytes && is.Replicas == want.Replicas && is.AllowDirect && is.MaxMsgSize <= 0
+	if same && noted {
 		return st, nil
 	}
+	is.Metadata = notes
 	is.MaxBytes, is.Replicas, is.AllowDirect, is.MaxMsgSize = bytes, want.Replicas, true, -1
 	st, err := p.api.update(ctx, is)
 	if err != nil {
-		return nil, fmt.Errorf("set max_bytes %d and %d replicas for stream %s: %w", bytes, want.Replicas, p.stream, err)
+		return nil, fmt.Errorf("set max_bytes %d, %d replicas and notes of stream %s: %w", bytes, want.Replicas, p.stream, err)
+	}
+	if same {
+		return st, nil
 	}
 	p.o.Logger.Info("stream limits changed", "stream", p.stream, "max_bytes", bytes, "replicas", want.Replicas)
 	return st, nil
