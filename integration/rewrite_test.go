@@ -139,7 +139,7 @@ func TestRewritesAtRandom(t *testing.T) {
 	if pgtest.Soak() {
 		steps = 600
 	}
-	for _, majors := range [][]int{{18}, {15}} {
+	for _, majors := range oldAndNew() {
 		t.Run(fmt.Sprint(majors), func(t *testing.T) {
 			c := cluster.New(t, cluster.Options{Majors: majors, Schema: `CREATE TABLE t (id int PRIMARY KEY, n int NOT NULL DEFAULT 0, v text)`})
 			s := seed(t)
@@ -194,7 +194,7 @@ func randomStep(c *cluster.Cluster, r *rand.Rand, i int) {
 // TestRewriteUnderLoad: tables are rewritten on one node after the other while all of them write.
 func TestRewriteUnderLoad(t *testing.T) {
 	t.Parallel()
-	for _, majors := range [][]int{{18}, {15}} {
+	for _, majors := range oldAndNew() {
 		t.Run(fmt.Sprint(majors), func(t *testing.T) {
 			c := cluster.New(t, cluster.Options{Majors: majors, Schema: strings.Replace(loadSchema, "balance bigint", "balance int", 1)})
 			s := seed(t)
@@ -219,4 +219,12 @@ func TestRewriteUnderLoad(t *testing.T) {
 			}
 		})
 	}
+}
+
+// oldAndNew are the versions of the nodes of a test that runs on old ones and on new ones: on both at once unless it is long.
+func oldAndNew() [][]int {
+	if pgtest.Soak() {
+		return [][]int{{18}, {15}}
+	}
+	return [][]int{{15, 18}}
 }
