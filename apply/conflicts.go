@@ -25,8 +25,8 @@ import (
 type HistoryOptions struct {
 	DSN           string
 	Cluster, Node string
-	// ClockError is how far apart two nodes' clocks may be: a decision by less than that is called close. It is not
-	// measured anywhere; zero calls none close.
+	// ClockError is how far apart two nodes' clocks may be: a decision by less than that is called close. Zero: what the
+	// bridge has measured within a day, or AssumedClockError.
 	ClockError time.Duration
 	session    string // what the session is called; empty: pgbridge conflicts
 	// Publication is the bridge's: foreign keys of its tables are looked at by Orphans.
@@ -42,8 +42,43 @@ type History struct {
 	searchPath string            // of the role's own sessions, for what an undo fires
 	undoable   bool              // the table has the columns that an undo writes
 	clockError time.Duration
+	source     ClockSource
 
 	node, publication string
+}
+
+// AssumedClockError is what clocks that NTP keeps over a wide network are at most apart, for want of a measurement.
+const AssumedClockError = 10 * time.Millisecond
+
+// ClockSource says where a History has its clock error from.
+type ClockSource string
+
+// The sources of a clock error.
+const (
+	ClockGiven    ClockSource = "given"
+	ClockMeasured ClockSource = "measured"
+	ClockAssumed  ClockSource = "assumed"
+)
+
+// ClockError returns how far apart two nodes' clocks may be, and who says so.
+func (h *History) ClockError() (time.Duration, ClockSource) { return h.clockError, h.source }
+
+// measureClocks reads what the bridge has measured. The table may be of a version without it.
+func (h *History) measureClocks(ctx context.Context) error {
+	h.clockError, h.source = AssumedClockError, ClockAssumed
+	var there bool
+	if err := h.conn.QueryRow(ctx, `SELECT to_regclass('pgbridge.clock') IS NOT NULL`).Scan(&there); err != nil || !there {
+		return err
+	}
+	var most *int64
+	err := h.conn.QueryRow(ctx, `SELECT max(abs(ahead_us) + within_us) FROM pgbridge.clock WHERE at > clock_timestamp() - interval '1 day'`).Scan(&most)
+	if hasCode(err, "42501") {
+		return nil // a role that may only read the history
+	}
+	if err == nil && most != nil {
+		h.clockError, h.source = time.Duration(*most)*time.Microsecond, ClockMeasured
+	}
+	return err
 }
 
 // Conflict is one entry of the history: two writes of one row of which neither had seen the other.
@@ -193,6 +228,11 @@ func (h *History) begin(ctx context.Context, o HistoryOptions) error {
 	}
 	if err := n.is(o.Cluster, o.Node); err != nil {
 		return err
+	}
+	if h.source = ClockGiven; h.clockError == 0 {
+		if err := h.measureClocks(ctx); err != nil {
+			return fmt.Errorf("read how far clocks are apart: %w", err)
+		}
 	}
 	err = h.conn.QueryRow(ctx, `SELECT count(*) = 2 FROM pg_attribute
 		WHERE attrelid = to_regclass('pgbridge.conflict') AND attname IN ('undone_at', 'undone_by') AND NOT attisdropped`).Scan(&h.undoable)

@@ -122,3 +122,29 @@ func TestShowTellsBothVersions(t *testing.T) {
 		t.Errorf("not recorded: %+v, %v", d, err)
 	}
 }
+
+// TestClockErrorOfTheHistory: what is given counts, else what was measured lately, at its worst.
+func TestClockErrorOfTheHistory(t *testing.T) {
+	db := setUp(t, pgtest.SharedServer(t, pgtest.Newest(t)), "")
+	require := func(given, want time.Duration, from ClockSource) {
+		t.Helper()
+		h, err := OpenHistory(t.Context(), HistoryOptions{DSN: db.DSN, Cluster: db.Name, Node: "b", ClockError: given})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Close(t.Context())
+		if got, source := h.ClockError(); got != want || source != from {
+			t.Errorf("%s, %s; want %s, %s", got, source, want, from)
+		}
+	}
+	require(0, AssumedClockError, ClockAssumed)
+	require(time.Second, time.Second, ClockGiven)
+	db.Exec(t, `INSERT INTO pgbridge.clock (node, ahead_us, within_us) VALUES ('a', -5000, 2000), ('c', 3000, 1000), ('d', 90000, 1);
+		UPDATE pgbridge.clock SET at = at - interval '2 days' WHERE node = 'd'`)
+	require(0, 7*time.Millisecond, ClockMeasured)
+	require(time.Second, time.Second, ClockGiven)
+	db.Exec(t, `DELETE FROM pgbridge.clock WHERE node <> 'd'`)
+	require(0, AssumedClockError, ClockAssumed)
+	db.Exec(t, `DROP TABLE pgbridge.clock`)
+	require(0, AssumedClockError, ClockAssumed)
+}

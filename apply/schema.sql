@@ -147,6 +147,14 @@ CREATE TABLE IF NOT EXISTS pgbridge.quarantine (
     PRIMARY KEY (hi, lo)
 );
 
+-- How far other nodes' clocks were from this one's when that was measured last.
+CREATE TABLE IF NOT EXISTS pgbridge.clock (
+    node      text   PRIMARY KEY,
+    ahead_us  bigint NOT NULL,               -- microseconds; negative: behind
+    within_us bigint NOT NULL,               -- and how exactly that is known
+    at        timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
 -- Rows that remote transactions have deleted while others referred to them, by foreign keys whose orphans are mended by policy
 -- (mender.go); until that is done.
 CREATE TABLE IF NOT EXISTS pgbridge.bereaved (

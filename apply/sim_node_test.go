@@ -149,6 +149,7 @@ func (n *simNode) open() {
 	var others []origin.Origin
 	n.absence, n.progress = newAbsence(), newProgress()
 	n.absence.merged = func(t tableName) bool { return n.opts.merges(t.schema, t.name) }
+	n.absence.told(n.told, n.told)
 	for p := range n.w.s.Nodes {
 		if p == n.id {
 			continue

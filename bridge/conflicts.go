@@ -57,8 +57,14 @@ const OrphanKind = apply.OrphanKind
 // KeyValue is the value of a column as a ConflictFilter has it.
 func KeyValue(v json.RawMessage) string { return apply.KeyValue(v) }
 
+// ClockSource says where a History has its clock error from.
+type ClockSource = apply.ClockSource
+
+// ClockMeasured: the bridge has compared clocks.
+const ClockMeasured = apply.ClockMeasured
+
 // OpenHistory opens the conflict history of this node's primary, whether a bridge runs or not. clockError is how far apart
-// the nodes' clocks may be.
+// the nodes' clocks may be; zero: as the bridge has measured.
 func OpenHistory(ctx context.Context, cfg *config.Config, clockError time.Duration) (*History, error) {
 	return apply.OpenHistory(ctx, apply.HistoryOptions{DSN: cfg.Postgres.DSN, Cluster: cfg.Cluster, Node: cfg.Node, ClockError: clockError,
 		Publication: slotName(cfg)})

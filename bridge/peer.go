@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -44,6 +45,11 @@ func (p *peer) run(ctx context.Context) error {
 	}
 	p.reader.Store(r)
 	p.conn.Store(nc)
+	var clocks sync.WaitGroup
+	defer clocks.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	clocks.Go(func() { p.compareClocks(ctx, r) })
 	find, pauses, most := false, pauses{}, p.applier.Received(p.origin)
 	for {
 		err := p.read(ctx, r, find)
@@ -110,4 +116,26 @@ func (p *peer) agree(ctx context.Context, r *stream.Reader, epoch uint64) error 
 	p.agreed = epoch
 	p.disagrees.Store(false)
 	return nil
+}
+
+// clockPause is the time from one comparison of clocks to the next.
+const clockPause = time.Minute
+
+// compareClocks measures how far the peer's clock is from this node's, for those who read the conflict history. A node's broker
+// runs beside its primary.
+func (p *peer) compareClocks(ctx context.Context, r *stream.Reader) {
+	for pause := time.Second; ; pause = min(2*pause, clockPause) { // the first ones may come while much else begins
+		ahead, within, err := r.Clock(ctx)
+		if err == nil {
+			err = p.applier.NoteClock(ctx, p.name, ahead, within)
+		}
+		if err != nil && ctx.Err() == nil {
+			p.log.Debug("clocks are not compared", "sender", p.name, "err", err.Error())
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
+	}
 }

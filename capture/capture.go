@@ -43,6 +43,7 @@ func New(opts Options, pub Publisher, del Deletes, tail *wire.Frame) (*Capture, 
 	c.restore = newRestorer(c)
 	if tail != nil && tail.ResumeLSN != 0 {
 		c.tagger.resume(&tail.Header)
+		del.Told(c.tagger.told, c.tagger.low) // an earlier life has told it
 		c.ledger.durable = tail.ResumeLSN
 	}
 	c.state.vectors.Store(&vectors{c.tagger.up, c.tagger.low})

@@ -102,7 +102,8 @@ type Deletes interface {
 	// there is none (PROOF.md R20): the slot is not confirmed at or beyond it.
 	HoldLSN() uint64
 	// Told returns how much of low, which markers say is applied here, frames tell others, that have been told before: not
-	// yet what made rows that a local delete may take back. It is called in WAL order, at each marker.
+	// yet what made rows that a local delete may take back. It is called in WAL order, at each marker, and first with what an
+	// earlier life has told.
 	Told(before, low origin.Vector) origin.Vector
 }
 

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/pgbridge/pgbridge/bridge"
 	"github.com/pgbridge/pgbridge/integration/cluster"
 )
 
@@ -38,5 +39,25 @@ func TestPoliciesMustAgree(t *testing.T) {
 	c.WaitConverged()
 	if got := a.Value(`SELECT n FROM counter WHERE id = 1`); got != "12" {
 		t.Errorf("the counter is %s", got)
+	}
+}
+
+// TestClocksAreCompared: each node knows how far the others' clocks are from its own, and the history goes by that.
+func TestClocksAreCompared(t *testing.T) {
+	t.Parallel()
+	c := cluster.New(t, cluster.Options{Nodes: 2, Schema: `CREATE TABLE t (id int PRIMARY KEY)`})
+	for _, n := range c.Nodes {
+		n.Await(`SELECT count(*) FROM pgbridge.clock`, "1")
+		if got := n.Value(`SELECT abs(ahead_us) <= within_us FROM pgbridge.clock`); got != "t" {
+			t.Errorf("node %s: one machine's clocks are %s apart", n.Name, n.Value(`SELECT ahead_us || ' within ' || within_us FROM pgbridge.clock`))
+		}
+		h, err := bridge.OpenHistory(t.Context(), n.Load(), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if most, source := h.ClockError(); source != bridge.ClockMeasured || most <= 0 {
+			t.Errorf("the history goes by %s, %s", most, source)
+		}
+		h.Close(t.Context())
 	}
 }

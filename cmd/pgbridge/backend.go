@@ -41,6 +41,7 @@ type history interface {
 	Undo(ctx context.Context, id int64, o bridge.UndoOptions) (*bridge.Undone, error)
 	Stats(ctx context.Context, f bridge.ConflictFilter) ([]bridge.ConflictCount, error)
 	Orphans(ctx context.Context, o bridge.OrphanOptions) ([]bridge.Orphans, error)
+	ClockError() (time.Duration, bridge.ClockSource)
 	Close(ctx context.Context)
 }
 

@@ -18,9 +18,6 @@ import (
 	"github.com/pgbridge/pgbridge/config"
 )
 
-// defaultClockError is what clocks that NTP keeps over a wide network are at most apart, for want of a measurement.
-const defaultClockError = 10 * time.Millisecond
-
 func newConflicts(b backend, c terminal) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "conflicts",
@@ -44,13 +41,12 @@ type historyFlags struct {
 
 func (f *historyFlags) add(cmd *cobra.Command) {
 	f.configFlags.add(cmd)
-	f.clockError = span(defaultClockError)
 	cmd.Flags().BoolVar(&f.asJSON, "json", false, "print JSON, with the keys of the log")
 }
 
 // addClockError adds the flag that says which decisions are close.
 func (f *historyFlags) addClockError(cmd *cobra.Command) {
-	cmd.Flags().Var(&f.clockError, "clock-error", "how far the nodes' clocks may be apart: a decision by less is marked as close")
+	cmd.Flags().Var(&f.clockError, "clock-error", "how far the nodes' clocks may be apart: a decision by less is marked as close; 0s: as the bridge has measured")
 }
 
 // with opens the history for as long as use runs.
@@ -142,7 +138,8 @@ by how much, and whether the loser was brought back. Long values are cut; --json
 				if flags.asJSON {
 					return printJSON(c, d)
 				}
-				return printConflict(c.out, d, time.Duration(flags.clockError))
+				clockError, source := h.ClockError()
+				return printConflict(c.out, d, fmt.Sprintf("%s apart (%s)", clockError, source))
 			})
 		},
 	}

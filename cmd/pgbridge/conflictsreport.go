@@ -62,7 +62,7 @@ func margin(c *bridge.Conflict) string {
 }
 
 // printConflict writes one conflict for a person.
-func printConflict(w io.Writer, d *bridge.ConflictDetail, clockError time.Duration) error {
+func printConflict(w io.Writer, d *bridge.ConflictDetail, clocks string) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "conflict %d in table %s, row %s, decided here at %s\n", d.ID, d.Table, orDash(d.Key.String()), clock(d.At))
 	fmt.Fprintf(&b, "%s: %s\n", d.Kind, met(&d.Conflict))
@@ -71,7 +71,7 @@ func printConflict(w io.Writer, d *bridge.ConflictDetail, clockError time.Durati
 	}
 	fmt.Fprintf(&b, "%s won: %s\n", d.Winner, why(&d.Conflict))
 	if d.Close {
-		fmt.Fprintf(&b, "close: the clocks of two nodes may be %s apart (--clock-error), so that the other write may have been the later one\n", clockError)
+		fmt.Fprintf(&b, "close: the clocks of two nodes may be %s, so that the other write may have been the later one\n", clocks)
 	}
 	if d.UndoneAt != nil {
 		fmt.Fprintf(&b, "undone at %s by %s\n", clock(*d.UndoneAt), d.UndoneBy)
