@@ -60,7 +60,7 @@ func KeyValue(v json.RawMessage) string { return apply.KeyValue(v) }
 // ClockSource says where a History has its clock error from.
 type ClockSource = apply.ClockSource
 
-// ClockMeasured: the bridge has compared clocks.
+// ClockMeasured means that the bridge has compared clocks.
 const ClockMeasured = apply.ClockMeasured
 
 // OpenHistory opens the conflict history of this node's primary, whether a bridge runs or not. clockError is how far apart
