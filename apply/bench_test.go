@@ -3,6 +3,7 @@ package apply
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 
@@ -165,7 +166,6 @@ func (c benchBundle) rebundle(tb testing.TB, p *planner) {
 // as such its runs, and a row nothing.
 func TestBundlesArePlannedWithoutAllocating(t *testing.T) {
 	const rows, perBundle, perRow = 10, 24, 0.1
-	const growth = 0.1 // of maps, which now and then make room
 	for _, c := range []struct {
 		benchBundle
 		perTransaction float64
@@ -178,11 +178,15 @@ func TestBundlesArePlannedWithoutAllocating(t *testing.T) {
 		allocs := func(txns, rows int) float64 {
 			c.txns, c.rows = txns, rows
 			p, _ := c.waiting(t)
-			return testing.AllocsPerRun(50, func() { c.rebundle(t, p) })
+			least := math.Inf(1) // now and then a map makes room
+			for range 3 {
+				least = min(least, testing.AllocsPerRun(50, func() { c.rebundle(t, p) }))
+			}
+			return least
 		}
 		few, many, wide := allocs(bundleFrom, 1), allocs(10*bundleFrom, 1), allocs(10*bundleFrom, rows)
 		each := (many - few) / (9 * bundleFrom)
-		if each > c.perTransaction+growth {
+		if each > c.perTransaction {
 			t.Errorf("%s: %v allocations for each transaction, at most %v are allowed", c, each, c.perTransaction)
 		}
 		if n := few - bundleFrom*each; n > perBundle {

@@ -89,16 +89,24 @@ func (v *versions) ship(name string, at int) {
 func (v *versions) shows(table, visible, kept string) {
 	v.t.Helper()
 	var a, b string
-	end := time.Now().Add(10 * time.Second)
-	for time.Now().Before(end) {
+	v.t.Cleanup(func() {
+		if v.t.Failed() {
+			v.t.Logf("table %s: visible %q, kept %q at last; %+v", table, a, b, v.a.Status())
+		}
+	})
+	awaitTrue(v.t, func() bool {
 		a = v.to.Value(v.t, `SELECT COALESCE(string_agg(id::text, ' ' ORDER BY id), '') FROM `+table)
 		b = v.to.Value(v.t, `SELECT COALESCE(string_agg(id, ' ' ORDER BY id::int), '') FROM (SELECT image[array_position(columns, 'id')] AS id FROM pgbridge.quarantine WHERE name = $1) q`, table)
-		if a == visible && b == kept {
-			return
-		}
-		time.Sleep(5 * time.Millisecond) // between two looks at what no event tells of
-	}
-	v.t.Fatalf("table %s: visible %q, kept %q; want %q and %q; %+v", table, a, b, visible, kept, v.a.Status())
+		return a == visible && b == kept
+	})
+}
+
+// collide makes two rows of two nodes collide in a table: the first one is kept.
+func (v *versions) collide(table string) {
+	v.t.Helper()
+	v.write("a", 10, "INSERT INTO "+table+" VALUES (1, 7, 'first')")
+	v.write("c", 20, "INSERT INTO "+table+" VALUES (2, 7, 'second')")
+	v.shows(table, "2", "1")
 }
 
 // TestVisibleRowsDoNotDependOnTheOrder is the example of PROOF.md R30: in all orders the same rows are visible.
@@ -195,43 +203,37 @@ func TestKeptRowsAreVersions(t *testing.T) {
 		uniques += "ALTER TABLE " + n + " ADD UNIQUE (e);"
 	}
 	v := newVersions(t, pgtest.SharedServer(t, pgtest.Newest(t)), tables, uniques)
-	begin := func(table string) {
-		t.Helper()
-		v.write("a", 10, "INSERT INTO "+table+" VALUES (1, 7, 'first')")
-		v.write("c", 20, "INSERT INTO "+table+" VALUES (2, 7, 'second')")
-		v.shows(table, "2", "1")
-	}
-	begin("moves") // to a value that is free
+	v.collide("moves") // to a value that is free
 	v.write("d", 30, "UPDATE moves SET e = 8 WHERE id = 1")
 	v.shows("moves", "1 2", "")
 	v.same("SELECT * FROM moves ORDER BY id")
 
-	begin("stays") // an update that leaves the value makes it the later row
+	v.collide("stays") // an update that leaves the value makes it the later row
 	v.write("d", 30, "UPDATE stays SET f = 'later' WHERE id = 1")
 	v.shows("stays", "1", "2")
 
-	begin("removed")
+	v.collide("removed")
 	v.write("d", 30, "DELETE FROM removed WHERE id = 1")
 	v.shows("removed", "2", "")
 	v.write("c", 31, "DELETE FROM removed WHERE id = 2")
 	v.shows("removed", "", "")
 
-	begin("older") // than the kept version: it loses, and the history says so
+	v.collide("older") // than the kept version: it loses, and the history says so
 	v.write("d", 5, "UPDATE older SET e = 99 WHERE id = 1")
 	v.shows("older", "2", "1")
 	if got := v.to.Query(t, `SELECT kind, outcome, local_row->>'f', remote_row->>'e' FROM pgbridge.conflict WHERE relation = 'public.older' AND kind <> 'unique'`); !slices.Equal(got, []string{"update_update|local wins|first|99"}) {
 		t.Errorf("history %q", got)
 	}
 
-	begin("newkey") // the kept row gets another key, and with it comes free
+	v.collide("newkey") // the kept row gets another key, and with it comes free
 	v.write("d", 30, "UPDATE newkey SET id = 5, e = 6 WHERE id = 1")
 	v.shows("newkey", "2 5", "")
 
-	begin("wiped")
+	v.collide("wiped")
 	v.write("d", 30, "TRUNCATE wiped")
 	v.shows("wiped", "", "")
 
-	begin("again") // one that was kept for a while still loses to what is later than its version
+	v.collide("again") // one that was kept for a while still loses to what is later than its version
 	v.write("c", 30, "DELETE FROM again WHERE id = 2")
 	v.shows("again", "1", "")
 	v.write("d", 5, "UPDATE again SET f = 'too old' WHERE id = 1")
@@ -301,12 +303,6 @@ func TestLocalWritesMeetKeptRows(t *testing.T) {
 		uniques += "ALTER TABLE " + n + " ADD UNIQUE (e);"
 	}
 	v := newVersions(t, pgtest.SharedServer(t, pgtest.Newest(t)), tables, uniques)
-	begin := func(table string) {
-		t.Helper()
-		v.write("a", 10, "INSERT INTO "+table+" VALUES (1, 7, 'first')")
-		v.write("c", 20, "INSERT INTO "+table+" VALUES (2, 7, 'second')")
-		v.shows(table, "2", "1")
-	}
 	seq := uint64(0)
 	deleted := func(table string, id int) {
 		t.Helper()
@@ -318,7 +314,7 @@ func TestLocalWritesMeetKeptRows(t *testing.T) {
 		key := intKey(id)
 		v.a.LocalDelete("public", table, key, tab.hasher.Hash(key, nil), origin.Version{Stamp: v.base + 1000 + origin.Stamp(seq), Origin: node("b")}, seq, 500+seq)
 	}
-	begin("inserted")
+	v.collide("inserted")
 	v.to.Exec(t, "INSERT INTO inserted VALUES (1, 9, 'local')")
 	v.write("d", 30, "UPDATE inserted SET f = 'remote' WHERE id = 2") // wakes up whoever looks
 	tab, err := v.a.catalog.table(t.Context(), "public", "inserted")
@@ -331,16 +327,16 @@ func TestLocalWritesMeetKeptRows(t *testing.T) {
 		t.Errorf("the local row became %q", got)
 	}
 
-	begin("deleted") // as capture tells of an insert and a delete that apply has not met
+	v.collide("deleted") // as capture tells of an insert and a delete that apply has not met
 	deleted("deleted", 1)
 	v.shows("deleted", "2", "")
 
-	begin("freed")
+	v.collide("freed")
 	v.to.Exec(t, "DELETE FROM freed WHERE id = 2")
 	deleted("freed", 2)
 	v.shows("freed", "1", "")
 
-	begin("returned") // and is beaten by a local delete of which capture tells only then
+	v.collide("returned") // and is beaten by a local delete of which capture tells only then
 	v.write("c", 30, "DELETE FROM returned WHERE id = 2")
 	v.shows("returned", "1", "")
 	deleted("returned", 1)
