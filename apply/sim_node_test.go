@@ -441,7 +441,7 @@ func (n *simNode) purge() {
 		n.bridge(func(b *simBooks) { b.tombs = slices.DeleteFunc(slices.Clone(b.tombs), gone) })
 	}
 	for o := range stable { // as journal.stableSeq
-		if o != n.own && !n.w.broken.forgetsUnsettled {
+		if o != n.own {
 			stable[o] = min(stable[o], n.absence.saidSeq(o))
 		}
 	}

@@ -112,24 +112,42 @@ func TestSimulation(t *testing.T) {
 		r.ran, r.first, len(r.faults), took.Seconds(), float64(r.ran)/took.Seconds(), r.stats)
 }
 
-// TestFoundSchedules plays the schedules in which the simulation once found a fault; each is as small as it could be made.
-func TestFoundSchedules(t *testing.T) {
-	files, err := filepath.Glob("testdata/sim/*.txt")
+// foundSchedules reads schedules in which the simulation once found a fault, by file; each is as small as it could be made.
+func foundSchedules(t *testing.T, pattern string) map[string]*sim.Schedule {
+	t.Helper()
+	files, err := filepath.Glob("testdata/sim/" + pattern)
 	if err != nil || len(files) == 0 {
 		t.Fatalf("%d schedules: %v", len(files), err)
 	}
-	p := newSimPlayer()
+	all := map[string]*sim.Schedule{}
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		s, err := sim.Parse(string(text))
-		if err != nil {
+		if all[file], err = sim.Parse(string(text)); err != nil {
 			t.Fatalf("%s: %v", file, err)
 		}
+	}
+	return all
+}
+
+// TestFoundSchedules plays the schedules that were found.
+func TestFoundSchedules(t *testing.T) {
+	p := newSimPlayer()
+	for file, s := range foundSchedules(t, "*.txt") {
 		if fault := p.play(t.Context(), s, simBroken{}).fault; fault != "" {
 			t.Errorf("%s: %s\n%s", file, fault, p.explain(t.Context(), s, simBroken{}))
+		}
+	}
+}
+
+// TestUnsettledIsNotForgotten: the schedules by which that rule was found fail without it.
+func TestUnsettledIsNotForgotten(t *testing.T) {
+	p := newSimPlayer()
+	for file, s := range foundSchedules(t, "update-of-an-unsettled-row-*.txt") {
+		if p.play(t.Context(), s, simBroken{tellsUnsettled: true}).fault == "" {
+			t.Errorf("%s does not fail without the rule", file)
 		}
 	}
 }

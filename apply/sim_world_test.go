@@ -32,9 +32,8 @@ type simBroken struct {
 	lowIsUp        bool // what was announced counts as seen (R8)
 	purgeBySide    bool // what every node has applied is forgotten, also if older transactions are on their way (R22)
 	foldByUp       bool // the journal folds what all declare
-	// The journal forgets rows, or lets others forget them, that a local delete may yet take back.
-	forgetsUnsettled, tellsUnsettled bool
-	mergeByArrival                   bool // merged rows go by the order in which writes came
+	tellsUnsettled bool // others may forget what a local delete may yet take back of merged rows
+	mergeByArrival bool // merged rows go by the order in which writes came
 }
 
 // simStats counts what happened.
