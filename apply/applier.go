@@ -609,26 +609,6 @@ func (a *Applier) NotePublished(ctx context.Context, seq uint64) error {
 	return nil
 }
 
-// NoteClock remembers how far another node's clock is ahead of this machine's, known within so much, and compares this machine's
-// with the database's for that.
-func (a *Applier) NoteClock(ctx context.Context, node string, ahead, within time.Duration) error {
-	a.catalog.mu.Lock()
-	defer a.catalog.mu.Unlock()
-	var now time.Time
-	asked := time.Now()
-	if err := a.catalog.conn.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&now); err != nil {
-		return fmt.Errorf("read the database's clock: %w", err)
-	}
-	half := time.Since(asked) / 2
-	ahead -= now.Sub(asked.Add(half))
-	if _, err := a.catalog.conn.Exec(ctx, `INSERT INTO pgbridge.clock (node, ahead_us, within_us) VALUES ($1, $2, $3)
-		ON CONFLICT (node) DO UPDATE SET ahead_us = EXCLUDED.ahead_us, within_us = EXCLUDED.within_us, at = EXCLUDED.at`,
-		node, ahead.Microseconds(), (within + half).Microseconds()); err != nil {
-		return fmt.Errorf("note the clock of node %s: %w", node, err)
-	}
-	return nil
-}
-
 // Published takes in a frame of the own stream, in order, also if it is not durable yet. Frame and body may be used again
 // when it returns.
 func (a *Applier) Published(ctx context.Context, f *wire.Frame) {

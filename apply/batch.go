@@ -191,13 +191,8 @@ func (w *worker) launch(b *batch) {
 }
 
 func (w *worker) writeAfter(ctx context.Context, marked <-chan markReply, out []byte) error {
-	select {
-	case r := <-marked:
-		if r.err != nil {
-			return r.err
-		}
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	if _, err := awaitMarker(ctx, marked); err != nil {
+		return err
 	}
 	_, err := w.socket.Write(out)
 	return err

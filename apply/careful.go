@@ -248,17 +248,9 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 		c.locks.release(h)
 		return err
 	}
-	marked, err := c.markers.announce(ctx, c.last().entry())
-	if err != nil {
+	if err := c.markers.announced(ctx, c.last().entry()); err != nil {
+		c.locks.release(h)
 		return err
-	}
-	select {
-	case r := <-marked:
-		if r.err != nil {
-			return r.err
-		}
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 	defer func() {
 		if err != nil {

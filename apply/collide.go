@@ -561,9 +561,9 @@ func (c *carefulRun) recordLasting() error {
 // is now where l says.
 func (c *carefulRun) recordUnique(x collision, l look) error {
 	m, v := x.m, &x.rival
-	outcome := "local wins"
+	outcome := localWins
 	if x.wins {
-		outcome = "remote wins"
+		outcome = remoteWins
 	}
 	c.losses++
 	i := images{}
@@ -576,18 +576,7 @@ func (c *carefulRun) recordUnique(x collision, l look) error {
 	if v.look.mine {
 		version = c.t.version()
 	}
-	s := m.statement("kx"+i.shape, func() (string, []uint32) {
-		types := append(i.types, oidText, oidText, oidText, oidText, oidInt8, oidInt8, oidText, oidInt8, oidText)
-		var values []string
-		for n := len(i.types) + 1; n <= len(types); n++ {
-			values = append(values, fmt.Sprintf("$%d", n))
-		}
-		return uniqueInto + " VALUES (" + strings.Join(values, ", ") + ", " + i.local + ", " + i.remote + ")", types
-	})
-	ps := append(i.ps, textParam(m.local.schema+"."+m.local.name), textParam(string(conflict.Unique)), textParam(outcome),
-		textParam(c.origin.String()), int64Param(int64(c.t.Seq)), int64Param(int64(c.t.Stamp)),
-		textParam(version.Origin.String()), int64Param(int64(version.Stamp)), textParam(v.unique.name))
-	c.queue = append(c.queue, queued{what: "record conflict", s: s, ps: ps, history: true})
+	c.pushRecord(m, "kx", uniqueInto, i, string(conflict.Unique), outcome, version, v.unique.name)
 	return nil
 }
 

@@ -47,40 +47,6 @@ type History struct {
 	node, publication string
 }
 
-// AssumedClockError is what clocks that NTP keeps over a wide network are at most apart, for want of a measurement.
-const AssumedClockError = 10 * time.Millisecond
-
-// ClockSource says where a History has its clock error from.
-type ClockSource string
-
-// The sources of a clock error.
-const (
-	ClockGiven    ClockSource = "given"
-	ClockMeasured ClockSource = "measured"
-	ClockAssumed  ClockSource = "assumed"
-)
-
-// ClockError returns how far apart two nodes' clocks may be, and who says so.
-func (h *History) ClockError() (time.Duration, ClockSource) { return h.clockError, h.source }
-
-// measureClocks reads what the bridge has measured. The table may be of a version without it.
-func (h *History) measureClocks(ctx context.Context) error {
-	h.clockError, h.source = AssumedClockError, ClockAssumed
-	var there bool
-	if err := h.conn.QueryRow(ctx, `SELECT to_regclass('pgbridge.clock') IS NOT NULL`).Scan(&there); err != nil || !there {
-		return err
-	}
-	var most *int64
-	err := h.conn.QueryRow(ctx, `SELECT max(abs(ahead_us) + within_us) FROM pgbridge.clock WHERE at > clock_timestamp() - interval '1 day'`).Scan(&most)
-	if hasCode(err, "42501") {
-		return nil // a role that may only read the history
-	}
-	if err == nil && most != nil {
-		h.clockError, h.source = time.Duration(*most)*time.Microsecond, ClockMeasured
-	}
-	return err
-}
-
 // Conflict is one entry of the history: two writes of one row of which neither had seen the other.
 type Conflict struct {
 	ID      int64       `json:"id"`

@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgbridge/pgbridge/conflict"
+	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/wire"
 )
 
@@ -66,19 +67,30 @@ func (c *carefulRun) record(m *mapping, tuple []wire.Value, here rowOf, l look, 
 	} else if err := i.make(m, tuple, here, l); err != nil {
 		return err
 	}
-	s := m.statement("kc"+i.shape, func() (string, []uint32) {
+	c.pushRecord(m, "kc", conflictInto, i, string(d.Kind), outcome, l.local.Version)
+	return nil
+}
+
+// pushRecord queues a record, with into and what stands in it between the version that was here and the images.
+func (c *carefulRun) pushRecord(m *mapping, name, into string, i images, kind, outcome string, here origin.Version, more ...string) {
+	s := m.statement(name+i.shape, func() (string, []uint32) {
 		types := append(i.types, oidText, oidText, oidText, oidText, oidInt8, oidInt8, oidText, oidInt8)
+		for range more {
+			types = append(types, oidText)
+		}
 		var values []string
 		for n := len(i.types) + 1; n <= len(types); n++ {
 			values = append(values, fmt.Sprintf("$%d", n))
 		}
-		return conflictInto + " VALUES (" + strings.Join(values, ", ") + ", " + i.local + ", " + i.remote + ")", types
+		return into + " VALUES (" + strings.Join(values, ", ") + ", " + i.local + ", " + i.remote + ")", types
 	})
-	ps := append(i.ps, textParam(m.local.schema+"."+m.local.name), textParam(string(d.Kind)), textParam(outcome),
+	ps := append(i.ps, textParam(m.local.schema+"."+m.local.name), textParam(kind), textParam(outcome),
 		textParam(c.origin.String()), int64Param(int64(c.t.Seq)), int64Param(int64(c.t.Stamp)),
-		textParam(l.local.Version.Origin.String()), int64Param(int64(l.local.Version.Stamp)))
+		textParam(here.Origin.String()), int64Param(int64(here.Stamp)))
+	for _, text := range more {
+		ps = append(ps, textParam(text))
+	}
 	c.queue = append(c.queue, queued{what: "record conflict", s: s, ps: ps, history: true})
-	return nil
 }
 
 // images are the SQL of a conflict's two images with its parameters. The same shape has the same SQL. They are

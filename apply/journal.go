@@ -46,7 +46,7 @@ type journal struct {
 
 	// Of the goroutine that runs:
 	inbox    *inbox
-	mappings map[string]*mapping // by the relation's R record
+	mappings ownMappings
 	writes   []journaled
 	bases    []journalBase
 	key      []wire.Value
@@ -81,7 +81,7 @@ func (a *Applier) openJournal(ctx context.Context, ids *remotes, locks *keyLocks
 		conn: conn, own: a.own, origins: map[int32]origin.Origin{0: a.own}, catalog: a.catalog, heard: a.heard, absence: a.absence, progress: a.progress, locks: locks,
 		wiped: map[wiped]origin.Vector{}, opts: &a.opts,
 		log: a.opts.Logger, policy: fingerprint(a.opts.Merge, a.opts.Priority), changed: make(chan struct{}), frames: make(chan *wire.Frame, journalFrames),
-		mappings: map[string]*mapping{}, done: origin.Entry{Origin: a.own},
+		mappings: ownMappings{}, done: origin.Entry{Origin: a.own},
 	}
 	for i, id := range ids.ids {
 		j.origins[int32(id)] = ids.origins[i]
@@ -353,23 +353,9 @@ func (j *journal) mapping(ctx context.Context, r *wire.Relation) (*mapping, erro
 	if !j.opts.merges(r.Schema, r.Name) {
 		return nil, nil
 	}
-	name := string(wire.AppendRelation(nil, r))
-	if m := j.mappings[name]; m != nil {
-		return m, nil
-	}
-	t, err := j.catalog.table(ctx, r.Schema, r.Name)
+	m, err := j.mappings.of(ctx, j.catalog, r)
 	if isBlocked(err) {
 		return nil, nil // dropped since, or not to be merged: whoever applies says so
-	}
-	if err != nil {
-		return nil, err
-	}
-	m, err := newMapping(r, t)
-	if isBlocked(err) {
-		return nil, nil
-	}
-	if err == nil {
-		j.mappings[name] = m
 	}
 	return m, err
 }

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -38,7 +39,7 @@ type keeper struct {
 	run       *carefulRun
 	examined  wire.KeyHash
 	shapes    map[string]*mapping // of one round, by table and columns
-	published map[string]*mapping // of own frames, by the relation's R record
+	published ownMappings
 	again     map[wire.KeyHash]struct{}
 	checks    map[wire.KeyHash]check
 	holds     []hold
@@ -87,7 +88,7 @@ func (a *Applier) openKeeper(ctx context.Context, ids *remotes) error {
 	w.guard.self, w.guard.others, w.guard.ids = w.id, ids.origins, ids.ids
 	k := &keeper{blockerStatement: fixed(blockerSQL, oidInt8, oidInt8, oidInt8, oidInt8, oidText),
 		returnedStatement: fixed(returnedSQL, oidTimestamptz, oidInt8, oidInt4), stampStatement: fixed(stampSQL, oidTimestamptz), worker: w, ids: map[origin.Origin]int32{a.own: 0}, frames: make(chan *wire.Frame, keeperFrames), shapes: map[string]*mapping{},
-		published: map[string]*mapping{}, again: map[wire.KeyHash]struct{}{}, checks: map[wire.KeyHash]check{}}
+		published: ownMappings{}, again: map[wire.KeyHash]struct{}{}, checks: map[wire.KeyHash]check{}}
 	for i, o := range ids.origins {
 		k.ids[o] = int32(ids.ids[i])
 	}
@@ -266,21 +267,8 @@ func (k *keeper) check(ctx context.Context, hash wire.KeyHash, one check) error 
 	v := c.versionOf(&row[0])
 	c.t.Stamp, c.t.origin = v.Stamp, v.Origin
 	tuple := slices.Clone(one.tuple)
-	for i, li := range one.m.cols { // the row as it stands now
-		if li < 0 {
-			continue
-		}
-		where, types, ps, err := rowAt(row[0].tableoid, row[0].ctid)()
-		if err != nil {
-			return err
-		}
-		values, err := k.exec(ctx, "SELECT "+asText("t."+one.m.local.cols[li].quoted)+" FROM "+one.m.local.rows+" t WHERE "+where, types, ps)
-		if err != nil || len(values) != 1 {
-			return fmt.Errorf("read row of %s: %w", one.m.local.quoted, errors.Join(err, errUnknown))
-		}
-		if tuple[i] = (wire.Value{Format: wire.Text, Data: values[0][0]}); values[0][0] == nil {
-			tuple[i] = wire.Value{Format: wire.Null}
-		}
+	if err := k.readRow(ctx, one.m, tuple, &row[0]); err != nil {
+		return err
 	}
 	rivals, err := c.rivals(ctx, one.m, tuple)
 	if err != nil {
@@ -296,6 +284,31 @@ func (k *keeper) check(ctx context.Context, hash wire.KeyHash, one check) error 
 		return err
 	}
 	return k.commit(ctx)
+}
+
+// readRow gives tuple the values of a row as it stands now.
+func (k *keeper) readRow(ctx context.Context, m *mapping, tuple []wire.Value, v *rival) error {
+	where, types, ps, err := rowAt(v.tableoid, v.ctid)()
+	if err != nil {
+		return err
+	}
+	var cols []string
+	var places []int
+	for i, li := range m.cols {
+		if li >= 0 {
+			cols, places = append(cols, asText("t."+m.local.cols[li].quoted)), append(places, i)
+		}
+	}
+	rows, err := k.exec(ctx, "SELECT "+strings.Join(cols, ", ")+" FROM "+m.local.rows+" t WHERE "+where, types, ps)
+	if err != nil || len(rows) != 1 {
+		return fmt.Errorf("read row of %s: %w", m.local.quoted, errors.Join(err, errUnknown))
+	}
+	for n, i := range places {
+		if tuple[i] = (wire.Value{Format: wire.Text, Data: rows[0][n]}); rows[0][n] == nil {
+			tuple[i] = wire.Value{Format: wire.Null}
+		}
+	}
+	return nil
 }
 
 // begins opens a transaction about the row of a key, which has version v.
@@ -568,21 +581,13 @@ func (k *keeper) changed(ctx context.Context, rec wire.Record, relations map[uin
 	if !loose && !k.kept.guards(n) {
 		return nil
 	}
-	name := string(wire.AppendRelation(nil, r))
-	m := k.published[name]
-	if m == nil {
-		t, err := k.catalog.table(ctx, r.Schema, r.Name)
-		if err == nil {
-			m, err = newMapping(r, t)
-		}
-		if isBlocked(err) {
-			k.kept.touchAll(&n)
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		k.published[name] = m
+	m, err := k.published.of(ctx, k.catalog, r)
+	if isBlocked(err) {
+		k.kept.touchAll(&n)
+		return nil
+	}
+	if err != nil {
+		return err
 	}
 	for i, tuple := range [][]wire.Value{k.change.Old, k.change.New} {
 		if len(tuple) == 0 {

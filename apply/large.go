@@ -29,17 +29,8 @@ func (w *worker) applyRun(ctx context.Context, t *txn) error {
 		w.absence.withdraw(w.origin, t.Seq)
 		return w.carefully(ctx, t)
 	}
-	marked, err := w.markers.announce(ctx, t.entry())
-	if err != nil {
+	if err := w.markers.announced(ctx, t.entry()); err != nil {
 		return err
-	}
-	select {
-	case r := <-marked:
-		if r.err != nil {
-			return r.err
-		}
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 	w.inbox.take()
 	return w.stream(ctx, t, h)

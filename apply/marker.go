@@ -60,6 +60,26 @@ func (m *markers) announce(ctx context.Context, e origin.Entry) (<-chan markRepl
 	return m.send(ctx, markRequest{up: e})
 }
 
+// announced is announce that waits until the marker stands in the WAL.
+func (m *markers) announced(ctx context.Context, e origin.Entry) error {
+	c, err := m.announce(ctx, e)
+	if err != nil {
+		return err
+	}
+	_, err = awaitMarker(ctx, c)
+	return err
+}
+
+// awaitMarker waits until the marker that was asked for stands in the WAL; lsn is of one that was to be flushed.
+func awaitMarker(ctx context.Context, c <-chan markReply) (lsn uint64, err error) {
+	select {
+	case r := <-c:
+		return r.lsn, r.err
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
+	}
+}
+
 // lose asks for a marker that says on which rows e's transaction is about to lose, and waits until it stands in
 // the WAL.
 func (m *markers) lose(ctx context.Context, e origin.Entry, lost []wire.Loss) error {
@@ -67,12 +87,8 @@ func (m *markers) lose(ctx context.Context, e origin.Entry, lost []wire.Loss) er
 	if err != nil {
 		return err
 	}
-	select {
-	case r := <-c:
-		return r.err
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	_, err = awaitMarker(ctx, c)
+	return err
 }
 
 // flush writes a marker, flushes the WAL up to it and returns its LSN (PROOF.md R13).
@@ -81,12 +97,7 @@ func (m *markers) flush(ctx context.Context) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	select {
-	case r := <-c:
-		return r.lsn, r.err
-	case <-ctx.Done():
-		return 0, context.Cause(ctx)
-	}
+	return awaitMarker(ctx, c)
 }
 
 func (m *markers) send(ctx context.Context, r markRequest) (<-chan markReply, error) {

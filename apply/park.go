@@ -212,7 +212,7 @@ func (w *worker) park(ctx context.Context, t *txn, why error) error {
 		on = append(on, label(x.Entry))
 	}
 	c := newCarefulRun(w, []*txn{t})
-	if err := c.announced(ctx); err != nil {
+	if err := w.markers.announced(ctx, t.entry()); err != nil {
 		return err
 	}
 	if err := w.prepareParking(ctx); err != nil {
@@ -249,20 +249,6 @@ func sqlstate(err error) string {
 		return pg.Code
 	}
 	return ""
-}
-
-// announced waits until a marker in the WAL covers the transaction.
-func (c *carefulRun) announced(ctx context.Context) error {
-	marked, err := c.markers.announce(ctx, c.t.entry())
-	if err != nil {
-		return err
-	}
-	select {
-	case r := <-marked:
-		return r.err
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }
 
 // parkingStatements are those of park and what follows it, which most workers never need.

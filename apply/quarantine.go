@@ -87,25 +87,22 @@ func (a *Applier) openQuarantine(ctx context.Context) error {
 		return fmt.Errorf("read replication origins: %w", err)
 	}
 	rows, err := conn.Query(ctx, `SELECT hi, lo, schema, name, origin, epoch, stamp, xid, blocker_hi, blocker_lo, constraint_name FROM pgbridge.quarantine`)
-	if err != nil {
-		if hasCode(err, "42P01") {
-			err = ErrNotSetUp
-		}
-		return fmt.Errorf("read quarantine: %w", err)
-	}
 	var hi, lo, epoch, stamp, xid, bhi, blo int64
 	var e keptRow
-	if _, err := pgx.ForEachRow(rows, []any{&hi, &lo, &e.table.schema, &e.table.name, &e.version.Origin.Node, &epoch, &stamp, &xid, &bhi, &blo, &e.constraint}, func() error {
-		one := e
-		one.key, one.blocker = wire.KeyHash{Hi: uint64(hi), Lo: uint64(lo)}, wire.KeyHash{Hi: uint64(bhi), Lo: uint64(blo)}
-		one.version.Origin.Epoch, one.version.Stamp, one.xid = uint32(epoch), origin.Stamp(stamp), uint64(xid)
-		q.put(one.key, &one)
-		q.due[one.key] = struct{}{}
-		return nil
-	}); err != nil {
-		if hasCode(err, "42P01") {
-			err = ErrNotSetUp
-		}
+	if err == nil {
+		_, err = pgx.ForEachRow(rows, []any{&hi, &lo, &e.table.schema, &e.table.name, &e.version.Origin.Node, &epoch, &stamp, &xid, &bhi, &blo, &e.constraint}, func() error {
+			one := e
+			one.key, one.blocker = wire.KeyHash{Hi: uint64(hi), Lo: uint64(lo)}, wire.KeyHash{Hi: uint64(bhi), Lo: uint64(blo)}
+			one.version.Origin.Epoch, one.version.Stamp, one.xid = uint32(epoch), origin.Stamp(stamp), uint64(xid)
+			q.put(one.key, &one)
+			q.due[one.key] = struct{}{}
+			return nil
+		})
+	}
+	if hasCode(err, "42P01") {
+		err = ErrNotSetUp
+	}
+	if err != nil {
 		return fmt.Errorf("read quarantine: %w", err)
 	}
 	q.alert()

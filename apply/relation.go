@@ -425,3 +425,24 @@ func (m *mapping) params(ps []param, tuple []wire.Value, cols []int) ([]param, e
 	}
 	return ps, nil
 }
+
+// ownMappings are how relations of own frames fit their tables, by the relation's R record.
+type ownMappings map[string]*mapping
+
+// of returns one; a Blocked error if the table does not fit any more.
+func (o ownMappings) of(ctx context.Context, c *catalog, r *wire.Relation) (*mapping, error) {
+	name := string(wire.AppendRelation(nil, r))
+	if m := o[name]; m != nil {
+		return m, nil
+	}
+	t, err := c.table(ctx, r.Schema, r.Name)
+	if err != nil {
+		return nil, err
+	}
+	m, err := newMapping(r, t)
+	if err != nil {
+		return nil, err
+	}
+	o[name] = m
+	return m, nil
+}
