@@ -146,7 +146,9 @@ type Applier struct {
 	journal  *journal // nil if no table is merged
 	kept     *quarantine
 	keeper   *keeper
-	mender   *mender       // nil if no foreign key has a policy
+	mender   *mender // nil if no foreign key has a policy
+	owed     *owed
+	resends  *resender
 	start    origin.Vector // applied before this start
 	wal      atomic.Pointer[WAL]
 	catalog  *catalog
@@ -170,6 +172,7 @@ func (fencedError) ExitCode() int { return 4 }
 // of PostgreSQL with the mend.
 func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 	a := &Applier{opts: opts.withDefaults(), progress: newProgress(), absence: newAbsence(), kept: newQuarantine()}
+	a.owed = newOwed(a.progress)
 	defer func() {
 		if err != nil {
 			a.close()
@@ -221,6 +224,12 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 		return nil, err
 	}
 	if err := a.loadParked(ctx); err != nil {
+		return nil, err
+	}
+	if err := a.loadOwed(ctx); err != nil {
+		return nil, err
+	}
+	if err := a.openResender(ctx); err != nil {
 		return nil, err
 	}
 	if err := a.openKeeper(ctx, ids); err != nil {
@@ -361,7 +370,7 @@ func (a *Applier) openWorker(ctx context.Context, ids *remotes, i int, policy co
 	}
 	w := &worker{
 		origin: o, own: a.own, id: ids.ids[i], opts: &a.opts, log: a.opts.Logger,
-		progress: a.progress, markers: a.markers, absence: a.absence, locks: locks, kept: a.kept, heard: a.heard, parked: a.parked, policy: policy,
+		progress: a.progress, markers: a.markers, absence: a.absence, locks: locks, kept: a.kept, heard: a.heard, parked: a.parked, owed: a.owed, policy: policy,
 		conn: conn, socket: conn.PgConn().Conn(), catalog: a.catalog, mappings: map[uint32]*mapping{}, combined: map[string]*combination{},
 		digests: rowkey.NewDigests(a.catalog.ask),
 		pasts:   map[tableName]*past{},
@@ -423,6 +432,7 @@ func (w *worker) prepareFixed(ctx context.Context) error {
 	w.beginStatement, w.commitStatement = fixed("begin", "BEGIN"), fixed("commit", "COMMIT")
 	w.journalStatement = &statement{sql: journalSQL, types: journalTypes}
 	w.journalBaseStatement = &statement{sql: baseSQL, types: baseTypes}
+	w.payStatement = &statement{sql: paySQL, types: []uint32{oidInt8Array}}
 	w.unkeepStatement = &statement{sql: unkeepSQL, types: []uint32{oidInt8, oidInt8}}
 	w.patientStatement = fixed("patient", "SET LOCAL lock_timeout = 0")
 	w.xidStatement = fixed("xid", "SELECT pg_current_xact_id()")
@@ -665,6 +675,7 @@ func (a *Applier) Run(ctx context.Context, wal WAL, streams Streams) error {
 		g.Go(func() error { return a.mender.run(ctx) })
 	}
 	g.Go(func() error { return a.watchParked(ctx) })
+	g.Go(func() error { return a.resends.run(ctx) })
 	for _, w := range a.workers {
 		w.wal, w.streams = wal, streams
 		g.Go(func() error { return w.run(ctx) })

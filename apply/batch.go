@@ -127,7 +127,7 @@ func (w *worker) claim(t *txn) error {
 		w.locks.release(l.held)
 		return err
 	}
-	if w.kept.epoch.Load() != p.epoch { // some of its tables may be guarded by now
+	if w.kept.epoch.Load() != p.epoch || w.owed.any(p.print.locks...) { // some of its tables may be guarded by now
 		w.locks.release(l.held)
 		return errSurprise
 	}

@@ -73,6 +73,11 @@ type carefulRun struct {
 	merged map[wire.KeyHash]*mergedRow
 	part   conflict.Part
 	tries  int // attempts so far
+	// deaf: what the origin has not told about what its author saw is taken for not seen (heard.go).
+	deaf bool
+	// owes are the rows that an attempt leaves as they are (owed.go), by key; paid is what it makes up for.
+	owes map[wire.KeyHash]*debt
+	paid []*owedRow
 	// gaveWay counts the attempts that ended since a user had locked a row.
 	gaveWay int
 	// bare is why conflicts are recorded without the rows' images; empty: with them.
@@ -265,6 +270,7 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 	c.rows, c.unsure, c.queue = map[wire.KeyHash]*rowState{}, map[uint32]bool{}, c.queue[:0]
 	c.lost, c.buried, c.wiped, c.losses, c.bereaved = keySet{}, keySet{}, nil, 0, false
 	c.blind, c.beaten, c.told, c.swarm = false, lostRows{}, nil, swarm{}
+	c.owes, c.paid = nil, nil
 	c.push("begin", c.beginStatement, nil)
 	if len(c.all) > 1 {
 		c.wrote = map[wire.KeyHash]*txn{}
@@ -278,6 +284,8 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 			err = c.markers.lose(ctx, c.final().entry(), told)
 		}
 	}
+	owes := c.debts() // told was flushed with them
+	c.owed.add(owes...)
 	if err == nil {
 		if c.t.parked == 0 {
 			c.inbox.takeMany(len(c.all))
@@ -288,7 +296,12 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 		}
 	}
 	if err != nil {
+		c.owed.drop(owes...)
 		return errors.Join(err, c.rollBack(ctx, c.conn.PgConn().TxStatus()))
+	}
+	c.owed.drop(c.paid...)
+	if len(owes) > 0 {
+		c.owed.wake()
 	}
 	for _, n := range c.wiped {
 		c.absence.truncate(tombstone{c.t.version(), c.t.Seq}, n)
@@ -469,6 +482,9 @@ func (c *carefulRun) changes(ctx context.Context) error {
 	}
 	if err == nil {
 		err = c.bury(ctx)
+	}
+	if err == nil {
+		err = c.pushDebts()
 	}
 	if err != nil {
 		return err

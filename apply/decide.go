@@ -2,7 +2,6 @@ package apply
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -163,10 +162,9 @@ func (c *carefulRun) step(ctx context.Context, s *step) error {
 		return c.write(ctx, s.m, s.ch.New, s.to, conflict.Update)
 	}
 	if r := c.rows[s.from]; hasUnchanged(s.ch.New) && (r.found || r.kept != nil) {
-		var unheard *unheardError
-		if err := c.trueBase(s.m, c.rows[s.from], s.from); errors.Is(err, errUnknown) || errors.As(err, &unheard) {
+		if base, err := c.trueBase(s.m, r, s.from); err != nil {
 			return err
-		} else if err == nil {
+		} else if base {
 			fill := func() error { return c.fill(ctx, s.m, s.ch.New, s.ch.Old) }
 			if r.kept != nil {
 				fill = func() error { return c.fillKept(ctx, s.m, s.ch.New, s.from) }
@@ -188,22 +186,25 @@ func (c *carefulRun) write(ctx context.Context, m *mapping, tuple []wire.Value, 
 	if r.lost {
 		return nil
 	}
-	d := conflict.Decision{RemoteWins: true}
-	if !r.mine {
-		d = c.policy(conflict.Case{Write: kind, Remote: c.t.version(), Local: r.local, Seen: r.seen})
-	}
+	d := c.decideOver(kind, r, k)
 	if !d.RemoteWins {
 		c.lose(m, r, k)
 		return c.record(m, tuple, m.rowOf(tuple), r.look, d)
 	}
+	base := true
 	if hasUnchanged(tuple) {
-		if err := c.trueBase(m, r, k); err != nil {
+		var err error
+		if base, err = c.trueBase(m, r, k); err != nil {
 			return err
 		}
 	}
 	if err := c.record(m, tuple, m.rowOf(tuple), r.look, d); err != nil {
 		return err
 	}
+	if !base {
+		return c.owe(m, tuple, k)
+	}
+	c.pay(k)
 	if c.guarded[m.name()] {
 		return c.place(ctx, m, tuple, k)
 	}
@@ -253,25 +254,26 @@ func hasUnchanged(tuple []wire.Value) bool {
 	return false
 }
 
-// trueBase checks that the row's unchanged TOAST values are those of the transaction's author (R16).
-func (c *carefulRun) trueBase(m *mapping, r *rowState, k wire.KeyHash) error {
+// trueBase reports whether the row's unchanged TOAST values are those of the transaction's author (R16).
+func (c *carefulRun) trueBase(m *mapping, r *rowState, k wire.KeyHash) (bool, error) {
 	there := r.found || r.kept != nil
-	if r.mine && there {
-		return nil
+	switch {
+	case r.mine && there:
+		return true, nil
+	case c.unsettled(m, k, c.t):
+		return false, errUnknown
+	case !there || c.stale(k, r):
+		return false, nil
+	case r.local.Ancient || r.own || c.t.low.Get(r.local.Version.Origin).Stamp >= r.local.Version.Stamp:
+		return true, nil
+	case !r.seen || c.t.parked != 0: // what was told meanwhile is forgotten
+		return false, nil
 	}
-	if c.unsettled(m, k, c.t) {
-		return errUnknown
+	saw, err := c.inbox.saw(r.local.Version, m.tableHash(), m.local.hasher.Shared(k))
+	if err != nil && c.deaf {
+		return false, nil
 	}
-	if there && (r.local.Ancient || r.own || c.t.low.Get(r.local.Version.Origin).Stamp >= r.local.Version.Stamp) {
-		return nil
-	}
-	if there && r.seen && c.t.parked == 0 { // what was told meanwhile is forgotten
-		if saw, err := c.inbox.saw(r.local.Version, m.tableHash(), m.local.hasher.Shared(k)); saw || err != nil {
-			return err
-		}
-	}
-	return blocked("transaction %d leaves a large value of table %s unchanged that another node has changed at the same time; "+
-		"such values only come along with ALTER TABLE %s REPLICA IDENTITY FULL", c.t.Seq, m.local.quoted, m.local.quoted)
+	return saw, err
 }
 
 // insertSet appends the remote columns that an insert writes.
@@ -290,10 +292,7 @@ func (c *carefulRun) remove(m *mapping, old []wire.Value, k wire.KeyHash) error 
 	if r.lost {
 		return nil
 	}
-	d := conflict.Decision{RemoteWins: true}
-	if !r.mine {
-		d = c.policy(conflict.Case{Write: conflict.Delete, Remote: c.t.version(), Local: r.local, Seen: r.seen})
-	}
+	d := c.decideOver(conflict.Delete, r, k)
 	if err := c.record(m, nil, m.rowOf(old), r.look, d); err != nil {
 		return err
 	}
@@ -301,6 +300,7 @@ func (c *carefulRun) remove(m *mapping, old []wire.Value, k wire.KeyHash) error 
 		c.lose(m, r, k) // the transaction may write the row again, in vain
 		return nil
 	}
+	c.pay(k)
 	c.buried.add(k)
 	if c.guarded[m.name()] {
 		c.unkeep(k)

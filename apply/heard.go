@@ -3,6 +3,7 @@ package apply
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/wire"
@@ -125,27 +126,38 @@ func (h *heard) forget(low origin.Vector) {
 func (b *inbox) saw(v origin.Version, table, key uint64) (bool, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if lost := b.heard.lost[v]; key != 0 && lost.has(table, key) {
+		return false, nil
+	}
 	if b.heard.low.Get(v.Origin).Stamp < v.Stamp {
 		return false, &unheardError{v}
 	}
 	return !b.heard.lost[v].has(table, key), nil
 }
 
-// listen waits until the origin has told about v. It tells soon, unless it cannot apply v; what is behind in
-// its stream must have room here meanwhile.
+// listenPatience is how long a transaction waits to hear from its origin, which may be unable to tell.
+const listenPatience = 5 * time.Second
+
+// listen waits until the origin has told about v. It tells soon, unless it cannot apply v, or is owed rows itself; what
+// is behind in its stream must have room here meanwhile. Otherwise the transaction goes on as if its author had not seen v.
 func (c *carefulRun) listen(ctx context.Context, v origin.Version) error {
+	late := time.NewTimer(listenPatience)
+	defer late.Stop()
 	for {
 		full, changed := c.inbox.full()
 		if _, err := c.inbox.saw(v, 0, 0); err == nil {
 			return nil
 		}
 		if full {
-			return blocked("transaction %d leaves a large value unchanged, and %s has not told yet whether its author had seen the row "+
-				"as it is here; such values come along with ALTER TABLE ... REPLICA IDENTITY FULL", c.t.Seq, c.origin.Node)
+			c.deaf = true
+			return nil
 		}
 		c.say(fmt.Sprintf("transaction %d waits to hear from %s whether %s was there first", c.t.Seq, c.origin.Node, v.Origin))
 		select {
 		case <-changed:
+		case <-late.C:
+			c.deaf = true
+			return nil
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

@@ -98,6 +98,9 @@ type inbox struct {
 	spooled     atomic.Int64 // bytes on disk; given back by whoever removes a run
 	writerEpoch uint64
 	back        uint64 // of the frame before
+
+	frames  atomic.Uint64 // that have arrived
+	resends *resender     // told of requests and answers; nil: of the own stream
 }
 
 func newInbox(o origin.Origin, opts *Options, last uint64) *inbox {
@@ -139,6 +142,7 @@ func (b *inbox) push(ctx context.Context, seq uint64, f *wire.Frame) error {
 	if err != nil {
 		return err
 	}
+	b.frames.Add(1)
 	b.hearLow(f.Low)
 	return b.add(ctx, txns)
 }
@@ -391,6 +395,16 @@ func (b *inbox) unpack(f *wire.Frame, resume uint64) ([]*txn, error) {
 			var lost []wire.Loss
 			if lost, err = wire.ParseLost(rec.Payload); err == nil {
 				b.hearLost(lost)
+			}
+		case wire.KindAsk:
+			if b.resends != nil {
+				err = b.resends.hearAsk(f.Origin, rec.Payload)
+			}
+		case wire.KindAnswer:
+			if b.resends != nil {
+				need := f.Up.Clone()
+				need.Advance(origin.Entry{Origin: f.Origin, Seq: f.LastSeq, Stamp: f.LastStamp})
+				err = b.resends.hearAnswer(rec.Payload, need)
 			}
 		case wire.KindChunk:
 			err = b.chunk(rec.Payload)

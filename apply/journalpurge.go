@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgbridge/pgbridge/conflict"
 	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/wire"
 )
@@ -133,7 +134,15 @@ func (j *journal) purgeTruncates(ctx context.Context, ids []int32, seqs []int64)
 	return left, nil
 }
 
-// forgetTruncate takes a TRUNCATE out of the journal, and with it what it judged.
+// truncateRowsSQL puts a TRUNCATE of a table among the writes of those of the given rows that the journal has.
+const truncateRowsSQL = `INSERT INTO pgbridge.journal (hi, lo, origin, seq, part, stamp, kind, seen, ops, image)
+SELECT k.hi, k.lo, t.origin, t.seq, t.part, t.stamp, t.kind, t.seen, t.ops, t.image
+FROM pgbridge.journal t, unnest($4::int8[], $5::int8[]) k(hi, lo)
+WHERE t.lo = 0 AND t.origin = $1 AND t.seq = $2 AND t.hi = $3 AND EXISTS (SELECT FROM pgbridge.journal j WHERE j.hi = k.hi AND j.lo = k.lo)
+ON CONFLICT DO NOTHING`
+
+// forgetTruncate takes a TRUNCATE out of the journal, and with it what it judged: where a row has later writes, too, that not
+// every node has seen, it stays among these.
 func (j *journal) forgetTruncate(ctx context.Context, w wiped, ids []int32, seqs []int64) error {
 	rows, err := j.conn.Query(ctx, `SELECT hi, lo, schema, name FROM pgbridge.journal_base`)
 	if err != nil {
@@ -154,10 +163,13 @@ func (j *journal) forgetTruncate(ctx context.Context, w wiped, ids []int32, seqs
 	}
 	return j.excluding(ctx, keys, func() error {
 		return j.commit(ctx, func(tx pgx.Tx) error {
-			if _, err := tx.Exec(ctx, `DELETE FROM pgbridge.journal WHERE lo = 0 AND origin = $1 AND seq = $2 AND hi = $3`, w.origin, int64(w.seq), w.table); err != nil {
+			if _, err := tx.Exec(ctx, forgetSQL, ids, seqs, his, los); err != nil {
 				return err
 			}
-			_, err := tx.Exec(ctx, forgetSQL, ids, seqs, his, los)
+			if _, err := tx.Exec(ctx, truncateRowsSQL, w.origin, int64(w.seq), w.table, his, los); err != nil {
+				return err
+			}
+			_, err := tx.Exec(ctx, `DELETE FROM pgbridge.journal WHERE lo = 0 AND origin = $1 AND seq = $2 AND hi = $3`, w.origin, int64(w.seq), w.table)
 			return err
 		})
 	})
@@ -187,6 +199,9 @@ func foldable(l *lineage, stable func(origin.Origin) uint64) map[origin.Origin]u
 	for i := range l.writes {
 		cut[l.writes[i].Origin] = stable(l.writes[i].Origin)
 	}
+	for i := range l.truncates {
+		cut[l.truncates[i].Origin] = stable(l.truncates[i].Origin)
+	}
 	for again := true; again; {
 		again = false
 		for i := range l.writes {
@@ -202,6 +217,21 @@ func foldable(l *lineage, stable func(origin.Origin) uint64) map[origin.Origin]u
 		}
 	}
 	return cut
+}
+
+// folding returns what of a row's journal can be folded into its base, and up to where; nil: nothing.
+func (l *lineage) folding(stable func(origin.Origin) uint64) (*lineage, map[origin.Origin]uint64) {
+	cut := foldable(l, stable)
+	old := &lineage{base: l.base, truncates: l.truncates}
+	for i := range l.writes {
+		if l.writes[i].Seq <= cut[l.writes[i].Origin] {
+			old.add(l.writes[i], l.lows[i], l.images[i])
+		}
+	}
+	if len(old.writes) == 0 || slices.ContainsFunc(l.truncates, func(w conflict.Logged) bool { return w.Seq > cut[w.Origin] }) {
+		return nil, nil
+	}
+	return old, cut
 }
 
 // fold folds what can be of one row's journal into its base.
@@ -222,18 +252,11 @@ func (j *journal) fold(ctx context.Context, k wire.KeyHash) error {
 		return err
 	}
 	ls, err := j.lineages(ctx, j.conn.PgConn(), t, []wire.KeyHash{k})
-	if err != nil || len(ls[0].truncates) > 0 {
+	if err != nil || ls[0].whole {
 		return err
 	}
-	l := &ls[0]
-	cut := foldable(l, j.stableSeq)
-	old := lineage{base: l.base}
-	for i := range l.writes {
-		if l.writes[i].Seq <= cut[l.writes[i].Origin] {
-			old.add(l.writes[i], l.lows[i], l.images[i])
-		}
-	}
-	if len(old.writes) == 0 {
+	old, cut := ls[0].folding(j.stableSeq)
+	if old == nil {
 		return nil
 	}
 	row, err := old.merged(ctx, j.conn.PgConn(), t)

@@ -26,6 +26,9 @@ type lineage struct {
 	// truncates are those of the table. They take every row with them that is older, seen or not: whoever truncates means
 	// the table, and the rows' old values are not told.
 	truncates []conflict.Logged
+	// whole: some of them are of the whole table. The others stand among the row's own writes, since the table's are
+	// forgotten (journal.forgetTruncate).
+	whole bool
 }
 
 func (l *lineage) add(w conflict.Logged, low origin.Vector, image []conflict.Cell) {
@@ -304,6 +307,10 @@ func (j *journal) lineages(ctx context.Context, conn *pgconn.PgConn, t *table, k
 			}
 		}
 		if n := int(binary.BigEndian.Uint64(r[0])) - 1; n < len(keys) {
+			if w.Kind == conflict.Truncate {
+				out[n].truncates = append(out[n].truncates, w)
+				continue
+			}
 			out[n].add(w, low, image)
 		} else {
 			whole = append(whole, w)
@@ -325,7 +332,7 @@ func (j *journal) lineages(ctx context.Context, conn *pgconn.PgConn, t *table, k
 		}
 	}
 	for n := range out {
-		out[n].truncates = whole
+		out[n].truncates, out[n].whole = append(out[n].truncates, whole...), len(whole) > 0
 	}
 	return out, nil
 }

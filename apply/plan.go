@@ -192,6 +192,15 @@ func (p *planner) creates(m *mapping, k wire.KeyHash) error {
 	return nil
 }
 
+// known is errSurprise if the row of key k is owed (owed.go). It is asked of a large transaction, which holds all locks while
+// it is planned; others are asked as they take their locks.
+func (p *planner) known(k wire.KeyHash) error {
+	if p.large && p.w.owed.any(k) {
+		return errSurprise
+	}
+	return nil
+}
+
 func (p *planner) deletes(k wire.KeyHash) error {
 	p.print.deletes = append(p.print.deletes, k)
 	if !p.large {
@@ -208,6 +217,9 @@ func (p *planner) insert(m *mapping) error {
 		return err
 	}
 	p.touch(k)
+	if err := p.known(k); err != nil {
+		return err
+	}
 	if err := p.creates(m, k); err != nil {
 		return err
 	}
@@ -239,6 +251,9 @@ func (p *planner) update(m *mapping) error {
 		return m.needsKey()
 	}
 	p.touch(k)
+	if err := p.known(k); err != nil {
+		return err
+	}
 	moved, rekeyed := false, m.rekeyed(c)
 	if rekeyed {
 		to, err := p.hash(m, c.New)
@@ -325,6 +340,9 @@ func (p *planner) delete(m *mapping) error {
 		return m.needsKey()
 	}
 	p.touch(k)
+	if err := p.known(k); err != nil {
+		return err
+	}
 	if err := p.deletes(k); err != nil {
 		return err
 	}

@@ -21,6 +21,7 @@ type column struct {
 	collation uint32
 	typ       *pgType
 	generated bool
+	long      bool // its values may be stored out of line
 	// always: GENERATED ALWAYS AS IDENTITY, which an INSERT may be told to write, but no UPDATE.
 	always bool
 	// equals is the operator by which the key's index compares, with its schema: the session's
@@ -143,7 +144,7 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')`
 
 const columnsSQL = `
-SELECT attnum, attname, atttypid, attcollation, attgenerated <> '', attidentity = 'a' FROM pg_attribute
+SELECT attnum, attname, atttypid, attcollation, attgenerated <> '', attidentity = 'a', attlen = -1 FROM pg_attribute
 WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum`
 
 // keySQL lists the unique indexes that could be a key, the best one first: the replica identity's own,
@@ -188,7 +189,7 @@ func loadTable(ctx context.Context, cat *catalog, schema, name string) (*table, 
 	byNumber := map[int16]int{}
 	var num int16
 	var c column
-	if _, err = pgx.ForEachRow(rows, []any{&num, &c.name, &c.oid, &c.collation, &c.generated, &c.always}, func() error {
+	if _, err = pgx.ForEachRow(rows, []any{&num, &c.name, &c.oid, &c.collation, &c.generated, &c.always, &c.long}, func() error {
 		c.quoted = pgx.Identifier{c.name}.Sanitize()
 		byNumber[num] = len(t.cols)
 		t.cols = append(t.cols, c)

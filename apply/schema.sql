@@ -168,6 +168,24 @@ CREATE TABLE IF NOT EXISTS pgbridge.bereaved (
     since           timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
+-- Rows that a remote transaction should have written and could not, since it leaves a large value unchanged that is another
+-- one here (owed.go); until its node has written them again.
+CREATE TABLE IF NOT EXISTS pgbridge.owed (
+    id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    origin       text   NOT NULL,            -- the transaction
+    epoch        int    NOT NULL,
+    seq          bigint NOT NULL,
+    stamp        bigint NOT NULL,
+    before_seq   bigint NOT NULL,            -- what was applied of its origin in front of it
+    before_stamp bigint NOT NULL,
+    schema       text   NOT NULL,
+    name         text   NOT NULL,
+    key          json   NOT NULL,
+    hash         bytea  NOT NULL,            -- the key's
+    writer       text,                       -- the writer of the row that was left as it is; null: there was none
+    since        timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
 -- Who wrote the rows that have come back: they bear their stamp, but the replication origin of whom brought them.
 CREATE TABLE IF NOT EXISTS pgbridge.returned (
     at timestamptz NOT NULL,                 -- the stamp

@@ -42,6 +42,12 @@ func (n *simNode) capture() {
 		if more || done || news || len(of.Lost) > 0 {
 			n.publish(nil, of.Lost)
 		}
+	case *simNote:
+		body, ok := wire.AppendNote(nil, of.prefix, of.content)
+		if !ok {
+			n.w.fail("%s: a message is no %s", n.own, of.prefix)
+		}
+		n.publish(nil, nil, body...)
 	case *simTxn:
 		n.tag(of, r.Commit.LSN)
 	}
@@ -70,8 +76,9 @@ func (n *simNode) tag(t *simTxn, lsn uint64) {
 }
 
 // publish sends a frame: of a transaction, or of what has changed in the vectors and lost.
-func (n *simNode) publish(t *simTxn, lost []wire.Loss) {
+func (n *simNode) publish(t *simTxn, lost []wire.Loss, note ...byte) {
 	f := &wire.Frame{Header: wire.Header{Origin: n.own, WriterEpoch: 1, FirstSeq: n.seq + 1, LastSeq: n.seq, LastStamp: n.clock.Last, Up: n.up, Low: n.told}}
+	f.Body = note
 	if len(lost) > 0 {
 		f.Body = wire.AppendLost(nil, lost)
 	}
@@ -131,13 +138,15 @@ func (n *simNode) confirm() {
 // mark puts a marker into the WAL.
 func (n *simNode) mark(up origin.Entry, lost []wire.Loss) {
 	n.progress.mu.Lock()
-	m := wire.Marker{Up: n.progress.announced.Clone(), Done: n.progress.applied.Clone(), Lost: lost, XMin: uint64(n.pg.XMin())}
+	now := n.progress.now()
+	m := wire.Marker{Up: n.progress.announced.Clone(), Done: now.done, Lost: lost, XMin: uint64(n.pg.XMin())}
 	if up.Seq != 0 {
 		m.Up.Advance(up)
 	}
 	n.progress.announced.Merge(m.Up)
-	n.progress.mu.Unlock()
 	n.pg.Emit(&simMarker{m})
+	n.progress.read.marked(sim.LSN(len(n.pg.WAL)), now)
+	n.progress.mu.Unlock()
 }
 
 // flush writes a marker and brings the WAL up to it on disk.

@@ -34,6 +34,7 @@ func (s *simWorker) attempt() bool {
 	c.rows, c.unsure, c.queue = map[wire.KeyHash]*rowState{}, map[uint32]bool{}, c.queue[:0]
 	c.lost, c.buried, c.wiped, c.losses = keySet{}, keySet{}, nil, 0
 	c.blind, c.beaten, c.told, c.swarm = false, lostRows{}, nil, swarm{}
+	c.owes, c.paid = nil, nil
 	switch err := s.walk(); {
 	case err == nil:
 		s.phase = simWriting
@@ -61,11 +62,6 @@ func (s *simWorker) again(err error) bool {
 		return false
 	case errors.As(err, &unheard):
 		s.unheard, s.phase = unheard.version, simListening
-	case isBlocked(err) && strings.Contains(err.Error(), "REPLICA IDENTITY FULL"):
-		// The mend that it names: the value comes along.
-		s.t.body = s.truth.body(nil, s.n.w.tables, true)
-		s.n.w.stats.blocked++
-		return s.carefully()
 	case errors.Is(err, errUnknown):
 		if len(s.run.recalls) > 0 {
 			s.n.w.fail("%s: %s finds a row that hides its author", s.n.own, s.truth)
@@ -296,6 +292,7 @@ func (s *simWorker) write() bool {
 	}
 	s.inbox.takeMany(1)
 	s.wiped = s.run.wiped
+	s.owe()
 	s.landed = []landing{{t: s.t, held: s.held, tomb: s.tombstone(), buried: s.run.buried.all()}}
 	s.record()
 	return true

@@ -22,7 +22,8 @@ type simBooks struct {
 	lineages  map[wire.KeyHash]*lineage
 	truncates []journaled
 	done      origin.Entry // own transactions up to here are in the journal
-	byArrival bool         // a rule is broken: merges go by the order of writes here
+	owed      []*owedRow
+	byArrival bool // a rule is broken: merges go by the order of writes here
 }
 
 type simTomb struct {
@@ -67,7 +68,8 @@ func (b *simBooks) put(bases []journalBase, writes []journaled) {
 func (b *simBooks) lineage(t *table, k wire.KeyHash) lineage {
 	var l lineage
 	if stored := b.lineages[k]; stored != nil {
-		l = lineage{based: stored.based, base: stored.base, writes: slices.Clone(stored.writes), lows: slices.Clone(stored.lows), images: slices.Clone(stored.images)}
+		l = lineage{based: stored.based, base: stored.base, writes: slices.Clone(stored.writes), lows: slices.Clone(stored.lows), images: slices.Clone(stored.images),
+			truncates: slices.Clone(stored.truncates)}
 	}
 	for i := range l.writes {
 		if b.byArrival {
@@ -76,7 +78,7 @@ func (b *simBooks) lineage(t *table, k wire.KeyHash) lineage {
 	}
 	for _, w := range b.truncates {
 		if w.key == wholeTable(t) {
-			l.truncates = append(l.truncates, *w.write)
+			l.truncates, l.whole = append(l.truncates, *w.write), true
 		}
 	}
 	return l
@@ -122,6 +124,8 @@ type simNode struct {
 	absence  *absence
 	heard    *hearsay
 	progress *progress
+	owed     *owed
+	resends  *resender
 	locks    *keyLocks
 	journal  *journal
 	own2     *inbox // of own frames, for the journal
@@ -160,6 +164,7 @@ func (n *simNode) open() {
 		n.progress.advance(e)
 	}
 	n.heard = newHearsay(n.own, others)
+	n.openOwed()
 	n.locks = newKeyLocks(len(others))
 	n.locks.alone = n.w.broken.noKeyLocks
 	n.journal = &journal{own: n.own, wal: n, heard: n.heard, absence: n.absence, progress: n.progress, locks: n.locks, opts: &n.opts, changed: make(chan struct{}),
@@ -213,9 +218,13 @@ func (n *simNode) openWorker(p int, others []origin.Origin) *simWorker {
 		return nil
 	}
 	w := &worker{origin: simOrigin(p), own: n.own, id: uint32(p + 1), opts: &n.opts, log: n.opts.Logger, wal: n, progress: n.progress,
-		absence: n.absence, locks: n.locks, journal: n.journal, kept: newQuarantine(), heard: n.heard, ctx: n.w.ctx, mappings: map[uint32]*mapping{},
+		absence: n.absence, locks: n.locks, journal: n.journal, kept: newQuarantine(), heard: n.heard, owed: n.owed, ctx: n.w.ctx, mappings: map[uint32]*mapping{},
 		digests: rowkey.NewDigests(nil), combined: n.w.catalog.combined, current: &batch{}, atOnce: 1, bundled: 1}
 	w.inbox = newInbox(w.origin, &n.opts, n.books.positions[p].Seq)
+	w.inbox.resends = n.resends
+	if n.w.broken.ignoresOwed {
+		w.owed = newOwed(newProgress())
+	}
 	w.guard.self = w.id
 	for _, o := range others {
 		if o != w.origin {
@@ -429,7 +438,7 @@ func (n *simNode) stable(o origin.Origin) uint64 {
 
 // purge forgets what is stable.
 func (n *simNode) purge() {
-	n.absence.settle(n.low)
+	n.absence.settle(n.progress.readBack(n))
 	n.absence.purge(n.stable)
 	n.shorten()
 	stable := map[origin.Origin]uint64{}
@@ -478,14 +487,8 @@ func (n *simNode) fold(k wire.KeyHash, stable map[origin.Origin]uint64) {
 		n.bridge(func(b *simBooks) { delete(b.lineages, k) })
 		return
 	}
-	cut := foldable(&l, func(o origin.Origin) uint64 { return stable[o] })
-	old := lineage{base: l.base}
-	for _, w := range l.writes {
-		if w.Seq <= cut[w.Origin] {
-			old.writes = append(old.writes, w)
-		}
-	}
-	if len(old.writes) == 0 {
+	old, cut := l.folding(func(o origin.Origin) uint64 { return stable[o] })
+	if old == nil {
 		return
 	}
 	out, err := old.merged(context.Background(), nil, n.w.tables[1].mapping.local)
@@ -520,7 +523,22 @@ func (n *simNode) purgeTruncates(stable map[origin.Origin]uint64) {
 		if slices.ContainsFunc(behind, func(e origin.Entry) bool { return e.Seq > stable[e.Origin] }) {
 			continue
 		}
+		kept := map[wire.KeyHash]bool{} // rows with writes that not all have seen
+		for k, l := range n.books.lineages {
+			kept[k] = slices.ContainsFunc(l.writes, func(w conflict.Logged) bool { return w.Seq > stable[w.Origin] })
+		}
+		if n.w.broken.truncateGoes {
+			clear(kept)
+		}
 		n.bridge(func(b *simBooks) {
+			for k := range kept {
+				if l := *b.lineages[k]; !kept[k] {
+					delete(b.lineages, k)
+				} else {
+					l.truncates = append(slices.Clone(l.truncates), *t.write)
+					b.lineages[k] = &l
+				}
+			}
 			b.truncates = slices.DeleteFunc(slices.Clone(b.truncates), func(u journaled) bool {
 				return u.key == t.key && u.write.Origin == t.write.Origin && u.write.Seq == t.write.Seq
 			})

@@ -142,12 +142,17 @@ func TestFoundSchedules(t *testing.T) {
 	}
 }
 
-// TestUnsettledIsNotForgotten: the schedules by which that rule was found fail without it.
-func TestUnsettledIsNotForgotten(t *testing.T) {
+// TestFoundRulesAreNeeded: the schedules by which a rule was found fail without it.
+func TestFoundRulesAreNeeded(t *testing.T) {
 	p := newSimPlayer()
-	for file, s := range foundSchedules(t, "update-of-an-unsettled-row-*.txt") {
-		if p.play(t.Context(), s, simBroken{tellsUnsettled: true}).fault == "" {
-			t.Errorf("%s does not fail without the rule", file)
+	for pattern, broken := range map[string]simBroken{
+		"update-of-an-unsettled-row-*.txt": {tellsUnsettled: true},
+		"write-behind-a-truncate-*.txt":    {truncateGoes: true},
+	} {
+		for file, s := range foundSchedules(t, pattern) {
+			if p.play(t.Context(), s, broken).fault == "" {
+				t.Errorf("%s does not fail without the rule", file)
+			}
 		}
 	}
 }
@@ -205,6 +210,7 @@ func TestSimulationFindsBrokenRules(t *testing.T) {
 		"no take-backs": {noTakeBacks: true}, "no check of deletes after a start": {noRescan: true}, "take-backs not flushed": {unflushedTakes: true},
 		"no key locks": {noKeyLocks: true}, "no hold": {noHold: true}, "captured is visible": {noVisible: true}, "marker behind the commit": {markAfter: true},
 		"vectors not saved": {noSavedVectors: true}, "announced is seen": {lowIsUp: true}, "purge by a side vector": {purgeBySide: true},
+		"owed is seen": {owedIsSeen: true}, "what is owed is written again": {ownsOwed: true}, "what is owed is not known": {ignoresOwed: true},
 		"fold by what is declared": {foldByUp: true}, "merge by arrival": {mergeByArrival: true},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -45,6 +45,7 @@ type simWorker struct {
 	held    *held
 	landed  []landing
 	wiped   []tableName
+	paid    []*owedRow
 	drafts  []simCommit // what the transaction changes in the bridge's tables
 	target  int         // records that capture must have read
 	unheard origin.Version
@@ -79,7 +80,10 @@ func (s *simWorker) step(pick int64) bool {
 		return true
 	case simListening:
 		if _, err := s.inbox.saw(s.unheard, 0, 0); err != nil {
-			return false
+			if s.tired++; s.tired%simDeaf != 0 {
+				return false
+			}
+			s.run.deaf = true
 		}
 		s.phase = simCareful
 		return true
@@ -347,6 +351,7 @@ func (s *simWorker) covered(v *sim.Version, deps origin.Vector) bool {
 // record puts the commit record into the WAL. Position and tombstones go with it.
 func (s *simWorker) record() {
 	t := s.t
+	s.genuine()
 	stone := simTomb{tombstone: s.tombstone(), wiped: s.wiped}
 	for _, l := range s.landed {
 		stone.keys = append(stone.keys, l.buried...)
@@ -391,6 +396,9 @@ func (s *simWorker) finish() {
 		}
 	}
 	simCommits(s.drafts)(&n.books)
+	n.owed.drop(s.paid...)
+	n.mayTell()
+	s.paid = nil
 	n.show(s.truth)
 	for _, name := range s.wiped {
 		s.absence.truncate(s.tombstone(), name)

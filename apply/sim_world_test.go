@@ -33,20 +33,24 @@ type simBroken struct {
 	purgeBySide    bool // what every node has applied is forgotten, also if older transactions are on their way (R22)
 	foldByUp       bool // the journal folds what all declare
 	tellsUnsettled bool // others may forget what a local delete may yet take back of merged rows
+	owedIsSeen     bool // others are told that a transaction has been seen which left a row as it is
+	ownsOwed       bool // a row is written again for another node though it is owed itself
+	truncateGoes   bool // a TRUNCATE of a merged table is forgotten though rows in the journal are older
+	ignoresOwed    bool // what is here is taken for the latest, though a later version is owed
 	mergeByArrival bool // merged rows go by the order in which writes came
 }
 
 // simStats counts what happened.
-type simStats struct{ events, published, applied, careful, conflicts, blocked, crashes, restarts int }
+type simStats struct{ events, published, applied, careful, conflicts, owed, crashes, restarts int }
 
 func (s *simStats) add(o simStats) {
 	s.events, s.published, s.applied, s.careful = s.events+o.events, s.published+o.published, s.applied+o.applied, s.careful+o.careful
-	s.conflicts, s.blocked, s.crashes, s.restarts = s.conflicts+o.conflicts, s.blocked+o.blocked, s.crashes+o.crashes, s.restarts+o.restarts
+	s.conflicts, s.owed, s.crashes, s.restarts = s.conflicts+o.conflicts, s.owed+o.owed, s.crashes+o.crashes, s.restarts+o.restarts
 }
 
 func (s simStats) String() string {
-	return fmt.Sprintf("%d events, %d transactions applied %d times, %d by the careful path, %d conflicts, %d crashes, %d restarts",
-		s.events, s.published, s.applied, s.careful, s.conflicts, s.crashes, s.restarts)
+	return fmt.Sprintf("%d events, %d transactions applied %d times, %d by the careful path, %d conflicts, %d rows owed, %d crashes, %d restarts",
+		s.events, s.published, s.applied, s.careful, s.conflicts, s.owed, s.crashes, s.restarts)
 }
 
 // simWorld is one simulation.
@@ -67,8 +71,10 @@ type simWorld struct {
 	trace    []string
 	tracing  bool
 	stats    simStats
-	r        *rand.Rand // who goes on first when all that has begun comes to its end
-	purges   bool       // the schedule has the bridge forget
+	owedIDs  int64
+	owedOver map[int64]uint32 // the writers of the rows that were left as they are, by id in pgbridge.owed
+	r        *rand.Rand       // who goes on first when all that has begun comes to its end
+	purges   bool             // the schedule has the bridge forget
 }
 
 // simWrites is what was ever written at a place.
@@ -84,7 +90,7 @@ type simWrites struct {
 
 // simulate plays a schedule to its end; what went wrong is in fault, "" for nothing.
 func simulate(ctx context.Context, p *simPlayer, s *sim.Schedule, broken simBroken, tracing bool) *simWorld {
-	w := &simWorld{ctx: ctx, s: s, broken: broken, catalog: p.catalog, policies: p.policies, nodes: make([]*simNode, s.Nodes), versions: map[origin.Version]*simTxn{}, tracing: tracing,
+	w := &simWorld{ctx: ctx, s: s, broken: broken, catalog: p.catalog, policies: p.policies, nodes: make([]*simNode, s.Nodes), versions: map[origin.Version]*simTxn{}, owedOver: map[int64]uint32{}, tracing: tracing,
 		now: 1_000_000_000, r: rand.New(rand.NewPCG(s.Seed, 1)),
 		purges: slices.ContainsFunc(s.Events, func(e sim.Event) bool { return e.Kind == sim.Purge })}
 	for i, t := range s.Tables() {
@@ -268,6 +274,7 @@ func (w *simWorld) event(e *sim.Event) {
 		n.keep()
 	case sim.Mark:
 		n.mark(origin.Entry{}, nil)
+		n.resend(false)
 		if e.N&1 == 1 {
 			n.pg.Flushed = len(n.pg.WAL)
 		}
@@ -313,7 +320,8 @@ type simUser struct {
 	session *sim.Session
 	state   simUserState
 	sync    bool // waits for the disk
-	standby int  // steps that it waits for a standby, recorded and not visible
+	then    func()
+	standby int // steps that it waits for a standby, recorded and not visible
 	tired   int
 }
 
@@ -376,6 +384,9 @@ func (n *simNode) user(u *simUser) bool {
 		}
 		n.pg.Show(u.session)
 		n.gone(u)
+		if u.then != nil {
+			u.then()
+		}
 	}
 	return true
 }
@@ -469,6 +480,9 @@ func (n *simNode) settle(round int64) {
 	for often() && n.read < n.pg.Flushed {
 		n.capture()
 	}
+	if n.owed.count.Load()+int64(len(n.resends.asked)) > 0 && often() {
+		n.resend(round%64 == 63)
+	}
 	if often() {
 		n.keep()
 	}
@@ -488,7 +502,7 @@ func (n *simNode) settle(round int64) {
 	if often() {
 		n.takeBack()
 	}
-	n.absence.settle(n.low)
+	n.absence.settle(n.progress.readBack(n))
 	n.confirm()
 	if n.w.purges && n.w.r.IntN(8) == 0 {
 		n.purge()
@@ -497,14 +511,15 @@ func (n *simNode) settle(round int64) {
 
 // closing writes a marker if there is anything to tell.
 func (n *simNode) closing() {
-	if n.read == len(n.pg.WAL) && !n.told.Includes(n.progress.vector()) {
+	if n.read == len(n.pg.WAL) && !n.told.Includes(n.seenHere()) {
 		n.flush()
 	}
 }
 
 func (w *simWorld) quiet() bool {
 	for _, n := range w.nodes {
-		if len(n.users) > 0 || n.read < len(n.pg.WAL) || len(n.absence.takes.commits) > 0 && n.absence.holdLSN() != 0 || n.journals < len(n.frames) {
+		if len(n.users) > 0 || n.read < len(n.pg.WAL) || len(n.absence.takes.commits) > 0 && n.absence.holdLSN() != 0 || n.journals < len(n.frames) ||
+			n.owed.count.Load() > 0 || len(n.resends.asked) > 0 {
 			return false
 		}
 		for p, s := range n.workers {
@@ -519,7 +534,7 @@ func (w *simWorld) quiet() bool {
 func (w *simWorld) stuck() string {
 	text := ""
 	for _, n := range w.nodes {
-		text += fmt.Sprintf("%s: users %d, read %d of %d, applied %s, takes %d, journal %d of %d, hidden %t;", n.own, len(n.users), n.read, len(n.pg.WAL), n.progress.vector(), len(n.absence.takes.commits), n.journal.upTo(), n.seq, n.pg.Hidden(n.Passed()))
+		text += fmt.Sprintf("%s: users %d, read %d of %d, applied %s, takes %d, journal %d of %d, hidden %t, owed %d, asked %d;", n.own, len(n.users), n.read, len(n.pg.WAL), n.progress.vector(), len(n.absence.takes.commits), n.journal.upTo(), n.seq, n.pg.Hidden(n.Passed()), n.owed.count.Load(), len(n.resends.asked))
 		for _, s := range n.workers {
 			if s != nil && s.phase != simIdle {
 				text += fmt.Sprintf(" %s:%d in phase %d, waits for record %d", s.origin, s.t.Seq, s.phase, s.target)

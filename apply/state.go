@@ -16,11 +16,13 @@ type progress struct {
 	// parked holds what stands in front of an origin's oldest parked transaction. That one counts as applied for all who
 	// wait for it, and as not applied in what is told to others (PROOF.md R23).
 	parked map[origin.Origin]origin.Entry
-	read   readBack
+	// owed holds the same for the oldest transaction that left a row as it is, which is owed (owed.go).
+	owed map[origin.Origin]origin.Entry
+	read readBack
 }
 
 func newProgress() *progress {
-	return &progress{changed: make(chan struct{}), parked: map[origin.Origin]origin.Entry{}}
+	return &progress{changed: make(chan struct{}), parked: map[origin.Origin]origin.Entry{}, owed: map[origin.Origin]origin.Entry{}}
 }
 
 // advance records that e is applied here and wakes whoever holds a transaction for it.

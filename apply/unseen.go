@@ -34,16 +34,21 @@ func (p *progress) signal() {
 // applied is what is applied: all, and what of it is told to others.
 type applied struct{ all, done origin.Vector }
 
-// now returns copies of both, which are the same while nothing is parked; mu is held.
+// now returns copies of both, which are the same while nothing is parked or owed; mu is held.
 func (p *progress) now() applied {
 	a := applied{all: p.applied.Clone()}
-	if a.done = a.all; len(p.parked) == 0 {
+	if a.done = a.all; len(p.parked)+len(p.owed) == 0 {
 		return a
 	}
 	a.done = a.all.Clone()
-	for o, before := range p.parked {
-		a.done = slices.DeleteFunc(a.done, func(e origin.Entry) bool { return e.Origin == o })
-		a.done.Advance(before)
+	for _, held := range []map[origin.Origin]origin.Entry{p.parked, p.owed} {
+		for o, before := range held {
+			if a.done.Seq(o) <= before.Seq {
+				continue
+			}
+			a.done = slices.DeleteFunc(a.done, func(e origin.Entry) bool { return e.Origin == o })
+			a.done.Advance(before)
+		}
 	}
 	return a
 }

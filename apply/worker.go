@@ -42,6 +42,7 @@ type worker struct {
 	mender   *mender // nil if no foreign key has a policy
 	heard    *hearsay
 	parked   *parked
+	owed     *owed
 	policy   conflict.Policy
 	inbox    *inbox
 
@@ -73,6 +74,7 @@ type worker struct {
 	parking                                       parkingStatements
 	parkedDue, parkedTried                        bool // a parked transaction of the origin may be due, was tried just now
 	retried                                       int  // whose registrations have not ended
+	payStatement                                  *statement
 	unkeepStatement                               *statement
 
 	atOnce int // transactions in the next batch: few after a failure, then more again

@@ -4,7 +4,7 @@ import (
 	"github.com/pgbridge/pgbridge/wire"
 )
 
-// logical takes a logical decoding message; only the bridge's own markers matter.
+// logical takes a logical decoding message; only the bridge's own matter: markers, and what apply tells its peers.
 func (t *tagger) logical(b []byte) error {
 	_, b, err := t.ownXID(b)
 	if err != nil {
@@ -19,6 +19,8 @@ func (t *tagger) logical(b []byte) error {
 	}
 	if m.prefix == wire.MarkerPrefix {
 		t.read(m)
+	} else if body, ok := wire.AppendNote(t.draft.body, m.prefix, m.content); ok {
+		t.draft.body, t.draft.worth = body, true
 	}
 	// The message tells where its record begins, not where it ends; no commit can begin in between.
 	t.passed(m.lsn + 1)

@@ -21,6 +21,8 @@ CREATE TABLE p02 (id int PRIMARY KEY, v text);
 CREATE TABLE p03 (id int PRIMARY KEY, v text);
 CREATE TABLE p04 (id int PRIMARY KEY, note text, big text);
 ALTER TABLE p04 ALTER big SET STORAGE EXTERNAL, REPLICA IDENTITY FULL;
+CREATE TABLE p04_plain (id int PRIMARY KEY, note text, big text);
+ALTER TABLE p04_plain ALTER big SET STORAGE EXTERNAL;
 CREATE TABLE p05 (id int PRIMARY KEY, email text UNIQUE, code int UNIQUE);
 CREATE TABLE p06 (id int PRIMARY KEY, v text);
 CREATE TABLE p07 (id int PRIMARY KEY, v text);
@@ -85,7 +87,8 @@ func TestPitfalls(t *testing.T) {
 		{"01 an update arrives before the insert", (*pitfalls).updateBeforeInsert},
 		{"02 a delete arrives before the insert", (*pitfalls).deleteBeforeInsert},
 		{"03 one key inserted and deleted 1000 times", (*pitfalls).keyReused},
-		{"04 TOAST A/B/C", (*pitfalls).toast},
+		{"04 TOAST A/B/C", func(p *pitfalls, t *testing.T) { p.toast(t, "p04_plain") }},
+		{"04 TOAST A/B/C, REPLICA IDENTITY FULL", func(p *pitfalls, t *testing.T) { p.toast(t, "p04") }},
 		{"05 one unique value on two nodes", (*pitfalls).uniqueValue},
 		{"06 keys changed on two nodes", (*pitfalls).keysChanged},
 		{"07 VACUUM between update and delete", (*pitfalls).vacuumBetween},
@@ -199,35 +202,36 @@ func (p *pitfalls) keyReused(t *testing.T) {
 	p.everywhere(t, `SELECT * FROM p03 ORDER BY 1`, "1|a", "2|c")
 }
 
-func (p *pitfalls) toast(t *testing.T) {
-	p.a.Exec(fmt.Sprintf(`INSERT INTO p04 SELECT i, '', %s FROM generate_series(1, 5) i`, large("0")))
+func (p *pitfalls) toast(t *testing.T, table string) {
+	sql := func(format string, args ...any) string { return fmt.Sprintf(strings.ReplaceAll(format, "p04", table), args...) }
+	p.a.Exec(sql(`INSERT INTO p04 SELECT i, '', %s FROM generate_series(1, 5) i`, large("0")))
 	p.WaitConverged()
-	old := p.a.Value(`SELECT md5(big) FROM p04 WHERE id = 1`)
+	old := p.a.Value(sql(`SELECT md5(big) FROM p04 WHERE id = 1`))
 
 	// a changes the value, b changes another column and leaves the value that it has. c hears of b first, then of a first.
 	for _, first := range []string{"b", "a"} {
 		p.apart()
 		id := map[string]int{"b": 1, "a": 2}[first]
-		p.a.Exec(fmt.Sprintf(`UPDATE p04 SET big = %s WHERE id = %d`, large("1"), id))
-		p.b.Exec(`UPDATE p04 SET note = 'b' WHERE id = $1`, id)
+		p.a.Exec(sql(`UPDATE p04 SET big = %s WHERE id = %d`, large("1"), id))
+		p.b.Exec(sql(`UPDATE p04 SET note = 'b' WHERE id = %d`, id))
 		p.z.Links[first].Heal()
 		p.heard(t, p.z, p.Node(first))
-		p.everywhere(t, fmt.Sprintf(`SELECT note, md5(big) FROM p04 WHERE id = %d`, id), "b|"+old)
+		p.everywhere(t, sql(`SELECT note, md5(big) FROM p04 WHERE id = %d`, id), "b|"+old)
 	}
 
 	// The same the other way: the later write is the one that has changed the value.
 	p.apart()
-	p.b.Exec(`UPDATE p04 SET note = 'b' WHERE id IN (3, 5)`)
-	p.a.Exec(fmt.Sprintf(`UPDATE p04 SET big = %s WHERE id = 3`, large("1")))
+	p.b.Exec(sql(`UPDATE p04 SET note = 'b' WHERE id IN (3, 5)`))
+	p.a.Exec(sql(`UPDATE p04 SET big = %s WHERE id = 3`, large("1")))
 	p.z.Links["b"].Heal()
-	p.z.Await(`SELECT note FROM p04 WHERE id = 3`, "b")
-	p.everywhere(t, `SELECT note, md5(big) = '`+old+`' FROM p04 WHERE id = 3`, "|f")
+	p.z.Await(sql(`SELECT note FROM p04 WHERE id = 3`), "b")
+	p.everywhere(t, sql(`SELECT note, md5(big) = '%s' FROM p04 WHERE id = 3`, old), "|f")
 
 	// An update that leaves the value unchanged brings back a row that c has deleted.
 	p.apart()
-	p.z.Exec(`DELETE FROM p04 WHERE id = 4`)
-	p.b.Exec(`UPDATE p04 SET note = 'b' WHERE id = 4`)
-	p.everywhere(t, `SELECT note, md5(big) FROM p04 WHERE id = 4`, "b|"+old)
+	p.z.Exec(sql(`DELETE FROM p04 WHERE id = 4`))
+	p.b.Exec(sql(`UPDATE p04 SET note = 'b' WHERE id = 4`))
+	p.everywhere(t, sql(`SELECT note, md5(big) FROM p04 WHERE id = 4`), "b|"+old)
 }
 
 // kept waits until each node keeps so many rows out of its tables, and is equal to the others.

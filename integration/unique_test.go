@@ -43,12 +43,29 @@ func cutOff(n *cluster.Node, wait func(most time.Duration)) {
 }
 
 // uniqueWrites has sessions write random rows into the tables on every node until d is over, and disturbs one node after the
-// other. What a node refuses is not written.
+// other.
 func uniqueWrites(t *testing.T, c *cluster.Cluster, seed int64, d time.Duration, disturb func(n *cluster.Node, wait func(most time.Duration)), tables ...string) {
+	var next atomic.Int64
+	randomWrites(t, c, seed, d, disturb, func(n *cluster.Node, r *rand.Rand) (string, []any) {
+		table := tables[r.Intn(len(tables))]
+		args := []any{1 + r.Intn(40), 1 + r.Intn(20), r.Intn(16) - 6, string(rune("aAbBcCdDeEfFgGhH"[r.Intn(16)])), fmt.Sprintf("%s%d of %d", n.Name, next.Add(1), seed)}
+		switch r.Intn(6) {
+		case 0, 1, 2:
+			return `INSERT INTO ` + table + ` VALUES ($1, $2, $3, $4, $5)`, args
+		case 3, 4:
+			return `UPDATE ` + table + ` SET a = $2, b = $3, c = $4, w = $5 WHERE id = $1`, args
+		}
+		return `DELETE FROM ` + table + ` WHERE id = $1`, args[:1]
+	})
+}
+
+// randomWrites has a session execute statements on every node until d is over, and disturbs one node after the other. What a
+// node refuses is not written.
+func randomWrites(t *testing.T, c *cluster.Cluster, seed int64, d time.Duration, disturb func(n *cluster.Node, wait func(most time.Duration)),
+	statement func(*cluster.Node, *rand.Rand) (string, []any)) {
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	defer cancel()
 	done := make(chan int, len(c.Nodes))
-	var next atomic.Int64
 	for i, n := range c.Nodes {
 		r := rand.New(rand.NewSource(seed + int64(i)))
 		go func() {
@@ -63,17 +80,7 @@ func uniqueWrites(t *testing.T, c *cluster.Cluster, seed int64, d time.Duration,
 			pace := time.NewTicker(loadPace)
 			defer pace.Stop()
 			for ctx.Err() == nil {
-				table := tables[r.Intn(len(tables))]
-				args := []any{1 + r.Intn(40), 1 + r.Intn(20), r.Intn(16) - 6, string(rune("aAbBcCdDeEfFgGhH"[r.Intn(16)])), fmt.Sprintf("%s%d of %d", n.Name, next.Add(1), seed)}
-				var sql string
-				switch r.Intn(6) {
-				case 0, 1, 2:
-					sql = `INSERT INTO ` + table + ` VALUES ($1, $2, $3, $4, $5)`
-				case 3, 4:
-					sql = `UPDATE ` + table + ` SET a = $2, b = $3, c = $4, w = $5 WHERE id = $1`
-				default:
-					sql, args = `DELETE FROM `+table+` WHERE id = $1`, args[:1]
-				}
+				sql, args := statement(n, r)
 				if _, err := conn.Exec(context.Background(), sql, args...); err == nil {
 					wrote++
 				}

@@ -51,6 +51,10 @@
 //	   key:uint64. Table is XXH3-64 over schema:string name:string, key the low half of XXH3-128 over
 //	   these and the key's canonical bytes; 0 stands for any row of the table. It stands in the stream
 //	   before the first vector whose low includes such a transaction
+//	Q  the sender's node asks another one to write a row again in full: id:varint of:origin (who is asked)
+//	   schema:string table:string key:string (a JSON object of the key's columns)
+//	A  answer to a Q: the row stands in the stream in front of this record, in full or as deleted, whoever did
+//	   that: id:varint to:origin
 //	B  begin: seq:uvarint stamp:varint commit_time:varint commit_lsn:uvarint xid:uvarint
 //	I  insert, U update, D delete: relation:uvarint, then the tuples as in pgoutput's message of that
 //	   letter: I 'N' tuple; U [ 'K' | 'O' tuple ] 'N' tuple; D 'K' | 'O' tuple

@@ -31,6 +31,8 @@ const (
 	KindSub         Kind = 'S'
 	KindSubAbort    Kind = 'Z'
 	KindLost        Kind = 'Y'
+	KindAsk         Kind = 'Q'
+	KindAnswer      Kind = 'A'
 )
 
 // Record is one entry of a frame's body or of a run. The payload shares memory with what it was read

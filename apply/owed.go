@@ -1,0 +1,370 @@
+package apply
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/pgbridge/pgbridge/conflict"
+	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// An update that leaves a large value unchanged may win over a row that is not the one its author changed (PROOF.md R16):
+// the value that it left is not here. Then the row stays as it is, and is owed: pgbridge.owed says so in the transaction's
+// own commit, and the author's node is asked to write the row again in full, by an ordinary write behind whatever it has
+// written before (resend.go). What else the transaction did is applied.
+//
+// Until then the row here is not the latest version that this node has applied, and so
+//
+//   - no update that leaves a value unchanged may take it from there, unless the row is later than what is owed
+//     (carefulRun.trueBase),
+//   - others hear that the transaction lost here (heard.go), and are not told that it has been seen (unseen.go): users here
+//     go on from a row that it did not make,
+//   - this node does not write the row again for others who ask it for that (resend.go).
+//
+// It is over when a later version of the row has been applied, or the author's node has answered and what stood in its
+// stream before the answer is applied.
+
+// owedRow is a row that a transaction should have written.
+type owedRow struct {
+	id     int64
+	of     origin.Entry // the transaction
+	before origin.Entry // what was applied of its origin in front of it
+	table  tableName
+	key    []byte // as JSON
+	hash   wire.KeyHash
+	since  time.Time
+
+	asked  time.Time     // zero: not yet
+	frames uint64        // of the origin that had arrived by then
+	need   origin.Vector // once that is applied, the row is here; nil: there is no answer yet
+}
+
+func (e *owedRow) version() origin.Version {
+	return origin.Version{Stamp: e.of.Stamp, Origin: e.of.Origin}
+}
+
+// owed are the rows that are owed to this node. It is safe for concurrent use; a nil one is empty.
+type owed struct {
+	progress *progress
+	count    atomic.Int64
+	woke     chan struct{} // of capacity 1: there are new ones, or answers
+
+	mu   sync.Mutex
+	rows map[wire.KeyHash][]*owedRow
+}
+
+func newOwed(p *progress) *owed {
+	return &owed{progress: p, woke: make(chan struct{}, 1), rows: map[wire.KeyHash][]*owedRow{}}
+}
+
+// add takes rows in. It must come before the commit that says so: from here on markers do not tell that the transactions
+// have been seen.
+func (o *owed) add(rows ...*owedRow) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, e := range rows {
+		o.rows[e.hash] = append(o.rows[e.hash], e)
+	}
+	o.count.Add(int64(len(rows)))
+	o.limit(rows)
+}
+
+// drop takes rows out, if they are there.
+func (o *owed) drop(rows ...*owedRow) {
+	if len(rows) == 0 {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, e := range rows {
+		left := slices.DeleteFunc(o.rows[e.hash], func(x *owedRow) bool { return x == e })
+		o.count.Add(int64(len(left) - len(o.rows[e.hash])))
+		if o.rows[e.hash] = left; len(left) == 0 {
+			delete(o.rows, e.hash)
+		}
+	}
+	o.limit(rows)
+}
+
+// limit tells where what is told of the rows' origins ends now; mu is held.
+func (o *owed) limit(changed []*owedRow) {
+	ends := map[origin.Origin]*origin.Entry{}
+	for _, e := range changed {
+		ends[e.of.Origin] = nil
+	}
+	for _, of := range o.rows {
+		for _, e := range of {
+			if end, ok := ends[e.of.Origin]; ok && (end == nil || e.before.Seq < end.Seq) {
+				ends[e.of.Origin] = &e.before
+			}
+		}
+	}
+	o.progress.owe(ends)
+}
+
+// any reports whether any of the keys is owed.
+func (o *owed) any(keys ...wire.KeyHash) bool {
+	if o == nil || o.count.Load() == 0 {
+		return false
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.ContainsFunc(keys, func(k wire.KeyHash) bool { return len(o.rows[k]) > 0 })
+}
+
+// of returns what is owed of a key.
+func (o *owed) of(k wire.KeyHash) []*owedRow {
+	if o == nil || o.count.Load() == 0 {
+		return nil
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Clone(o.rows[k])
+}
+
+// all returns everything that is owed, the oldest first.
+func (o *owed) all() []*owedRow {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var all []*owedRow
+	for _, of := range o.rows {
+		all = append(all, of...)
+	}
+	slices.SortFunc(all, func(a, b *owedRow) int { return int(a.id - b.id) })
+	return all
+}
+
+// answered takes in that a request was answered; need is what stood in front of the answer.
+func (o *owed) answered(id int64, need origin.Vector) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, of := range o.rows {
+		for _, e := range of {
+			if e.id == id {
+				e.need = need
+			}
+		}
+	}
+	o.wake()
+}
+
+func (o *owed) wake() {
+	select {
+	case o.woke <- struct{}{}:
+	default:
+	}
+}
+
+// settled returns the rows whose answers have been reached.
+func (o *owed) settled(own origin.Origin) []*owedRow {
+	if o.count.Load() == 0 {
+		return nil
+	}
+	var done []*owedRow
+	for _, e := range o.all() {
+		o.mu.Lock()
+		need := e.need
+		o.mu.Unlock()
+		if need == nil {
+			continue
+		}
+		if _, _, lacks := o.progress.lacks(need, origin.Origin{}, own); !lacks {
+			done = append(done, e)
+		}
+	}
+	return done
+}
+
+// owe lets what is told of origins end where entries say; nil: nothing is owed of that origin any more.
+func (p *progress) owe(ends map[origin.Origin]*origin.Entry) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for o, end := range ends {
+		if end == nil {
+			delete(p.owed, o)
+		} else {
+			p.owed[o] = *end
+		}
+	}
+	p.signal()
+}
+
+// ---- the careful path ----
+
+// debt is a row that an attempt leaves as it is, since it cannot know what its transaction made of it.
+type debt struct {
+	t     *txn
+	m     *mapping
+	tuple []wire.Value
+	row   *owedRow // once its statement has been executed
+}
+
+// owe leaves the row of key k as it is; tuple is what the transaction makes of it, without the values that it leaves
+// unchanged.
+func (c *carefulRun) owe(m *mapping, tuple []wire.Value, k wire.KeyHash) error {
+	if c.t.parked != 0 {
+		return blocked("transaction %d leaves a large value of table %s unchanged that is another one here; "+
+			"such values only come along with ALTER TABLE %s REPLICA IDENTITY FULL", c.t.Seq, m.local.quoted, m.local.quoted)
+	}
+	if c.owes == nil {
+		c.owes = map[wire.KeyHash]*debt{}
+	}
+	c.owes[k] = &debt{t: c.t, m: m, tuple: tuple}
+	c.beaten.add(m.tableHash(), m.local.hasher.Shared(k))
+	return nil
+}
+
+// owing reports whether the transaction itself has left the row of key k as it is.
+func (c *carefulRun) owing(k wire.KeyHash) bool { return c.owes[k] != nil && c.owes[k].t == c.t }
+
+// stale reports whether a later version of the row of key k than the one that is here is owed.
+func (c *carefulRun) stale(k wire.KeyHash, r *rowState) bool {
+	if c.owes[k] != nil {
+		return true
+	}
+	for _, e := range c.owed.of(k) {
+		if r.local.Ancient || r.local.Absent || e.version().Later(r.local.Version) {
+			return true
+		}
+	}
+	return false
+}
+
+// pay notes that the transaction makes the row of key k what it is, or deletes it: nothing older is owed any more.
+func (c *carefulRun) pay(k wire.KeyHash) {
+	delete(c.owes, k)
+	for _, e := range c.owed.of(k) {
+		if c.t.version().Later(e.version()) && !slices.Contains(c.paid, e) {
+			c.paid = append(c.paid, e)
+		}
+	}
+}
+
+const payWhat = "note that rows are not owed any more"
+
+// pushDebts queues what the attempt owes, and what it has paid.
+func (c *carefulRun) pushDebts() error {
+	if len(c.paid) > 0 {
+		c.push(payWhat, c.payStatement, []param{paidParam(c.paid)})
+	}
+	for k, d := range c.owes {
+		if err := c.pushDebt(k, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const paySQL = "DELETE FROM pgbridge.owed WHERE id = ANY ($1)"
+
+func paidParam(paid []*owedRow) param {
+	var a array
+	a.reset()
+	for _, e := range paid {
+		a.add(binary.BigEndian.AppendUint64(nil, uint64(e.id)), false)
+	}
+	return binaryParam(a.value(oidInt8))
+}
+
+func (c *carefulRun) pushDebt(k wire.KeyHash, d *debt) error {
+	e := &owedRow{of: d.t.entry(), before: c.progress.vector().Get(c.origin), table: d.m.name(), hash: k, since: time.Now()}
+	e.before.Origin = c.origin
+	ps, err := d.m.params(nil, d.tuple, d.m.key)
+	if err != nil {
+		return err
+	}
+	ps = append(ps, int64Param(int64(d.t.Seq)), int64Param(int64(d.t.Stamp)), int64Param(int64(e.before.Seq)), int64Param(int64(e.before.Stamp)),
+		binaryParam(packKeys([]wire.KeyHash{k})))
+	s := d.m.statement("kw", func() (string, []uint32) { return d.m.owedSQL(c.origin) })
+	c.queue = append(c.queue, queued{what: "note that a row of " + d.m.local.quoted + " is owed", s: s, ps: ps, take: func(rows [][][]byte) {
+		if len(rows) == 1 {
+			fmt.Sscan(string(rows[0][0]), &e.id) // the server's own number
+			e.key = slices.Clone(rows[0][1])
+			d.row = e
+		}
+	}})
+	return nil
+}
+
+// owedSQL notes that a row is owed; the parameters are the key, the transaction's seq and stamp, those in front of it, and
+// the key's hash.
+func (m *mapping) owedSQL(o origin.Origin) (string, []uint32) {
+	var where strings.Builder
+	types := m.local.whereKey(&where, nil)
+	var names []string
+	for n, k := range m.local.key {
+		names = append(names, fmt.Sprintf("$%d AS %s", n+1, m.local.cols[k].quoted))
+	}
+	n := len(types)
+	sql := fmt.Sprintf("INSERT INTO pgbridge.owed (origin, epoch, schema, name, seq, stamp, before_seq, before_stamp, hash, key, writer) "+
+		"SELECT %s, %d, %s, %s, $%d, $%d, $%d, $%d, $%d, row_to_json(k.*), (SELECT t.xmin::text FROM %s t WHERE %s) FROM (SELECT %s) k RETURNING id, key",
+		literal(o.Node), o.Epoch, literal(m.local.schema), literal(m.local.name), n+1, n+2, n+3, n+4, n+5, m.local.rows, where.String(), strings.Join(names, ", "))
+	return sql, append(types, oidInt8, oidInt8, oidInt8, oidInt8, oidBytea)
+}
+
+// debts are the rows that the attempt owes.
+func (c *carefulRun) debts() []*owedRow {
+	var rows []*owedRow
+	for _, d := range c.owes {
+		if d.row != nil {
+			rows = append(rows, d.row)
+		}
+	}
+	return rows
+}
+
+// ---- a start, and status ----
+
+// loadOwed reads back what is owed. All of it is asked for again.
+func (a *Applier) loadOwed(ctx context.Context) error {
+	rows, err := a.catalog.conn.Query(ctx, `SELECT id, origin, epoch, seq, stamp, before_seq, before_stamp, schema, name, key::text, hash, since
+		FROM pgbridge.owed ORDER BY id`)
+	if err != nil {
+		return fmt.Errorf("read pgbridge.owed: %w", explain(err))
+	}
+	var node, schema, name, key string
+	var id, epoch, seq, stamp, beforeSeq, beforeStamp int64
+	var hash []byte
+	var since time.Time
+	_, err = pgx.ForEachRow(rows, []any{&id, &node, &epoch, &seq, &stamp, &beforeSeq, &beforeStamp, &schema, &name, &key, &hash, &since}, func() error {
+		o := origin.Origin{Node: node, Epoch: uint32(epoch)}
+		a.owed.add(&owedRow{id: id, of: origin.Entry{Origin: o, Seq: uint64(seq), Stamp: origin.Stamp(stamp)},
+			before: origin.Entry{Origin: o, Seq: uint64(beforeSeq), Stamp: origin.Stamp(beforeStamp)},
+			table:  tableName{schema, name}, key: []byte(key), hash: unpackKeys(hash)[0], since: since})
+		return nil
+	})
+	if hasCode(err, "42P01") {
+		return ErrNotSetUp
+	}
+	if err != nil {
+		return fmt.Errorf("read pgbridge.owed: %w", err)
+	}
+	return nil
+}
+
+// Owed returns how many rows other nodes owe this one: they wait for a node to write them again in full. since is when the
+// oldest of them came, and from the node that is named.
+func (a *Applier) Owed() (rows int, node string, since time.Time) {
+	all := a.owed.all()
+	if len(all) == 0 {
+		return 0, "", time.Time{}
+	}
+	return len(all), all[0].of.Origin.Node, all[0].since
+}
+
+// decideOver is the policy's decision on a row that the transaction has not written yet.
+func (c *carefulRun) decideOver(w conflict.Write, r *rowState, k wire.KeyHash) conflict.Decision {
+	if r.mine || c.owing(k) {
+		return conflict.Decision{RemoteWins: true}
+	}
+	return c.policy(conflict.Case{Write: w, Remote: c.t.version(), Local: r.local, Seen: r.seen})
+}

@@ -1,0 +1,322 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// resender asks other nodes for the rows that they owe this one (owed.go), and writes rows again that others ask for. Its
+// session has no replication origin, so that what it writes is captured as any local transaction, and fires no triggers.
+type resender struct {
+	conn    *pgx.Conn
+	own     origin.Origin
+	log     *slog.Logger
+	owed    *owed
+	catalog *catalog
+	workers []*worker
+
+	mu    sync.Mutex
+	asked []askedRow
+	woke  chan struct{} // of capacity 1: asked has grown
+	told  string        // what was logged last of a request that waits
+}
+
+// askedRow is a row that another node asks for.
+type askedRow struct {
+	by origin.Origin
+	*wire.Ask
+}
+
+const (
+	// askAgain is how soon a request is repeated: whoever was asked may have been killed before it could answer.
+	askAgain = 30 * time.Second
+	// askedLimit bounds the requests that wait here. Whoever made one that was not taken repeats it.
+	askedLimit = 10_000
+	// answersAtOnce bounds the requests that one write to the WAL answers.
+	answersAtOnce = 64
+	// resendAgain is how soon a row is tried again that could not be written.
+	resendAgain = 200 * time.Millisecond
+)
+
+func (a *Applier) openResender(ctx context.Context) error {
+	// What it asks and answers leaves the WAL when that is flushed, as each commit does here.
+	conn, err := a.connect(ctx, "rows again", map[string]string{"synchronous_commit": "local"})
+	if err != nil {
+		return err
+	}
+	a.resends = &resender{conn: conn, own: a.own, log: a.opts.Logger, owed: a.owed, catalog: a.catalog, workers: a.workers, woke: make(chan struct{}, 1)}
+	if _, err := conn.Exec(ctx, giveWaySQL); err != nil { // whoever holds a row that is asked for does not hold up all others
+		return fmt.Errorf("set lock_timeout: %w", err)
+	}
+	for _, w := range a.workers {
+		w.inbox.resends = a.resends
+	}
+	return nil
+}
+
+// hearAsk takes in a request of another node.
+func (d *resender) hearAsk(by origin.Origin, payload []byte) error {
+	ask, err := wire.ParseAsk(payload)
+	if err != nil || ask.Of != d.own {
+		return err
+	}
+	ask.Key = slices.Clone(ask.Key)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.asked) >= askedLimit || slices.ContainsFunc(d.asked, func(r askedRow) bool { return r.by == by && r.ID == ask.ID }) {
+		return nil
+	}
+	d.asked = append(d.asked, askedRow{by, ask})
+	select {
+	case d.woke <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// hearAnswer takes in another node's answer; need is what stands in its stream up to there.
+func (d *resender) hearAnswer(payload []byte, need origin.Vector) error {
+	answer, err := wire.ParseAnswer(payload)
+	if err == nil && answer.To == d.own {
+		d.owed.answered(answer.ID, need)
+	}
+	return err
+}
+
+// run works until ctx ends or the connection is lost.
+func (d *resender) run(ctx context.Context) error {
+	again := time.NewTicker(askAgain)
+	defer again.Stop()
+	for {
+		_, changed := d.owed.progress.watch()
+		if d.owed.count.Load() == 0 {
+			changed = nil
+		}
+		err := d.settle(ctx)
+		if err == nil {
+			err = d.ask(ctx)
+		}
+		var left bool
+		if err == nil {
+			left, err = d.resendAll(ctx)
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err != nil {
+			return fmt.Errorf("write rows again: %w", err)
+		}
+		var late <-chan time.Time
+		if left {
+			late = time.After(resendAgain)
+		}
+		select {
+		case <-d.owed.woke:
+		case <-d.woke:
+		case <-changed:
+		case <-again.C:
+		case <-late:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// settle forgets the rows whose answers have been reached.
+func (d *resender) settle(ctx context.Context) error {
+	done := d.owed.settled(d.own)
+	if len(done) == 0 {
+		return nil
+	}
+	ids := make([]int64, len(done))
+	for i, e := range done {
+		ids[i] = e.id
+	}
+	if _, err := d.conn.Exec(ctx, paySQL, ids); err != nil {
+		return err
+	}
+	d.owed.drop(done...)
+	return nil
+}
+
+// ask asks for what is owed: once, and again if there was no answer and the other node has been heard of since.
+func (d *resender) ask(ctx context.Context) error {
+	if d.owed.count.Load() == 0 {
+		return nil
+	}
+	now := time.Now()
+	for _, e := range d.owed.all() {
+		frames := d.frames(e.of.Origin)
+		if !e.asked.IsZero() && (now.Sub(e.asked) < askAgain || frames == e.frames) {
+			continue
+		}
+		content := wire.AppendAsk(nil, &wire.Ask{ID: e.id, Of: e.of.Origin, Schema: e.table.schema, Table: e.table.name, Key: e.key})
+		if err := d.emit(ctx, wire.AskPrefix, content); err != nil {
+			return err
+		}
+		e.asked, e.frames = now, frames
+	}
+	return nil
+}
+
+// frames is how many frames of an origin have arrived.
+func (d *resender) frames(o origin.Origin) uint64 {
+	for _, w := range d.workers {
+		if w.origin == o {
+			return w.inbox.frames.Load()
+		}
+	}
+	return 0
+}
+
+// emit puts a message into the WAL, behind all that this session has committed, and flushes it: by a commit that has an
+// id, as before version 17 there is no other way.
+func (d *resender) emit(ctx context.Context, prefix string, content []byte) error {
+	_, err := d.conn.Exec(ctx, `SELECT pg_logical_emit_message(false, $1, $2::bytea), pg_current_xact_id()`, prefix, content)
+	if err != nil {
+		return fmt.Errorf("write message: %w", err)
+	}
+	return nil
+}
+
+// resendAll writes the rows again that others have asked for, and answers. left: some must be tried again.
+func (d *resender) resendAll(ctx context.Context) (left bool, err error) {
+	d.mu.Lock()
+	asked := d.asked
+	d.asked = nil
+	d.mu.Unlock()
+	var again []askedRow
+	for len(asked) > 0 {
+		some := asked[:min(len(asked), answersAtOnce)]
+		asked = asked[len(some):]
+		var answers []wire.Answer
+		for _, r := range some {
+			done, err := d.resend(ctx, r.Ask)
+			var pg *pgconn.PgError
+			switch {
+			case err == nil && done:
+				answers = append(answers, wire.Answer{To: r.by, ID: r.ID})
+				continue
+			case err == nil:
+				err = errors.New("it is owed to this node, too, or in quarantine")
+			case !errors.As(err, &pg) || lost(err) || ctx.Err() != nil:
+				return false, err
+			}
+			if text := fmt.Sprintf("%s.%s %s: %v", r.Schema, r.Table, r.Key, err); text != d.told {
+				d.told = text
+				d.log.Info("row that another node asks for waits", "for", r.by.String(), "row", text)
+			}
+			again = append(again, r)
+		}
+		for _, a := range answers {
+			if err := d.emit(ctx, wire.AnswerPrefix, wire.AppendAnswer(nil, a)); err != nil {
+				return false, err
+			}
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.asked = append(again, d.asked...)
+	return len(again) > 0, nil
+}
+
+// resend writes one row again, with new values of all that may be stored out of line, so that the WAL has them. It reports
+// false if the row is not this node's to write: one that is owed to it, or that is in quarantine. A row that is not there
+// needs nothing: the delete stands in the stream.
+func (d *resender) resend(ctx context.Context, ask *wire.Ask) (done bool, err error) {
+	t, err := d.catalog.table(ctx, ask.Schema, ask.Table)
+	if err != nil {
+		if isBlocked(err) { // the table is not here any more
+			return true, nil
+		}
+		return false, err
+	}
+	// All that is asked sees the same moment; a row that somebody has changed since is tried again.
+	opts := pgx.TxOptions{IsoLevel: pgx.RepeatableRead}
+	err = pgx.BeginTxFunc(ctx, d.conn, opts, func(tx pgx.Tx) error {
+		done, err = d.resendIn(ctx, tx, t, ask)
+		return err
+	})
+	return done && err == nil, err
+}
+
+func (d *resender) resendIn(ctx context.Context, tx pgx.Tx, t *table, ask *wire.Ask) (done bool, err error) {
+	var same, kept, owedSame, wide []string
+	for _, k := range t.key {
+		c := &t.cols[k]
+		same = append(same, fmt.Sprintf("%s %s %s", c.compared(), c.equals, c.comparedIn("k")))
+		root := c.typ.root()
+		kept = append(kept, fmt.Sprintf("q.image[array_position(q.columns, %s)]::%s %s %s", literal(c.name),
+			pgx.Identifier{root.schema, root.name}.Sanitize(), c.equals, c.comparedIn("k")))
+		owedSame = append(owedSame, fmt.Sprintf("%s %s %s", c.comparedIn("o"), c.equals, c.comparedIn("k")))
+	}
+	for i := range t.cols {
+		if c := &t.cols[i]; c.long && !c.generated && !slices.Contains(t.key, i) {
+			wide = append(wide, c.quoted)
+		}
+	}
+	key := fmt.Sprintf("pg_catalog.json_populate_record(NULL::%s, $1::json) k", t.quoted)
+	var hidden bool
+	err = tx.QueryRow(ctx, fmt.Sprintf(`SELECT EXISTS (SELECT FROM pgbridge.quarantine q, %[1]s WHERE q.schema = $2 AND q.name = $3 AND %[2]s)
+		OR EXISTS (SELECT FROM pgbridge.owed w, pg_catalog.json_populate_record(NULL::%[3]s, w.key) o, %[1]s WHERE w.schema = $2 AND w.name = $3 AND %[4]s
+			AND NOT EXISTS (SELECT FROM %[5]s t CROSS JOIN LATERAL pg_xact_commit_timestamp_origin(t.xmin) c
+				WHERE %[6]s AND c.roident = 0 AND w.writer IS DISTINCT FROM t.xmin::text))`,
+		key, strings.Join(kept, " AND "), t.quoted, strings.Join(owedSame, " AND "), t.rows, strings.Join(same, " AND ")),
+		string(ask.Key), t.schema, t.name).Scan(&hidden)
+	if err != nil || hidden {
+		return false, err
+	}
+	if len(wide) == 0 {
+		return true, nil // the WAL has all values of such a table's rows
+	}
+	rows, err := tx.Query(ctx, fmt.Sprintf("SELECT %s FROM %s t, %s WHERE %s FOR UPDATE OF t", "t."+strings.Join(wide, "::text, t.")+"::text", t.rows, key,
+		strings.Join(same, " AND ")), string(ask.Key))
+	if err != nil {
+		return false, err
+	}
+	var values []any
+	found := false
+	for rows.Next() {
+		found = true
+		for _, v := range rows.RawValues() {
+			if v == nil {
+				values = append(values, nil)
+			} else {
+				values = append(values, string(v))
+			}
+		}
+	}
+	if err := rows.Err(); err != nil || !found {
+		return err == nil, err
+	}
+	var set []string
+	for i, name := range wide {
+		set = append(set, fmt.Sprintf("%s = $%d", name, i+2))
+	}
+	return true, d.exec(ctx, tx, fmt.Sprintf("UPDATE %s t SET %s FROM %s WHERE %s", t.rows, strings.Join(set, ", "), key, strings.Join(same, " AND ")),
+		append([]any{string(ask.Key)}, values...))
+}
+
+// exec executes a statement whose parameters are text, of the types that the server finds for them.
+func (d *resender) exec(ctx context.Context, tx pgx.Tx, sql string, values []any) error {
+	raw := make([][]byte, len(values))
+	for i, v := range values {
+		if s, ok := v.(string); ok {
+			raw[i] = []byte(s)
+		}
+	}
+	r := tx.Conn().PgConn().ExecParams(ctx, sql, raw, nil, nil, nil).Read()
+	return r.Err
+}

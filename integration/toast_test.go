@@ -1,0 +1,103 @@
+package integration
+
+import (
+	"fmt"
+	"math/rand"
+	"testing"
+	"time"
+
+	"github.com/pgbridge/pgbridge/integration/cluster"
+)
+
+// toastSchema has tables whose values are stored out of line and not sent when an update leaves them alone.
+const toastSchema = `
+CREATE TABLE plain (id int PRIMARY KEY, n int, note text, big text, more bytea);
+ALTER TABLE plain ALTER big SET STORAGE EXTERNAL, ALTER more SET STORAGE EXTERNAL;
+CREATE TABLE keyed (k numeric, w text, n int, doc jsonb, dup text GENERATED ALWAYS AS (w || n) STORED, PRIMARY KEY (k, w));
+ALTER TABLE keyed ALTER doc SET STORAGE EXTERNAL;
+CREATE TABLE parted (id int PRIMARY KEY, n int, big text[]) PARTITION BY RANGE (id);
+CREATE TABLE parted_1 PARTITION OF parted FOR VALUES FROM (0) TO (4);
+CREATE TABLE parted_2 PARTITION OF parted FOR VALUES FROM (4) TO (100);
+ALTER TABLE parted_1 ALTER big SET STORAGE EXTERNAL; ALTER TABLE parted_2 ALTER big SET STORAGE EXTERNAL;
+CREATE TABLE uniq (id int PRIMARY KEY, n int UNIQUE, big text);
+ALTER TABLE uniq ALTER big SET STORAGE EXTERNAL;
+`
+
+// toastWrite is a random write of one of toastSchema's tables. Most updates leave the large value alone.
+func toastWrite(n *cluster.Node, r *rand.Rand) (string, []any) {
+	id, v := 1+r.Intn(8), r.Intn(40)
+	value := large(fmt.Sprintf("'%s%d'", n.Name, r.Int63()))
+	pick := func(of ...string) (string, []any) { return of[min(r.Intn(8), len(of)-1)], nil }
+	switch r.Intn(4) {
+	case 0:
+		return pick(
+			fmt.Sprintf(`INSERT INTO plain VALUES (%d, %d, 'new', %s, decode(md5('%d'), 'hex'))`, id, v, value, v),
+			fmt.Sprintf(`DELETE FROM plain WHERE id = %d`, id),
+			fmt.Sprintf(`UPDATE plain SET big = %s WHERE id = %d`, value, id),
+			fmt.Sprintf(`UPDATE plain SET more = convert_to(%s, 'UTF8'), note = 'more' WHERE id = %d`, value, id),
+			fmt.Sprintf(`UPDATE plain SET id = %d WHERE id = %d`, 1+r.Intn(8), id),
+			fmt.Sprintf(`BEGIN; UPDATE plain SET n = %d WHERE id = %d; UPDATE plain SET note = 'twice' WHERE id = %d; COMMIT`, v, id, id),
+			fmt.Sprintf(`UPDATE plain SET n = %d WHERE id IN (%d, %d)`, v, id, 1+r.Intn(8)))
+	case 1:
+		return pick(
+			fmt.Sprintf(`INSERT INTO keyed VALUES (%d.%s, 'w', %d, jsonb_build_object('a', %s))`, id, []string{"0", "00"}[r.Intn(2)], v, value),
+			fmt.Sprintf(`DELETE FROM keyed WHERE k = %d`, id),
+			fmt.Sprintf(`UPDATE keyed SET doc = jsonb_build_object('b', %s) WHERE k = %d`, value, id),
+			fmt.Sprintf(`UPDATE keyed SET n = %d WHERE k = %d`, v, id))
+	case 2:
+		return pick(
+			fmt.Sprintf(`INSERT INTO parted VALUES (%d, %d, ARRAY[%s, NULL])`, id, v, value),
+			fmt.Sprintf(`UPDATE parted SET big = ARRAY[%s] WHERE id = %d`, value, id),
+			fmt.Sprintf(`DELETE FROM parted WHERE id = %d`, id),
+			fmt.Sprintf(`UPDATE parted SET n = %d WHERE id = %d`, v, id))
+	}
+	return pick(
+		fmt.Sprintf(`INSERT INTO uniq VALUES (%d, %d, %s)`, id, v, value),
+		fmt.Sprintf(`UPDATE uniq SET big = %s WHERE id = %d`, value, id),
+		fmt.Sprintf(`DELETE FROM uniq WHERE id = %d`, id),
+		fmt.Sprintf(`UPDATE uniq SET n = %d WHERE id = %d`, v, id))
+}
+
+// requireNothingOwed waits until no node owes another a row, and returns how often that was so before.
+func requireNothingOwed(t *testing.T, c *cluster.Cluster) (owed int) {
+	t.Helper()
+	c.WaitConverged()
+	for _, n := range c.Nodes {
+		n.Await(`SELECT count(*) FROM pgbridge.owed`, "0")
+		var last int
+		fmt.Sscan(n.Value(`SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM pgbridge.owed_id_seq`), &last)
+		owed += last
+	}
+	c.WaitConverged()
+	return owed
+}
+
+// TestLargeValuesConverge: nodes update rows beside each other and leave large values alone, which then do not come along.
+func TestLargeValuesConverge(t *testing.T) {
+	c := cluster.New(t, cluster.Options{Schema: toastSchema})
+	for range 2 {
+		s := seed(t)
+		t.Logf("seed %d", s)
+		randomWrites(t, c, s, loadTime()/3, cutOff, toastWrite)
+		n := requireNothingOwed(t, c)
+		if t.Logf("%d rows were owed", n); n == 0 {
+			t.Error("no row was owed: nothing was shown")
+		}
+	}
+}
+
+// TestLargeValuesSurviveKills is TestLargeValuesConverge with bridges that are killed.
+func TestLargeValuesSurviveKills(t *testing.T) {
+	c := cluster.New(t, cluster.Options{Processes: true, Schema: toastSchema})
+	s := seed(t)
+	t.Logf("seed %d", s)
+	randomWrites(t, c, s, loadTime()/2, func(n *cluster.Node, wait func(most time.Duration)) {
+		n.Kill()
+		wait(time.Second)
+		n.Start()
+	}, toastWrite)
+	n := requireNothingOwed(t, c)
+	if t.Logf("%d rows were owed", n); n == 0 {
+		t.Error("no row was owed: nothing was shown")
+	}
+}
