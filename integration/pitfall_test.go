@@ -203,7 +203,9 @@ func (p *pitfalls) keyReused(t *testing.T) {
 }
 
 func (p *pitfalls) toast(t *testing.T, table string) {
-	sql := func(format string, args ...any) string { return fmt.Sprintf(strings.ReplaceAll(format, "p04", table), args...) }
+	sql := func(format string, args ...any) string {
+		return fmt.Sprintf(strings.ReplaceAll(format, "p04", table), args...)
+	}
 	p.a.Exec(sql(`INSERT INTO p04 SELECT i, '', %s FROM generate_series(1, 5) i`, large("0")))
 	p.WaitConverged()
 	old := p.a.Value(sql(`SELECT md5(big) FROM p04 WHERE id = 1`))
