@@ -23,6 +23,8 @@ type Report struct {
 	Stream    StreamReport    `json:"stream"`
 	// Quarantined is how many rows are kept out of their tables since later ones have a value that must be unique.
 	Quarantined int `json:"quarantined"`
+	// Owed is how many rows wait for the node that wrote them to write them again, with large values that an update left alone.
+	Owed int `json:"owed"`
 
 	Links  []LinkReport `json:"links"`  // one per node that is read from, by name
 	Alarms []Alarm      `json:"alarms"` // what a person should look at, gravest first

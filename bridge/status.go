@@ -76,6 +76,9 @@ func Status(ctx context.Context, cfg *config.Config) (*Report, error) {
 	return r, nil
 }
 
+// owedPatience is how long a row may be owed before that is an alarm.
+const owedPatience = time.Minute
+
 const starting = "the bridge is starting"
 
 func (b *bridge) report(ctx context.Context) *Report {
@@ -113,6 +116,13 @@ func (b *bridge) report(ctx context.Context) *Report {
 		r.Alarms = append(r.Alarms, Alarm{Code: "orphan-refused", Severity: SeverityError,
 			Text: fmt.Sprintf("rows without a parent cannot be mended as conflict.foreign_keys says, for %d deleted rows: %s", n, why),
 			Mend: "mend the cause, which is tried again each minute, or give the foreign key another policy; SELECT * FROM pgbridge.bereaved shows them"})
+	}
+	if n, node, since := l.applier.Owed(); n > 0 {
+		if r.Owed = n; time.Since(since) > owedPatience {
+			r.Alarms = append(r.Alarms, Alarm{Code: "rows-owed", Severity: SeverityWarning,
+				Text: fmt.Sprintf("%d rows wait for the node that wrote them to write them again in full, one of %s since %s", n, node, since.UTC().Format(time.RFC3339)),
+				Mend: "let that node's bridge run and be reached; SELECT * FROM pgbridge.owed shows the rows, and that node's log what is in the way there"})
+		}
 	}
 	for _, o := range l.applier.Status() {
 		r.Links = append(r.Links, l.reportLink(o))

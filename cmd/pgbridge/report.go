@@ -42,6 +42,9 @@ func writeOwn(b *strings.Builder, r *bridge.Report) {
 	}
 	t.row("stream", streamFill(r.Stream), fmt.Sprintf("%s: frames %d to %d",
 		orDash(r.Stream.Stream), r.Stream.FirstStreamSeq, r.Stream.LastStreamSeq))
+	if r.Owed > 0 {
+		t.row("owed", fmt.Sprintf("%d rows", r.Owed), "their nodes write them again, with large values that are not here: pgbridge.owed")
+	}
 	if r.Quarantined > 0 {
 		t.row("quarantine", fmt.Sprintf("%d rows", r.Quarantined), "later ones have a value that must be unique: pgbridge.quarantine")
 	}
