@@ -253,11 +253,15 @@ const payWhat = "note that rows are not owed any more"
 
 // pushDebts queues what the attempt owes, and what it has paid.
 func (c *carefulRun) pushDebts() error {
+	rows := map[wire.KeyHash]*owedRow{}
+	for k, d := range c.owes {
+		rows[k] = c.owedRow(k, d)
+	}
 	if len(c.paid) > 0 {
 		c.push(payWhat, c.payStatement, []param{paidParam(c.paid)})
 	}
 	for k, d := range c.owes {
-		if err := c.pushDebt(k, d); err != nil {
+		if err := c.pushDebt(rows[k], d); err != nil {
 			return err
 		}
 	}
@@ -275,15 +279,31 @@ func paidParam(paid []*owedRow) param {
 	return binaryParam(a.value(oidInt8))
 }
 
-func (c *carefulRun) pushDebt(k wire.KeyHash, d *debt) error {
+// owedRow is what is owed of key k. What the same origin owed of it before is part of that.
+func (c *carefulRun) owedRow(k wire.KeyHash, d *debt) *owedRow {
 	e := &owedRow{of: d.t.entry(), before: c.progress.vector().Get(c.origin), table: d.m.name(), hash: k, since: time.Now()}
 	e.before.Origin = c.origin
+	for _, older := range c.owed.of(k) {
+		if older.of.Origin != c.origin {
+			continue
+		}
+		if older.before.Seq < e.before.Seq {
+			e.before = older.before
+		}
+		if e.since = older.since; !slices.Contains(c.paid, older) {
+			c.paid = append(c.paid, older)
+		}
+	}
+	return e
+}
+
+func (c *carefulRun) pushDebt(e *owedRow, d *debt) error {
 	ps, err := d.m.params(nil, d.tuple, d.m.key)
 	if err != nil {
 		return err
 	}
 	ps = append(ps, int64Param(int64(d.t.Seq)), int64Param(int64(d.t.Stamp)), int64Param(int64(e.before.Seq)), int64Param(int64(e.before.Stamp)),
-		binaryParam(packKeys([]wire.KeyHash{k})))
+		binaryParam(packKeys([]wire.KeyHash{e.hash})))
 	s := d.m.statement("kw", func() (string, []uint32) { return d.m.owedSQL(c.origin) })
 	c.queue = append(c.queue, queued{what: "note that a row of " + d.m.local.quoted + " is owed", s: s, ps: ps, take: func(rows [][][]byte) {
 		if len(rows) == 1 {

@@ -20,7 +20,8 @@ import (
 // resender asks other nodes for the rows that they owe this one (owed.go), and writes rows again that others ask for. Its
 // session has no replication origin, so that what it writes is captured as any local transaction, and fires no triggers.
 type resender struct {
-	conn    *pgx.Conn
+	opts    *Options
+	conn    *pgx.Conn // nil: not needed yet
 	own     origin.Origin
 	log     *slog.Logger
 	owed    *owed
@@ -50,18 +51,26 @@ const (
 	resendAgain = 200 * time.Millisecond
 )
 
-func (a *Applier) openResender(ctx context.Context) error {
+func (a *Applier) openResender() {
+	a.resends = &resender{opts: &a.opts, own: a.own, log: a.opts.Logger, owed: a.owed, catalog: a.catalog, workers: a.workers, woke: make(chan struct{}, 1)}
+	for _, w := range a.workers {
+		w.inbox.resends = a.resends
+	}
+}
+
+// open opens the session: most nodes never need it.
+func (d *resender) open(ctx context.Context) error {
+	if d.conn != nil {
+		return nil
+	}
 	// What it asks and answers leaves the WAL when that is flushed, as each commit does here.
-	conn, err := a.connect(ctx, "rows again", map[string]string{"synchronous_commit": "local"})
+	conn, err := connect(ctx, d.opts.DSN, fmt.Sprintf("pgbridge %s rows again", d.opts.Node), map[string]string{"synchronous_commit": "local"})
 	if err != nil {
 		return err
 	}
-	a.resends = &resender{conn: conn, own: a.own, log: a.opts.Logger, owed: a.owed, catalog: a.catalog, workers: a.workers, woke: make(chan struct{}, 1)}
+	d.conn = conn
 	if _, err := conn.Exec(ctx, giveWaySQL); err != nil { // whoever holds a row that is asked for does not hold up all others
 		return fmt.Errorf("set lock_timeout: %w", err)
-	}
-	for _, w := range a.workers {
-		w.inbox.resends = a.resends
 	}
 	return nil
 }
@@ -97,6 +106,11 @@ func (d *resender) hearAnswer(payload []byte, need origin.Vector) error {
 
 // run works until ctx ends or the connection is lost.
 func (d *resender) run(ctx context.Context) error {
+	defer func() {
+		if d.conn != nil {
+			d.conn.Close(context.WithoutCancel(ctx))
+		}
+	}()
 	again := time.NewTicker(askAgain)
 	defer again.Stop()
 	for {
@@ -104,7 +118,13 @@ func (d *resender) run(ctx context.Context) error {
 		if d.owed.count.Load() == 0 {
 			changed = nil
 		}
-		err := d.settle(ctx)
+		var err error
+		if d.busy() {
+			err = d.open(ctx)
+		}
+		if err == nil {
+			err = d.settle(ctx)
+		}
 		if err == nil {
 			err = d.ask(ctx)
 		}
@@ -132,6 +152,13 @@ func (d *resender) run(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// busy reports whether there is anything to do.
+func (d *resender) busy() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.owed.count.Load() > 0 || len(d.asked) > 0
 }
 
 // settle forgets the rows whose answers have been reached.

@@ -54,8 +54,8 @@ func (s *simWorker) owe() {
 	slices.SortFunc(keys, compareHash)
 	for _, k := range keys {
 		d := c.owes[k]
-		e := &owedRow{id: n.w.nextOwed(), of: d.t.entry(), before: n.progress.vector().Get(s.origin), table: d.m.name(), hash: k}
-		e.before.Origin = s.origin
+		e := c.owedRow(k, d)
+		e.id = n.w.nextOwed()
 		place := n.w.place(d.m, d.tuple)
 		_, key := n.w.at(place)
 		e.key = []byte(strconv.Itoa(key))
