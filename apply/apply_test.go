@@ -12,6 +12,7 @@ import (
 const tableT = `CREATE TABLE t (id int PRIMARY KEY, v text, n numeric)`
 
 func TestRowsOfEveryShapeAreApplied(t *testing.T) {
+	t.Parallel()
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
 		p := newPair(t, s, tableT)
 		p.do(`INSERT INTO t VALUES (1, 'one', 1.50), (2, NULL, NULL)`)
@@ -33,6 +34,7 @@ func TestRowsOfEveryShapeAreApplied(t *testing.T) {
 }
 
 func TestLargeTransactions(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
 	large := func(sql string) {
 		p.from.Exec(t, sql)
@@ -148,6 +150,7 @@ func TestDeleteTakesBackAnOlderRemoteInsert(t *testing.T) {
 }
 
 func TestMissingTableWaitsAndGoesOn(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
 	p.from.Exec(t, `CREATE TABLE late (id int PRIMARY KEY)`)
 	p.from.Exec(t, `INSERT INTO late VALUES (1)`)
@@ -164,6 +167,7 @@ func TestMissingTableWaitsAndGoesOn(t *testing.T) {
 }
 
 func TestRestartGoesOnWhereItWas(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
 	p.do(`INSERT INTO t VALUES (1, 'x')`)
 	if err := p.stop(); err != nil && !strings.Contains(err.Error(), "canceled") {
@@ -180,6 +184,7 @@ func TestRestartGoesOnWhereItWas(t *testing.T) {
 // TestChildRowsAreOthers: a table that inherits has rows of the same keys, and they are no rivals of the
 // parent's.
 func TestChildRowsAreOthers(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT+`; CREATE TABLE heir (PRIMARY KEY (id)) INHERITS (t)`)
 	p.to.Exec(t, `INSERT INTO heir SELECT i, 'child' FROM generate_series(1, 3) i`)
 	p.do(`INSERT INTO t VALUES (1, 'x'), (2, 'x')`)
@@ -196,6 +201,7 @@ func TestChildRowsAreOthers(t *testing.T) {
 
 // TestTakeBacksThatFail do not keep the others from being done.
 func TestTakeBacksThatFail(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT+`; CREATE TABLE stubborn (id int PRIMARY KEY)`)
 	p.do(`INSERT INTO t SELECT generate_series(1, 3000)`)
 	p.do(`INSERT INTO stubborn VALUES (1)`)
@@ -248,6 +254,7 @@ func TestTruncateKnowsLiftedStamps(t *testing.T) {
 // TestFailureInFrontOfAMissingTable: a transaction in flight fails while the one behind it cannot even be
 // planned. The first one must be tried again, and free its keys.
 func TestFailureInFrontOfAMissingTable(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT, "c")
 	p.do(`INSERT INTO t VALUES (1, 'x')`)
 	p.to.Exec(t, `UPDATE t SET v = 'local'`) // fails the guard
@@ -268,6 +275,7 @@ func TestFailureInFrontOfAMissingTable(t *testing.T) {
 
 // TestHotRowsAreDecidedSoon: whenever apply has waited for capture, local sessions have written the rows again.
 func TestHotRowsAreDecidedSoon(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
 	p.do(`INSERT INTO t SELECT generate_series(1, 20)`)
 	hot := func() {
@@ -303,6 +311,7 @@ func TestTakeBackUnderAnotherKey(t *testing.T) {
 
 // TestUpdatedKeysAreLocked, so that two origins do not meet on them in the database.
 func TestUpdatedKeysAreLocked(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT, "c")
 	p.do(`INSERT INTO t VALUES (1, 'x')`)
 	tab, err := p.a.catalog.table(t.Context(), "public", "t")
@@ -326,6 +335,7 @@ func TestUpdatedKeysAreLocked(t *testing.T) {
 
 // TestTakeBacksThatCannotBePrepared leave the others alone, and nothing behind that is in their way.
 func TestTakeBacksThatCannotBePrepared(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT+`; CREATE TABLE odd (id int PRIMARY KEY)`)
 	p.do(`INSERT INTO t VALUES (1, 'x'), (2, 'x'); INSERT INTO odd VALUES (1)`)
 	p.to.Exec(t, `CREATE RULE again AS ON DELETE TO odd DO INSTEAD DELETE FROM odd WHERE id = OLD.id; ALTER TABLE odd ENABLE ALWAYS RULE again`)

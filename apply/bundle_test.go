@@ -23,6 +23,7 @@ const bundleSchema = `CREATE TYPE mood AS ENUM ('sad', 'ok');
 
 // TestBundlesLeaveWhatTransactionsWould: whatever small transactions do to a few rows, in whatever order.
 func TestBundlesLeaveWhatTransactionsWould(t *testing.T) {
+	t.Parallel()
 	// Kept: a change was parsed into the memory of a row that went out by itself.
 	for _, seed := range []uint64{7049607273189327953, rand.Uint64()} {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) { bundlesLeave(t, seed) })
@@ -82,6 +83,7 @@ func bundlesLeave(t *testing.T, seed uint64) {
 
 // TestTriggersSeeEachTransaction: a table whose triggers fire on applied rows has its changes one by one.
 func TestTriggersSeeEachTransaction(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), bundleSchema)
 	p.from.Exec(t, `ALTER TABLE told DISABLE TRIGGER tell`)
 	p.do(`INSERT INTO told VALUES (1, 0)`)
@@ -146,6 +148,7 @@ func (p *pair) update(o origin.Origin, begin wire.Begin, up origin.Vector, id in
 // TestBundledRowsKeepTheirStamps: a third node's write meets the row's own stamp, not the later one of the bundle's
 // commit.
 func TestBundledRowsKeepTheirStamps(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT, "c")
 	p.inserts()
 	commit, first := p.stampHere(), p.last
@@ -180,6 +183,7 @@ func TestBundledRowsKeepTheirStamps(t *testing.T) {
 
 // TestRowOfSeveralTransactions: it bears the stamp of the last one that wrote it.
 func TestRowOfSeveralTransactions(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT, "c")
 	p.inserts()
 	for i := range 10 {
@@ -197,6 +201,7 @@ func TestRowOfSeveralTransactions(t *testing.T) {
 // TestSeenPartOfABundleIsNoConflict: the author of a write had seen a bundle's first transactions, which wrote the row,
 // and not the last one.
 func TestSeenPartOfABundleIsNoConflict(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT, "c")
 	p.inserts()
 	behind := parseStamp(t, p.to.Value(t, `SELECT max(b) FROM pgbridge.bundle, unnest(behind) b`))
@@ -210,6 +215,7 @@ func TestSeenPartOfABundleIsNoConflict(t *testing.T) {
 
 // TestTakeBacksKnowBundledStamps: a local delete takes back the rows that are older themselves, of a key and of a table.
 func TestTakeBacksKnowBundledStamps(t *testing.T) {
+	t.Parallel()
 	for name, tell := range map[string]func(p *pair, v origin.Version){
 		"keys": func(p *pair, v origin.Version) {
 			tab, err := p.a.catalog.table(t.Context(), "public", "t")
@@ -239,6 +245,7 @@ func TestTakeBacksKnowBundledStamps(t *testing.T) {
 
 // TestTakeBacksOfOneCommit: that the rows of one truncated table cannot be taken back yet keeps no bundled row of another.
 func TestTakeBacksOfOneCommit(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT+`; CREATE TABLE odd (id int PRIMARY KEY)`)
 	p.do(`INSERT INTO odd VALUES (1)`)
 	p.inserts()
@@ -277,6 +284,7 @@ func TestUnclaimedKeysGoBack(t *testing.T) {
 
 // TestBundleThatFails: the conflict of one transaction costs its neighbours nothing but the bundle.
 func TestBundleThatFails(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
 	p.inserts()
 	for i := range 10 {
@@ -295,6 +303,7 @@ func TestBundleThatFails(t *testing.T) {
 
 // TestBundleWaitsForNoUser: rows that a bundle has locked are free again while one of its transactions waits for a user.
 func TestBundleWaitsForNoUser(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
 	p.inserts()
 	user := p.to.Connect(t)
@@ -318,6 +327,7 @@ func TestBundleWaitsForNoUser(t *testing.T) {
 
 // TestPositionIsAssertedForBundles: none is applied unless its predecessor is (PROOF.md R1, R2).
 func TestPositionIsAssertedForBundles(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
 	p.inserts()
 	p.to.Exec(t, `UPDATE pgbridge.position SET seq = seq - 1 WHERE origin = 'a'`)
@@ -337,6 +347,7 @@ func TestPositionIsAssertedForBundles(t *testing.T) {
 // TestBundlesAreForgotten when nobody can ask for the rows' stamps any more: no other node that has not seen them, no local
 // delete that capture has not read or that has not taken its rows back.
 func TestBundlesAreForgotten(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT, "c")
 	p.inserts()
 	purged := func() string {
@@ -365,6 +376,7 @@ func TestBundlesAreForgotten(t *testing.T) {
 // TestContestedBundles: transactions that conflict go the careful path together, each decided by its own stamp, and every
 // loser is recorded.
 func TestContestedBundles(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT, "c")
 	const n = 400
 	p.do(fmt.Sprintf(`INSERT INTO t SELECT i, 'x', 0 FROM generate_series(1, %d) i`, n))

@@ -12,6 +12,7 @@ import (
 // TestLargeTransactionOnTheCarefulPath touches the same rows in windows far apart: what it lost, what it
 // wrote and what it deleted must be known again without being kept.
 func TestLargeTransactionOnTheCarefulPath(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
 	p.do(`INSERT INTO t SELECT i, 'before' FROM generate_series(1, 100) i`)
 	tx := p.from.Connect(t) // commits first, and so loses to what is written here
@@ -44,6 +45,7 @@ func TestLargeTransactionOnTheCarefulPath(t *testing.T) {
 
 // TestConflictsThatCannotBeShown are recorded all the same, and the transaction goes on.
 func TestConflictsThatCannotBeShown(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct{ name, setup, value, local, image string }{
 		{"a zero in json", `CREATE TABLE t (id int PRIMARY KEY, v json)`, `'"\u0000 remote"'`, `'"\u0000 local"'`, `{"id":1,"v":"\u0000 local"}`},
 		{"a cast that fails", `CREATE TYPE odd AS ENUM ('x', 'remote', 'local');
@@ -118,6 +120,7 @@ func TestCarefulPathKeepsLittle(t *testing.T) {
 // TestConflictsComeInSwarms: while one transaction after the other meets a conflict, only few try the optimistic path
 // first; once none does any more, all go that path again.
 func TestConflictsComeInSwarms(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
 	p.do(`INSERT INTO t SELECT generate_series(1, 300)`)
 	for i := range 300 {
@@ -163,6 +166,7 @@ func TestConflictsComeInSwarms(t *testing.T) {
 
 // TestTruncateKeepsTheImage of a row that it takes away although its author had not seen it.
 func TestTruncateKeepsTheImage(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
 	p.do(`INSERT INTO t VALUES (1, 'x')`)
 	p.to.Exec(t, `UPDATE t SET v = 'local'`)

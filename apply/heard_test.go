@@ -53,6 +53,7 @@ func TestLossesAreOfRows(t *testing.T) {
 
 // TestNodeTellsWhatLost: the rows of tables with large values, of a DELETE that is followed by an INSERT too.
 func TestNodeTellsWhatLost(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT+`; CREATE TABLE small (id int PRIMARY KEY)`)
 	p.do(`INSERT INTO t SELECT generate_series(1, 5); INSERT INTO small VALUES (1)`)
 	slot := "pgb_" + p.to.Name + "_told"

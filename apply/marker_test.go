@@ -9,6 +9,7 @@ import (
 // TestMarkersOfLocalWork: while only local sessions write, a marker follows them all the same, so that what others
 // write to their rows later can be proved to have seen them (PROOF.md R11).
 func TestMarkersOfLocalWork(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
 	p.do(`INSERT INTO t VALUES (1, 'x')`)
 	p.to.Exec(t, `SELECT pg_create_logical_replication_slot($1, 'test_decoding')`, p.to.Name)

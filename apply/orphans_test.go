@@ -75,6 +75,7 @@ func orphans(t *testing.T, h *History, o OrphanOptions) string {
 }
 
 func TestOrphansOfEachKindOfForeignKey(t *testing.T) {
+	t.Parallel()
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
 		db := setUp(t, s, orphanSchema)
 		h := openOrphans(t, db)

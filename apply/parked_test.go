@@ -73,6 +73,7 @@ func wantRows(t *testing.T, what string, got []string, want ...string) {
 // TestRefusedTransactionsAreParkedWhole: whatever refuses one row, nothing of its transaction is there, what comes behind
 // it is, and when the cause is gone all is as at the origin.
 func TestRefusedTransactionsAreParkedWhole(t *testing.T) {
+	t.Parallel()
 	const raise = `CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.v = 'bad' THEN RAISE EXCEPTION 'not here' %s; END IF; RETURN NEW; END $$; `
 	const trigger = `CREATE %s TRIGGER no %s INSERT ON r %s FOR EACH ROW EXECUTE FUNCTION no(); ALTER TABLE r ENABLE ALWAYS TRIGGER no`
 	const dropped = `DROP TRIGGER no ON r`
@@ -129,6 +130,7 @@ func TestWhatWouldStopAllIsNotParked(t *testing.T) {
 // TestDependentsAreParkedOthersFlow: what touches a row of a parked transaction stays behind it, of any origin that had seen
 // it; everything else goes on. They are applied in their order.
 func TestDependentsAreParkedOthersFlow(t *testing.T) {
+	t.Parallel()
 	p := newParkedPair(t, "c")
 	first := p.seq
 	p.do(`BEGIN; UPDATE t SET v = 'bad', n = -1 WHERE id = 1; INSERT INTO t VALUES (4, 'four', 4); COMMIT`)
@@ -156,6 +158,7 @@ func TestDependentsAreParkedOthersFlow(t *testing.T) {
 
 // TestTruncateDependsOnParkedRows: and whoever comes behind a parked TRUNCATE depends on it by the table.
 func TestTruncateDependsOnParkedRows(t *testing.T) {
+	t.Parallel()
 	p := newParkedPair(t)
 	p.do(`UPDATE t SET n = -1 WHERE id = 1`)
 	bad := p.name(0)
@@ -180,6 +183,7 @@ func TestTruncateDependsOnParkedRows(t *testing.T) {
 // TestParkedIsAtomicWithThePosition: a bridge that loses its connection when the transaction is stored but the position
 // has not moved, or at the COMMIT, finds neither when it comes again, and parks the transaction then, once.
 func TestParkedIsAtomicWithThePosition(t *testing.T) {
+	t.Parallel()
 	const dies = `CREATE FUNCTION dies() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
 		IF EXISTS (SELECT FROM pgbridge.parked) THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF; RETURN NEW; END $$; `
 	for _, c := range []struct{ name, table, trigger string }{
@@ -218,6 +222,7 @@ func TestParkedIsAtomicWithThePosition(t *testing.T) {
 // TestRetryConverges: the transaction takes the careful path with its own stamp. What is later stays, and is recorded as
 // what won; what is older, and concurrent, goes.
 func TestRetryConverges(t *testing.T) {
+	t.Parallel()
 	p := newParkedPair(t, "c")
 	base := origin.Vector{{Origin: nodeA, Seq: p.seq, Stamp: p.last}}
 	p.do(`BEGIN; UPDATE t SET v = 'remote', n = -1 WHERE id = 1; UPDATE t SET v = 'remote', n = -2 WHERE id = 2; UPDATE t SET v = 'remote', n = -3 WHERE id = 3; COMMIT`)
@@ -246,6 +251,7 @@ func TestRetryConverges(t *testing.T) {
 
 // TestParkedDeleteLeavesItsTombstone: an older insert that comes when the delete has been tried again is beaten by it.
 func TestParkedDeleteLeavesItsTombstone(t *testing.T) {
+	t.Parallel()
 	p := newParkedPair(t, "c")
 	base := origin.Vector{{Origin: nodeA, Seq: p.seq, Stamp: p.last}}
 	p.do(`BEGIN; DELETE FROM t WHERE id = 1; INSERT INTO t VALUES (9, 'bad', -1); COMMIT`)
@@ -260,6 +266,7 @@ func TestParkedDeleteLeavesItsTombstone(t *testing.T) {
 
 // TestDiscardIsRecorded: the changes go into the history, with what stands here, and those that depended on them go on.
 func TestDiscardIsRecorded(t *testing.T) {
+	t.Parallel()
 	p := newParkedPair(t)
 	p.do(`BEGIN; UPDATE t SET v = 'bad', n = -1 WHERE id = 1; INSERT INTO t VALUES (4, 'four', -4); DELETE FROM t WHERE id = 3; COMMIT`)
 	bad := p.name(0)
@@ -279,6 +286,7 @@ func TestDiscardIsRecorded(t *testing.T) {
 
 // TestDiscardWithoutTheTable: nothing is dropped in silence, even what this server cannot read any more.
 func TestDiscardWithoutTheTable(t *testing.T) {
+	t.Parallel()
 	p := newParkedPair(t)
 	p.do(`INSERT INTO t VALUES (4, 'bad', -4)`)
 	p.to.Exec(t, `ALTER TABLE t RENAME TO gone`)
@@ -297,6 +305,7 @@ func TestDiscardWithoutTheTable(t *testing.T) {
 
 // TestParkedIsShown: list and show tell what an operator needs.
 func TestParkedIsShown(t *testing.T) {
+	t.Parallel()
 	p := newParkedPair(t)
 	p.do(`BEGIN; UPDATE t SET v = 'fine' WHERE id = 2; UPDATE t SET n = -1 WHERE id = 1; DELETE FROM t WHERE id = 3; COMMIT`)
 	list, err := ParkedTransactions(t.Context(), p.to.DSN)
@@ -358,6 +367,7 @@ func (p *pair) told(slot string) (up, done uint64) {
 // TestParkedIsDeclaredButNotSeen: what is told to others ends in front of the oldest parked transaction, also after a
 // restart, while `up` goes on; when it is applied all of it is told (R23).
 func TestParkedIsDeclaredButNotSeen(t *testing.T) {
+	t.Parallel()
 	p := newParkedPair(t, "c")
 	slot := "pgb_" + p.to.Name + "_told"
 	p.to.Exec(t, `CREATE PUBLICATION p`)
@@ -392,6 +402,7 @@ func TestParkedIsDeclaredButNotSeen(t *testing.T) {
 // TestParkedHoldsStability: what the parked transaction's author had not seen must not be forgotten, since it is still to
 // come; own transactions too (R22).
 func TestParkedHoldsStability(t *testing.T) {
+	t.Parallel()
 	p := newParkedPair(t, "c")
 	own := origin.Origin{Node: "b", Epoch: 1}
 	at := func(seq uint64) origin.Vector {
@@ -419,6 +430,7 @@ func TestParkedHoldsStability(t *testing.T) {
 
 // TestRestartTriesAgain: after a restart the set is there, and without anybody asking, what is refused no more is applied.
 func TestRestartTriesAgain(t *testing.T) {
+	t.Parallel()
 	p := newParkedPair(t)
 	p.do(`UPDATE t SET v = 'bad', n = -1 WHERE id = 1`)
 	bad := p.name(0)
@@ -435,6 +447,7 @@ func TestRestartTriesAgain(t *testing.T) {
 
 // TestParkedIsTriedNowAndThen: without a request, when its time has come.
 func TestParkedIsTriedNowAndThen(t *testing.T) {
+	t.Parallel()
 	p := newParkedPair(t)
 	p.do(`UPDATE t SET n = -1 WHERE id = 1`)
 	p.to.Exec(t, calm)
@@ -449,6 +462,7 @@ func TestParkedIsTriedNowAndThen(t *testing.T) {
 
 // TestRequestInterruptsAHold: an origin that waits for another one does what is asked about its parked transactions.
 func TestRequestInterruptsAHold(t *testing.T) {
+	t.Parallel()
 	p := newParkedPair(t, "c")
 	p.do(`UPDATE t SET n = -1 WHERE id = 1`)
 	p.from.Exec(t, `UPDATE t SET v = 'held' WHERE id = 2`)
@@ -461,6 +475,7 @@ func TestRequestInterruptsAHold(t *testing.T) {
 
 // TestParkedAreBounded: beyond the limit the origin waits and says why; it goes on when there is room.
 func TestParkedAreBounded(t *testing.T) {
+	t.Parallel()
 	p := newParkedPair(t)
 	p.limit = 1
 	p.restart()
@@ -479,6 +494,7 @@ func TestParkedAreBounded(t *testing.T) {
 
 // TestTooLargeToBeParkedWaits: and a large one below the limit is parked like any other.
 func TestTooLargeToBeParkedWaits(t *testing.T) {
+	t.Parallel()
 	p := newParkedPair(t)
 	p.from.Exec(t, `INSERT INTO t SELECT i, 'x', -1 FROM generate_series(10, 1000) i`)
 	p.ship(nil, true)
@@ -498,6 +514,7 @@ func TestTooLargeToBeParkedWaits(t *testing.T) {
 
 // TestBundleParksOnlyTheCulprit: of many transactions that were to be applied as one.
 func TestBundleParksOnlyTheCulprit(t *testing.T) {
+	t.Parallel()
 	p := newParkedPair(t)
 	first := p.seq
 	for i := range 60 {
@@ -527,6 +544,7 @@ func TestBundleParksOnlyTheCulprit(t *testing.T) {
 // TestLocalDeleteTakesARetriedRowBack: a local delete of a row that a transaction is about to create, met by capture while
 // that one is tried again, waits until it has ended. By its seq, which the position has long passed, it would not.
 func TestLocalDeleteTakesARetriedRowBack(t *testing.T) {
+	t.Parallel()
 	p := newParkedPair(t)
 	p.do(`BEGIN; UPDATE t SET v = 'x', n = 1 WHERE id = 1; INSERT INTO t VALUES (9, 'bad', -1); COMMIT`)
 	p.to.Exec(t, `UPDATE t SET v = 'local' WHERE id = 1`)
@@ -561,6 +579,7 @@ func TestLocalDeleteTakesARetriedRowBack(t *testing.T) {
 // knowing that capture has passed what was applied behind it: an update that leaves a large value unchanged would wait for
 // ever.
 func TestSettledBehindAParkedTransaction(t *testing.T) {
+	t.Parallel()
 	p := newParkedPair(t)
 	p.do(`UPDATE t SET n = -1 WHERE id = 1`)
 	big := `(SELECT string_agg(md5(i::text), '') FROM generate_series(1, 400) i)`
@@ -626,6 +645,7 @@ func TestConcurrentIsNotKept(t *testing.T) {
 
 // TestRetriesLeaveTurns: while many are tried in vain, what comes in goes on.
 func TestRetriesLeaveTurns(t *testing.T) {
+	t.Parallel()
 	p := newParkedPair(t)
 	const many = 100
 	for i := range many {

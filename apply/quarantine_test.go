@@ -111,6 +111,7 @@ func (v *versions) collide(table string) {
 
 // TestVisibleRowsDoNotDependOnTheOrder is the example of PROOF.md R30: in all orders the same rows are visible.
 func TestVisibleRowsDoNotDependOnTheOrder(t *testing.T) {
+	t.Parallel()
 	orders := []string{"123", "132", "213", "231", "312", "321"}
 	tables, uniques := "", ""
 	for _, o := range orders {
@@ -140,6 +141,7 @@ func TestVisibleRowsDoNotDependOnTheOrder(t *testing.T) {
 // TestAllKindsOfUniques has two rows of two nodes collide, and a third one not, on each kind of index and constraint. In
 // both orders the later one is visible, and when it is gone or gives the value up, the earlier one, as it was.
 func TestAllKindsOfUniques(t *testing.T) {
+	t.Parallel()
 	pgtest.Each(t, func(t *testing.T, server *pgtest.Server) {
 		kinds := []struct{ name, columns, unique, first, second, third, moves string }{
 			{"plain", "e int, f text", "UNIQUE (e)", "7, 'x'", "7, 'y'", "8, 'z'", "e = 9"},
@@ -196,6 +198,7 @@ func TestAllKindsOfUniques(t *testing.T) {
 
 // TestKeptRowsAreVersions: what other nodes do to a row that is kept here meets it as it would meet a visible one.
 func TestKeptRowsAreVersions(t *testing.T) {
+	t.Parallel()
 	tables, uniques := "", ""
 	names := []string{"moves", "stays", "removed", "older", "newkey", "wiped", "again", "swap", "alone"}
 	for _, n := range names {
@@ -277,6 +280,7 @@ func TestKeptRowsAreVersions(t *testing.T) {
 
 // TestQuarantineOutlivesARestart: what is kept, and what has come back, are as they were.
 func TestQuarantineOutlivesARestart(t *testing.T) {
+	t.Parallel()
 	v := newVersions(t, pgtest.SharedServer(t, pgtest.Newest(t)), `CREATE TABLE t (id int PRIMARY KEY, e int, f text)`, `ALTER TABLE t ADD UNIQUE (e)`)
 	v.write("a", 10, "INSERT INTO t VALUES (1, 7, 'first'), (11, 8, 'eleven')")
 	v.write("c", 20, "INSERT INTO t VALUES (2, 7, 'second'), (12, 8, 'twelve')")
@@ -297,6 +301,7 @@ func TestQuarantineOutlivesARestart(t *testing.T) {
 // TestLocalWritesMeetKeptRows: local sessions do not see kept rows. A row that they insert under the key of one is later,
 // and so is its delete; a delete of the row that is in the way lets the kept one come back.
 func TestLocalWritesMeetKeptRows(t *testing.T) {
+	t.Parallel()
 	tables, uniques := "", ""
 	for _, n := range []string{"inserted", "deleted", "freed", "returned"} {
 		tables += "CREATE TABLE " + n + " (id int PRIMARY KEY, e int, f text);"
@@ -346,6 +351,7 @@ func TestLocalWritesMeetKeptRows(t *testing.T) {
 // TestParkedRowsMeetKeptOnes: a transaction that was parked takes its place among the rows by its own stamp when it is tried
 // again, and so do those that were kept meanwhile.
 func TestParkedRowsMeetKeptOnes(t *testing.T) {
+	t.Parallel()
 	v := newVersions(t, pgtest.SharedServer(t, pgtest.Newest(t)), `CREATE TABLE t (id int PRIMARY KEY, e int, f text)`,
 		`ALTER TABLE t ADD UNIQUE (e), ADD CHECK (f <> 'bad')`)
 	v.write("a", 10, "INSERT INTO t VALUES (1, 7, 'bad')")

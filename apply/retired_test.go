@@ -29,6 +29,7 @@ func prepared(t *testing.T, p *pair) int {
 // TestStatementsAreClosedWithTheirMapping: tables that change, and transactions that are tried again and again,
 // leave nothing on the server.
 func TestStatementsAreClosedWithTheirMapping(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT+`; CREATE TABLE other (id int PRIMARY KEY)`)
 	p.to.Exec(t, countPrepared)
 	p.do(`INSERT INTO t VALUES (1, 'x'), (2, 'x'), (3, 'x'), (4, 'x'), (5, 'x')`)
@@ -55,6 +56,7 @@ func TestStatementsAreClosedWithTheirMapping(t *testing.T) {
 
 // TestStatementsOfTriesAreClosed: a transaction that the server refuses, for what is not its data, is tried until it does not.
 func TestStatementsOfTriesAreClosed(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT+`; CREATE TABLE other (id int PRIMARY KEY)`)
 	p.do(`INSERT INTO t VALUES (1, 'x')`)
 	p.to.Exec(t, countPrepared)

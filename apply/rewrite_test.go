@@ -10,6 +10,7 @@ import (
 
 // TestIntegersMayBeWiderHere: a column is widened while older transactions are on their way.
 func TestIntegersMayBeWiderHere(t *testing.T) {
+	t.Parallel()
 	s := pgtest.SharedServer(t, pgtest.Newest(t))
 	p := newPairOf(t, s, s, `CREATE TABLE t (id int2 PRIMARY KEY, n int, m int2[])`, `CREATE TABLE t (id bigint PRIMARY KEY, n bigint, m int2[])`)
 	p.do(`INSERT INTO t VALUES (-1, -1, '{-1}'), (2, 2147483647, NULL)`)
@@ -29,6 +30,7 @@ func TestIntegersMayBeWiderHere(t *testing.T) {
 // TestRewriteWhileATransactionWaits: between two looks at a row the table is rewritten. The row's new version
 // has a transaction id of which a genuine local write would be later than the remote one, whatever its stamp.
 func TestRewriteWhileATransactionWaits(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
 	p.do(`INSERT INTO t VALUES (1, 'x')`)
 	rewrite := func() { p.to.Exec(t, `ALTER TABLE t ALTER v TYPE text USING v || ''`) }
@@ -49,6 +51,7 @@ func TestRewriteWhileATransactionWaits(t *testing.T) {
 // TestStableEverywhereAgainstHistory: three nodes hear of each other at random. What this node takes for stable
 // everywhere, no node may still meet a transaction of a third one that had not seen it.
 func TestStableEverywhereAgainstHistory(t *testing.T) {
+	t.Parallel()
 	own, nodes := origin.Origin{Node: "own"}, []origin.Origin{{Node: "p"}, {Node: "q"}, {Node: "r"}}
 	var highest uint64
 	for seed := range uint64(200) {

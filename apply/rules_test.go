@@ -11,6 +11,7 @@ import (
 // TestStampOfTheFutureIsNotAnnounced: a transaction beyond max_clock_skew waits, and no marker may declare it
 // meanwhile: that would lift every later stamp of this node, for good (PROOF.md R33).
 func TestStampOfTheFutureIsNotAnnounced(t *testing.T) {
+	t.Parallel()
 	p := newest(t, tableT)
 	p.do(`INSERT INTO t VALUES (1, 'x')`)
 	const skew = 5 * time.Minute
@@ -32,6 +33,7 @@ func TestStampOfTheFutureIsNotAnnounced(t *testing.T) {
 // TestUpdateOfARowThatNobodyKnowsOf: the update's author declares a delete without having seen it, and its
 // tombstone is purged: the update has won at its author, and brings the row here too (PROOF.md R17).
 func TestUpdateOfARowThatNobodyKnowsOf(t *testing.T) {
+	t.Parallel()
 	p := newest(t, tableT)
 	p.do(`INSERT INTO t VALUES (1, 'x'), (2, 'x')`)
 	p.to.Exec(t, `DELETE FROM t WHERE id = 1`)

@@ -33,6 +33,7 @@ func (p *pair) hashOf(k string) wire.KeyHash {
 
 // TestServedKeysAreHashedTogether: the server is asked for many keys at once, on every path.
 func TestServedKeysAreHashedTogether(t *testing.T) {
+	t.Parallel()
 	const rows = 4500
 	for name, c := range map[string]struct {
 		disturb string
@@ -73,6 +74,7 @@ func TestServedKeysAreHashedTogether(t *testing.T) {
 // TestTombstonesOfServedKeysOutlastARestart: they are in the database by hash, and meet the key in another
 // spelling after it.
 func TestTombstonesOfServedKeysOutlastARestart(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), served)
 	p.do(`INSERT INTO t VALUES ('Gone', 1), ('there', 1)`)
 	p.do(`DELETE FROM t WHERE k = 'GONE'`)
@@ -107,6 +109,7 @@ func TestKeyWithoutHash(t *testing.T) {
 
 // TestKeyThatTheServerRefuses: the origin waits, and goes on when the server takes the key.
 func TestKeyThatTheServerRefuses(t *testing.T) {
+	t.Parallel()
 	schema := `CREATE TYPE odd; CREATE FUNCTION odd_in(cstring) RETURNS odd IMMUTABLE STRICT LANGUAGE internal AS 'textin';
 		CREATE FUNCTION odd_out(odd) RETURNS cstring IMMUTABLE STRICT LANGUAGE internal AS 'textout'; CREATE TYPE odd (INPUT = odd_in, OUTPUT = odd_out, LIKE = text);
 		CREATE CAST (odd AS text) WITHOUT FUNCTION; CREATE TABLE refuse (yes bool); INSERT INTO refuse VALUES (false);

@@ -58,6 +58,7 @@ func TestTakeBackOutlivesACrash(t *testing.T) {
 // capture reads again are looked up in the database: those that the slot is not confirmed past, up to where the WAL
 // ended at the start (R20; the model's NoRescan).
 func TestDeletesAreCheckedAfterAStart(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
 	p.do(`INSERT INTO t VALUES (1, 'x'), (2, 'x'), (3, 'x')`)
 	p.stop()

@@ -49,6 +49,7 @@ func (p *pair) sameTransfers() {
 }
 
 func TestTransactionsThatRepeatGoOutTogether(t *testing.T) {
+	t.Parallel()
 	p := newTransfers(t)
 	// The same tables, other columns, another order, a row twice: none may be taken for the one above.
 	for i := range 5 {
@@ -67,6 +68,7 @@ func TestTransactionsThatRepeatGoOutTogether(t *testing.T) {
 
 // TestUniqueValuesAreSwappedInOrder: rows of one table that has another unique constraint go one by one.
 func TestUniqueValuesAreSwappedInOrder(t *testing.T) {
+	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), togetherSchema)
 	p.do(`INSERT INTO two VALUES (1, 1), (2, 2)`)
 	for range 5 {
@@ -82,6 +84,7 @@ func TestUniqueValuesAreSwappedInOrder(t *testing.T) {
 // TestGuardsHoldTogether: each guard of a combined statement, and the assertion that each row is there, sends
 // the whole transaction the careful path.
 func TestGuardsHoldTogether(t *testing.T) {
+	t.Parallel()
 	for name, local := range map[string]string{
 		"the first row was written here":  `UPDATE account SET n = -1, filler = 'local' WHERE id = 2`,
 		"the second row was written here": `UPDATE branch SET n = -1`,
@@ -111,6 +114,7 @@ func TestGuardsHoldTogether(t *testing.T) {
 
 // TestPositionIsAssertedTogether: a combined statement moves the position from seq - 1 alone (PROOF.md R1, R2).
 func TestPositionIsAssertedTogether(t *testing.T) {
+	t.Parallel()
 	p := newTransfers(t)
 	p.to.Exec(t, `UPDATE pgbridge.position SET seq = seq - 1 WHERE origin = 'a'`)
 	p.from.Exec(t, transfer(110))

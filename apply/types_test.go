@@ -121,6 +121,7 @@ func TestEqualKeysWithOtherBytes(t *testing.T) {
 // TestIdentityAlwaysIsUpdated: PostgreSQL lets no UPDATE write a GENERATED ALWAYS AS IDENTITY column, but
 // the origin's row has a value there.
 func TestIdentityAlwaysIsUpdated(t *testing.T) {
+	t.Parallel()
 	p := newest(t, `CREATE TABLE t (k text PRIMARY KEY, id int GENERATED ALWAYS AS IDENTITY, v int, big text);
 		ALTER TABLE t ALTER big SET STORAGE EXTERNAL;
 		CREATE TABLE o (id int GENERATED ALWAYS AS IDENTITY, n int, PRIMARY KEY (id, n));
@@ -150,6 +151,7 @@ func TestIdentityAlwaysIsUpdated(t *testing.T) {
 
 // TestInheritingTables: a change of a parent's row leaves the children's rows alone.
 func TestInheritingTables(t *testing.T) {
+	t.Parallel()
 	p := newest(t, `CREATE TABLE parent (id int PRIMARY KEY, v text); CREATE TABLE child (PRIMARY KEY (id)) INHERITS (parent)`)
 	p.done(`INSERT INTO parent SELECT i, 'parent' FROM generate_series(1, 10) i; INSERT INTO child SELECT i, 'child' FROM generate_series(1, 10) i`)
 	all := func() {
@@ -170,6 +172,7 @@ func TestInheritingTables(t *testing.T) {
 
 // TestKeyThatIsStoredOutOfLine: the new row of an update has no value for such a key, only the old image.
 func TestKeyThatIsStoredOutOfLine(t *testing.T) {
+	t.Parallel()
 	p := newest(t, `CREATE TABLE t (k text PRIMARY KEY, v int, w text); ALTER TABLE t ALTER k SET STORAGE EXTERNAL, ALTER w SET STORAGE EXTERNAL`)
 	p.done(`INSERT INTO t SELECT repeat(md5(i::text), 80), i, repeat('w', 3000) FROM generate_series(1, 10) i`)
 	p.done(`UPDATE t SET v = v + 1 WHERE v = 1`)
@@ -188,6 +191,7 @@ func TestKeyThatIsStoredOutOfLine(t *testing.T) {
 // TestPartitionsOldImage: the replica identity of the root says how pgoutput labels the old image, that
 // of the partition what is in it.
 func TestPartitionsOldImage(t *testing.T) {
+	t.Parallel()
 	p := newest(t, `CREATE TABLE t (k int PRIMARY KEY, v int, big text) PARTITION BY RANGE (k);
 		CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (0) TO (100); CREATE TABLE t2 PARTITION OF t FOR VALUES FROM (100) TO (200);
 		ALTER TABLE t1 ALTER big SET STORAGE EXTERNAL; ALTER TABLE t2 ALTER big SET STORAGE EXTERNAL;

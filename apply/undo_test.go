@@ -60,6 +60,7 @@ func (p *pair) undo(h *History) *Undone {
 
 // TestUndoOfEachKind: whoever lost, and whatever it was, comes back, by a write that has no origin.
 func TestUndoOfEachKind(t *testing.T) {
+	t.Parallel()
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
 		p := newPair(t, s, tableT)
 		p.do(`INSERT INTO t SELECT i, 'x', i FROM generate_series(1, 9) i`)
@@ -177,6 +178,7 @@ func everyVersions() [2]string {
 
 // TestUndoOfEachType: every value comes back as it was, out of the image of either side.
 func TestUndoOfEachType(t *testing.T) {
+	t.Parallel()
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
 		p := newPair(t, s, everyType)
 		h := p.history()
@@ -230,6 +232,7 @@ func TestWhatJSONCannotTellApart(t *testing.T) {
 
 // TestUndoInTablesOfEachShape: identity and generated columns, partitions, keys that look different, no primary key.
 func TestUndoInTablesOfEachShape(t *testing.T) {
+	t.Parallel()
 	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
 		p := newPair(t, s, `CREATE DOMAIN d_key AS int;
 			CREATE TABLE always (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, v text, g text GENERATED ALWAYS AS ('<' || v || '>') STORED);

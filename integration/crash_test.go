@@ -16,7 +16,7 @@ import (
 // may be lost, nothing may be there twice.
 func TestCrashes(t *testing.T) {
 	t.Parallel()
-	kills := 14
+	kills := 10
 	if pgtest.Soak() {
 		kills = 120
 	}

@@ -26,6 +26,7 @@ CREATE TABLE of_counted (id int PRIMARY KEY, counted int REFERENCES counted);
 // TestForeignKeyPolicies: a parent that is deleted beside the insert of its child comes back, or the child goes with it, or lets
 // go of it, as the foreign key's policy says. One node does that, and the others follow.
 func TestForeignKeyPolicies(t *testing.T) {
+	t.Parallel()
 	c := cluster.New(t, cluster.Options{Majors: []int{pgtest.Newest(t)}, Nodes: 3, Schema: foreignKeySchema, Config: map[string]string{
 		"conflict.foreign_keys": "*.kept.*=keep, *.deleted.*=delete, *.nulled.*=null, *.stuck.*=null, *.*.*=restore",
 		"conflict.tables":       "*.counted: n=delta"}})

@@ -48,6 +48,7 @@ func newFull(t *testing.T) *cluster.Cluster {
 
 // TestRestartBehindAFullStream starts a bridge whose own stream is full, in a store that holds no more than that.
 func TestRestartBehindAFullStream(t *testing.T) {
+	t.Parallel()
 	c := newFull(t)
 	a := c.Node("a")
 	cutAll(c)
@@ -62,6 +63,7 @@ func TestRestartBehindAFullStream(t *testing.T) {
 
 // TestBothStreamsAreFull: what each node has seen of the other stands behind its own backlog.
 func TestBothStreamsAreFull(t *testing.T) {
+	t.Parallel()
 	c := cluster.New(t, cluster.Options{Nodes: 2, Schema: fullSchema, Config: map[string]string{
 		"stream.max_bytes": "64MiB", "nats.embedded.max_store": "256MiB", "nats.embedded.sync": "interval"}})
 	cutAll(c)

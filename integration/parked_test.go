@@ -21,7 +21,7 @@ func TestPoisonIsParkedAndRetried(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Nodes: 3, Schema: loadSchema})
 	n := c.Node("c")
 	n.Exec(poisonous)
-	l := startLoad(t, c, 2, seed(t))
+	l := startLoad(t, c, 1, seed(t))
 	awaitParked(n, 5)
 	n.Stop()
 	n.Start()

@@ -78,6 +78,7 @@ type pitfalls struct {
 // TestPitfalls replays the schedules by which multi-leader replication is known to go wrong. The numbers are those of
 // docs/correctness.md.
 func TestPitfalls(t *testing.T) {
+	t.Parallel()
 	c := cluster.New(t, cluster.Options{Majors: []int{pgtest.Newest(t)}, Schema: pitfallSchema, Config: pitfallConfig})
 	p := &pitfalls{c, c.Node("a"), c.Node("b"), c.Node("c")}
 	for _, s := range []struct {

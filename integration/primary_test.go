@@ -11,6 +11,7 @@ import (
 // TestLocalWritesDoNotWait: with the peer away, with its link cut, and with the own bridge and broker
 // away, local transactions commit as ever; status says what waits; on return all catches up.
 func TestLocalWritesDoNotWait(t *testing.T) {
+	t.Parallel()
 	c := cluster.New(t, cluster.Options{Nodes: 2, Schema: `CREATE TABLE t (id text PRIMARY KEY, v int)`})
 	a, b := c.Node("a"), c.Node("b")
 	write := func(what string) {

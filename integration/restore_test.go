@@ -15,6 +15,7 @@ import (
 // TestRestoredPrimary: a primary that came from a backup, or from a standby, lacks what its stream has told the
 // others. Its bridge refuses to go on, even though the server has written more WAL than before.
 func TestRestoredPrimary(t *testing.T) {
+	t.Parallel()
 	for name, promote := range map[string]bool{"cold copy": false, "new timeline": true} {
 		t.Run(name, func(t *testing.T) {
 			c := cluster.New(t, cluster.Options{Nodes: 1, Own: true, Schema: `CREATE TABLE t (id int PRIMARY KEY)`})

@@ -135,7 +135,7 @@ func TestRewriteOfAKey(t *testing.T) {
 // TestRewritesAtRandom lets nodes write, lose and find each other, rewrite and restart in a random order.
 func TestRewritesAtRandom(t *testing.T) {
 	t.Parallel()
-	steps := 60
+	steps := 40
 	if pgtest.Soak() {
 		steps = 600
 	}
@@ -194,13 +194,17 @@ func randomStep(c *cluster.Cluster, r *rand.Rand, i int) {
 // TestRewriteUnderLoad: tables are rewritten on one node after the other while all of them write.
 func TestRewriteUnderLoad(t *testing.T) {
 	t.Parallel()
+	rounds := 2
+	if pgtest.Soak() {
+		rounds = 4
+	}
 	for _, majors := range oldAndNew() {
 		t.Run(fmt.Sprint(majors), func(t *testing.T) {
 			c := cluster.New(t, cluster.Options{Majors: majors, Schema: strings.Replace(loadSchema, "balance bigint", "balance int", 1)})
 			s := seed(t)
 			r := rand.New(rand.NewSource(s))
 			l := startLoad(t, c, 2, s)
-			for round := range 4 {
+			for round := range rounds {
 				for _, n := range c.Nodes {
 					moment, cancel := context.WithTimeout(context.Background(), time.Duration(r.Intn(1500))*time.Millisecond)
 					<-moment.Done() // the random moment

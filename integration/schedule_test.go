@@ -34,6 +34,7 @@ const schedulesAtOnce = 10
 // TestSchedulesOnServers runs the logical part of simulated schedules on PostgreSQL: which node does which transactions,
 // when links are cut and bridges start again. In the end all nodes hold the same rows.
 func TestSchedulesOnServers(t *testing.T) {
+	t.Parallel()
 	p := newServerPlayer(t)
 	count := schedulesOnServers
 	if pgtest.Soak() {

@@ -16,6 +16,7 @@ const memoryLimit = 256 << 20
 // TestSizeIsBoundedByDisk: a transaction of a million rows, one row of 50 MB, and in soak one of ten million
 // rows; the bridges' memory stays bounded on both sides, and small transactions of others go on meanwhile.
 func TestSizeIsBoundedByDisk(t *testing.T) {
+	t.Parallel()
 	c := cluster.New(t, cluster.Options{Nodes: 3, Processes: true, Own: true, Settings: map[string]string{"fsync": "off"},
 		Schema: `CREATE TABLE big (id int PRIMARY KEY, v text); CREATE TABLE wide (id int PRIMARY KEY, v bytea);
 			CREATE TABLE beat (node text, n int, PRIMARY KEY (node, n));`})
@@ -30,7 +31,7 @@ func TestSizeIsBoundedByDisk(t *testing.T) {
 			beats = n
 		}
 	})
-	rows := 1_000_000
+	rows := 400_000
 	if pgtest.Soak() {
 		rows = 10_000_000
 	}

@@ -74,6 +74,7 @@ func requireNothingOwed(t *testing.T, c *cluster.Cluster) (owed int) {
 
 // TestLargeValuesConverge: nodes update rows beside each other and leave large values alone, which then do not come along.
 func TestLargeValuesConverge(t *testing.T) {
+	t.Parallel()
 	c := cluster.New(t, cluster.Options{Schema: toastSchema})
 	for range 2 {
 		s := seed(t)
@@ -88,6 +89,7 @@ func TestLargeValuesConverge(t *testing.T) {
 
 // TestLargeValuesSurviveKills is TestLargeValuesConverge with bridges that are killed.
 func TestLargeValuesSurviveKills(t *testing.T) {
+	t.Parallel()
 	c := cluster.New(t, cluster.Options{Processes: true, Schema: toastSchema})
 	s := seed(t)
 	t.Logf("seed %d", s)

@@ -208,6 +208,7 @@ func requireRule(t *testing.T, c *cluster.Cluster, table, collides string) {
 // TestUniqueValuesConverge: three nodes write rows of few values, while links are cut; then the same rows are visible
 // everywhere, and the same ones are kept, as the rule says.
 func TestUniqueValuesConverge(t *testing.T) {
+	t.Parallel()
 	majors := []int{15, 18}
 	if !slices.Contains(pgtest.Versions(t), 15) {
 		majors = nil
@@ -236,6 +237,7 @@ func TestUniqueValuesConverge(t *testing.T) {
 // TestUniqueValuesSurviveKills is TestUniqueValuesConverge with bridges that are killed. Of constraints that the server does not
 // check for applied rows a kill may leave two rows that collide (docs/unique.md).
 func TestUniqueValuesSurviveKills(t *testing.T) {
+	t.Parallel()
 	c := cluster.New(t, cluster.Options{Processes: true, Schema: uniqueSchema, Config: map[string]string{"apply.batch_transactions": "4"}})
 	s := seed(t)
 	t.Logf("seed %d", s)
