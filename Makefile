@@ -65,7 +65,7 @@ unit: postgres ## each package by itself, with the race detector; the simulation
 	go test -count=1 -run '^TestSimulation' ./apply
 
 integration: postgres ## bridges between real primaries; RUN=TestName picks some, RACE=-race
-	go test $(RACE) -count=1 -timeout 30m -run '$(RUN)' ./integration
+	go test $(RACE) -count=1 -timeout 30m -parallel 3 -run '$(RUN)' ./integration
 
 compose: ## docker-compose.yml against the rules of compose itself
 	cd integration/compose && go vet ./... && go test -count=1 ./...

@@ -140,7 +140,11 @@ func (c *Cluster) link() {
 func (n *Node) writeConfig() {
 	var b strings.Builder
 	fmt.Fprintf(&b, "cluster: %s\nnode: %s\ndata_dir: %s\npostgres:\n  dsn: %q\n", n.c.Name, n.Name, filepath.Join(n.Dir, "data"), n.DSN)
-	fmt.Fprintf(&b, "nats:\n  embedded:\n    listen: %s\ntopology:\n  kind: mesh\n  nodes:\n", n.Listen)
+	sync := "interval" // the shared servers do without fsync, too
+	if n.c.opts.Own {
+		sync = "always"
+	}
+	fmt.Fprintf(&b, "nats:\n  embedded:\n    listen: %s\n    sync: %s\ntopology:\n  kind: mesh\n  nodes:\n", n.Listen, sync)
 	for _, m := range n.c.Nodes {
 		addr := m.Listen
 		if l := n.Links[m.Name]; l != nil {

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgbridge/pgbridge/integration/pgtest"
 )
 
 // convergeTime is how long all nodes may take to become equal after the last write.
@@ -97,13 +99,13 @@ func (c *Cluster) alike(ctx context.Context, tables []string) bool {
 	}
 	var want string
 	for i, n := range c.Nodes {
-		conn, err := pgx.Connect(ctx, n.DSN)
+		conn, giveBack, err := pgtest.Borrow(ctx, n.DSN)
 		if err != nil {
 			return false
 		}
 		var got string
 		err = conn.QueryRow(ctx, `SELECT string_agg(name || ' ' || rows, ', ' ORDER BY name COLLATE "C") FROM (`+strings.Join(parts, " UNION ALL ")+`) t`).Scan(&got)
-		conn.Close(ctx)
+		giveBack()
 		if err != nil || i > 0 && got != want {
 			return false
 		}
@@ -118,11 +120,11 @@ const digestSQL = `count(*) || ' ' || COALESCE(sum(('x' || substr(md5(to_jsonb(t
 // rows returns a table's rows as text, columns by name, sorted; or just their number and a digest.
 func (n *Node) rows(ctx context.Context, table string, digest bool) []string {
 	n.t.Helper()
-	conn, err := pgx.Connect(ctx, n.DSN)
+	conn, giveBack, err := pgtest.Borrow(ctx, n.DSN)
 	if err != nil {
 		return []string{err.Error()}
 	}
-	defer conn.Close(ctx)
+	defer giveBack()
 	sql := fmt.Sprintf(`SELECT %s FROM %s t`, digestSQL, table)
 	if !digest {
 		sql = fmt.Sprintf(`SELECT to_jsonb(t)::text FROM %s t`, table)

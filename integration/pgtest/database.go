@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -46,6 +47,8 @@ func (s *Server) NewDatabase(t testing.TB) *Database {
 	admin := s.cluster.SocketDSN("postgres")
 	Exec(t, admin, "CREATE DATABASE "+name)
 	t.Cleanup(func() {
+		closeIdle(db.DSN)
+		closeIdle(db.TCP)
 		if err := drop(admin, name); err != nil {
 			t.Errorf("drop database %s: %v", name, err)
 		}
@@ -90,36 +93,51 @@ func Connect(t testing.TB, dsn string) *pgx.Conn {
 	return conn
 }
 
-// Exec runs SQL on a connection of its own: one statement when there are
+// Exec runs SQL as in a session of its own: one statement when there are
 // arguments, else any number of them. It returns the tag of the last one.
 func Exec(t testing.TB, dsn, sql string, args ...any) pgconn.CommandTag {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, dsn)
+	conn, giveBack, err := Borrow(ctx, dsn)
 	if err != nil {
 		t.Fatalf("connect: %v", err)
 	}
-	defer conn.Close(ctx)
+	if len(args) > 0 {
+		args = append([]any{pgx.QueryExecModeDescribeExec}, args...)
+	}
 	tag, err := conn.Exec(ctx, sql, args...)
 	if err != nil {
+		conn.Close(ctx)
 		t.Fatalf("%s: %v", sql, err)
+	}
+	if _, err := conn.Exec(ctx, "DISCARD ALL"); err != nil || strings.Contains(sql, "ALTER ") {
+		conn.Close(ctx) // a transaction is open; or new sessions may begin with other settings
+	}
+	giveBack()
+	if strings.Contains(sql, "ALTER ") {
+		closeIdle(dsn)
 	}
 	return tag
 }
 
-// Query runs one statement on a connection of its own and returns its rows as
-// PostgreSQL prints them, the columns joined by "|", NULL as "∅".
+// Query runs one statement and returns its rows as PostgreSQL prints them, the
+// columns joined by "|", NULL as "∅". A SELECT may share its connection with
+// earlier ones, anything else has one of its own.
 func Query(t testing.TB, dsn, sql string, args ...any) []string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, dsn)
+	borrow := Borrow
+	if words := strings.Fields(sql); len(words) == 0 || !strings.EqualFold(words[0], "SELECT") {
+		borrow = connectOnce
+	}
+	conn, giveBack, err := borrow(ctx, dsn)
 	if err != nil {
 		t.Fatalf("connect: %v", err)
 	}
-	defer conn.Close(ctx)
-	rows, err := conn.Query(ctx, sql, append([]any{pgx.QueryResultFormats{pgx.TextFormatCode}}, args...)...)
+	defer giveBack()
+	rows, err := conn.Query(ctx, sql, append([]any{pgx.QueryExecModeDescribeExec, pgx.QueryResultFormats{pgx.TextFormatCode}}, args...)...)
 	if err != nil {
 		t.Fatalf("%s: %v", sql, err)
 	}
@@ -128,6 +146,62 @@ func Query(t testing.TB, dsn, sql string, args ...any) []string {
 		t.Fatalf("%s: %v", sql, err)
 	}
 	return lines
+}
+
+// idle are the connections that Borrow may hand out again, by DSN.
+var idle = struct {
+	mu    sync.Mutex
+	conns map[string][]*pgx.Conn
+}{conns: map[string][]*pgx.Conn{}}
+
+// Borrow returns a connection for statements that leave nothing behind in their
+// session, and what gives it back: one that was used before if there is one, since
+// tests that wait ask often, and a new process for each question costs more than
+// the answer.
+func Borrow(ctx context.Context, dsn string) (*pgx.Conn, func(), error) {
+	for {
+		idle.mu.Lock()
+		var conn *pgx.Conn
+		if n := len(idle.conns[dsn]); n > 0 {
+			conn, idle.conns[dsn] = idle.conns[dsn][n-1], idle.conns[dsn][:n-1]
+		}
+		idle.mu.Unlock()
+		if conn == nil {
+			break
+		}
+		if conn.Ping(ctx) == nil {
+			return conn, func() { giveBack(conn, dsn) }, nil
+		}
+		conn.Close(ctx)
+	}
+	conn, err := pgx.Connect(ctx, dsn)
+	return conn, func() { giveBack(conn, dsn) }, err
+}
+
+func giveBack(conn *pgx.Conn, dsn string) {
+	if conn.IsClosed() || conn.PgConn().TxStatus() != 'I' {
+		conn.Close(context.Background())
+		return
+	}
+	idle.mu.Lock()
+	defer idle.mu.Unlock()
+	idle.conns[dsn] = append(idle.conns[dsn], conn)
+}
+
+// closeIdle closes the connections that are kept for a DSN.
+func closeIdle(dsn string) {
+	idle.mu.Lock()
+	conns := idle.conns[dsn]
+	delete(idle.conns, dsn)
+	idle.mu.Unlock()
+	for _, c := range conns {
+		c.Close(context.Background())
+	}
+}
+
+func connectOnce(ctx context.Context, dsn string) (*pgx.Conn, func(), error) {
+	conn, err := pgx.Connect(ctx, dsn)
+	return conn, func() { conn.Close(context.Background()) }, err
 }
 
 func asLine(row pgx.CollectableRow) (string, error) {
