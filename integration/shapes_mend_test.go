@@ -183,7 +183,7 @@ func makeLatin1(t *testing.T, n *cluster.Node) {
 	t.Helper()
 	name := n.Value(`SELECT current_database()`)
 	conn := pgtest.Connect(t, strings.Replace(n.DSN, name, "postgres", 1))
-	for _, sql := range []string{`DROP DATABASE ` + name, `CREATE DATABASE ` + name + ` ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'`} {
+	for _, sql := range []string{`DROP DATABASE ` + name + ` WITH (FORCE)`, `CREATE DATABASE ` + name + ` ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'`} {
 		if _, err := conn.Exec(t.Context(), sql); err != nil {
 			t.Fatal(err)
 		}
