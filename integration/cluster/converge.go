@@ -122,7 +122,7 @@ func (n *Node) rows(ctx context.Context, table string, digest bool) []string {
 	n.t.Helper()
 	conn, giveBack, err := pgtest.Borrow(ctx, n.DSN)
 	if err != nil {
-		return []string{err.Error()}
+		return []string{n.Name + ": " + err.Error()} // never equal to another node's
 	}
 	defer giveBack()
 	sql := fmt.Sprintf(`SELECT %s FROM %s t`, digestSQL, table)
@@ -131,11 +131,11 @@ func (n *Node) rows(ctx context.Context, table string, digest bool) []string {
 	}
 	rows, err := conn.Query(ctx, sql)
 	if err != nil {
-		return []string{err.Error()}
+		return []string{n.Name + ": " + err.Error()}
 	}
 	all, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
-		return []string{err.Error()}
+		return []string{n.Name + ": " + err.Error()}
 	}
 	sort.Strings(all)
 	return all

@@ -103,9 +103,6 @@ func Exec(t testing.TB, dsn, sql string, args ...any) pgconn.CommandTag {
 	if err != nil {
 		t.Fatalf("connect: %v", err)
 	}
-	if len(args) > 0 {
-		args = append([]any{pgx.QueryExecModeDescribeExec}, args...)
-	}
 	tag, err := conn.Exec(ctx, sql, args...)
 	if err != nil {
 		conn.Close(ctx)
@@ -137,7 +134,7 @@ func Query(t testing.TB, dsn, sql string, args ...any) []string {
 		t.Fatalf("connect: %v", err)
 	}
 	defer giveBack()
-	rows, err := conn.Query(ctx, sql, append([]any{pgx.QueryExecModeDescribeExec, pgx.QueryResultFormats{pgx.TextFormatCode}}, args...)...)
+	rows, err := conn.Query(ctx, sql, append([]any{pgx.QueryResultFormats{pgx.TextFormatCode}}, args...)...)
 	if err != nil {
 		t.Fatalf("%s: %v", sql, err)
 	}
@@ -174,7 +171,12 @@ func Borrow(ctx context.Context, dsn string) (*pgx.Conn, func(), error) {
 		}
 		conn.Close(ctx)
 	}
-	conn, err := pgx.Connect(ctx, dsn)
+	cfg, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		return nil, nil, err
+	}
+	cfg.DefaultQueryExecMode = pgx.QueryExecModeDescribeExec // what Exec leaves behind is discarded, prepared statements too
+	conn, err := pgx.ConnectConfig(ctx, cfg)
 	return conn, func() { giveBack(conn, dsn) }, err
 }
 

@@ -105,3 +105,26 @@ func TestVersionsComeFromTheEnvironment(t *testing.T) {
 		t.Errorf("the newest of 17, 16: %v", got)
 	}
 }
+
+// TestQuestionsShareConnections: sessions are used again, and nothing of one statement is there for the next.
+func TestQuestionsShareConnections(t *testing.T) {
+	db := pgtest.New(t)
+	const ask = `SELECT $1::int + 1`
+	pid := db.Value(t, `SELECT pg_backend_pid()`)
+	for range 3 {
+		if got := db.Value(t, ask, 1); got != "2" {
+			t.Errorf("%s gives %s", ask, got)
+		}
+		db.Exec(t, `SET work_mem = '3MB'; CREATE TEMP TABLE x ()`)
+		if got := db.Value(t, `SELECT current_setting('work_mem') = '3MB' OR to_regclass('x') IS NOT NULL`); got != "f" {
+			t.Error("a session's settings or tables are there for the next")
+		}
+	}
+	if again := db.Value(t, `SELECT pg_backend_pid()`); again != pid {
+		t.Errorf("process %s has answered, then %s", pid, again)
+	}
+	pgtest.Connect(t, db.DSN).Exec(t.Context(), `SELECT pg_terminate_backend($1::int, 10000)`, pid)
+	if again := db.Value(t, `SELECT pg_backend_pid()`); again == pid {
+		t.Error("a session that was ended answers")
+	}
+}
