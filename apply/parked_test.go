@@ -425,6 +425,7 @@ func TestParkedHoldsStability(t *testing.T) {
 	stable("parked", 10)
 	p.to.Exec(t, calm)
 	p.request("", requestRetry)
+	awaitTrue(t, func() bool { return p.a.heard.stableSeq(own) == 20 })
 	stable("applied", 20)
 }
 

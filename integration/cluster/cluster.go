@@ -252,19 +252,23 @@ func (n *Node) LogTail() string {
 // Exec runs SQL on the node.
 func (n *Node) Exec(sql string, args ...any) {
 	n.t.Helper()
-	pgtest.Exec(n.t, n.DSN, sql, args...)
+	pgtest.ExecShared(n.t, n.DSN, sql, args...)
 }
 
 // Value runs SQL on the node and returns its only value.
 func (n *Node) Value(sql string, args ...any) string {
 	n.t.Helper()
-	return pgtest.Value(n.t, n.DSN, sql, args...)
+	rows := n.Query(sql, args...)
+	if len(rows) != 1 {
+		n.t.Fatalf("%s: %d rows, want 1", sql, len(rows))
+	}
+	return rows[0]
 }
 
 // Query runs SQL on the node and returns its rows.
 func (n *Node) Query(sql string, args ...any) []string {
 	n.t.Helper()
-	return pgtest.Query(n.t, n.DSN, sql, args...)
+	return pgtest.QueryShared(n.t, n.DSN, sql, args...)
 }
 
 // Exec runs SQL on every node.

@@ -93,9 +93,27 @@ func Connect(t testing.TB, dsn string) *pgx.Conn {
 	return conn
 }
 
-// Exec runs SQL as in a session of its own: one statement when there are
+// Exec runs SQL on a connection of its own: one statement when there are
 // arguments, else any number of them. It returns the tag of the last one.
 func Exec(t testing.TB, dsn, sql string, args ...any) pgconn.CommandTag {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, dsn)
+	if err != nil {
+		t.Fatalf("connect: %v", err)
+	}
+	defer conn.Close(ctx)
+	tag, err := conn.Exec(ctx, sql, args...)
+	if err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	return tag
+}
+
+// ExecShared is Exec on a connection that may have been used before: the session is
+// as a new one.
+func ExecShared(t testing.TB, dsn, sql string, args ...any) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
 	defer cancel()
@@ -103,8 +121,7 @@ func Exec(t testing.TB, dsn, sql string, args ...any) pgconn.CommandTag {
 	if err != nil {
 		t.Fatalf("connect: %v", err)
 	}
-	tag, err := conn.Exec(ctx, sql, args...)
-	if err != nil {
+	if _, err := conn.Exec(ctx, sql, args...); err != nil {
 		conn.Close(ctx)
 		t.Fatalf("%s: %v", sql, err)
 	}
@@ -115,20 +132,28 @@ func Exec(t testing.TB, dsn, sql string, args ...any) pgconn.CommandTag {
 	if strings.Contains(sql, "ALTER ") {
 		closeIdle(dsn)
 	}
-	return tag
 }
 
-// Query runs one statement and returns its rows as PostgreSQL prints them, the
-// columns joined by "|", NULL as "∅". A SELECT may share its connection with
-// earlier ones, anything else has one of its own.
+// Query runs one statement on a connection of its own and returns its rows as
+// PostgreSQL prints them, the columns joined by "|", NULL as "∅".
 func Query(t testing.TB, dsn, sql string, args ...any) []string {
+	t.Helper()
+	return query(t, connectOnce, dsn, sql, args...)
+}
+
+// QueryShared is Query; a SELECT shares its connection with earlier ones.
+func QueryShared(t testing.TB, dsn, sql string, args ...any) []string {
+	t.Helper()
+	if words := strings.Fields(sql); len(words) == 0 || !strings.EqualFold(words[0], "SELECT") {
+		return query(t, connectOnce, dsn, sql, args...)
+	}
+	return query(t, Borrow, dsn, sql, args...)
+}
+
+func query(t testing.TB, borrow func(context.Context, string) (*pgx.Conn, func(), error), dsn, sql string, args ...any) []string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
 	defer cancel()
-	borrow := Borrow
-	if words := strings.Fields(sql); len(words) == 0 || !strings.EqualFold(words[0], "SELECT") {
-		borrow = connectOnce
-	}
 	conn, giveBack, err := borrow(ctx, dsn)
 	if err != nil {
 		t.Fatalf("connect: %v", err)

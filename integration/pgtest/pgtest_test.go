@@ -3,6 +3,7 @@ package pgtest_test
 import (
 	"context"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -109,22 +110,26 @@ func TestVersionsComeFromTheEnvironment(t *testing.T) {
 // TestQuestionsShareConnections: sessions are used again, and nothing of one statement is there for the next.
 func TestQuestionsShareConnections(t *testing.T) {
 	db := pgtest.New(t)
+	value := func(sql string, args ...any) string {
+		t.Helper()
+		return strings.Join(pgtest.QueryShared(t, db.DSN, sql, args...), "\n")
+	}
 	const ask = `SELECT $1::int + 1`
-	pid := db.Value(t, `SELECT pg_backend_pid()`)
+	pid := value(`SELECT pg_backend_pid()`)
 	for range 3 {
-		if got := db.Value(t, ask, 1); got != "2" {
+		if got := value(ask, 1); got != "2" {
 			t.Errorf("%s gives %s", ask, got)
 		}
-		db.Exec(t, `SET work_mem = '3MB'; CREATE TEMP TABLE x ()`)
-		if got := db.Value(t, `SELECT current_setting('work_mem') = '3MB' OR to_regclass('x') IS NOT NULL`); got != "f" {
+		pgtest.ExecShared(t, db.DSN, `SET work_mem = '3MB'; CREATE TEMP TABLE x ()`)
+		if got := value(`SELECT current_setting('work_mem') = '3MB' OR to_regclass('x') IS NOT NULL`); got != "f" {
 			t.Error("a session's settings or tables are there for the next")
 		}
 	}
-	if again := db.Value(t, `SELECT pg_backend_pid()`); again != pid {
+	if again := value(`SELECT pg_backend_pid()`); again != pid {
 		t.Errorf("process %s has answered, then %s", pid, again)
 	}
 	pgtest.Connect(t, db.DSN).Exec(t.Context(), `SELECT pg_terminate_backend($1::int, 10000)`, pid)
-	if again := db.Value(t, `SELECT pg_backend_pid()`); again == pid {
+	if again := value(`SELECT pg_backend_pid()`); again == pid {
 		t.Error("a session that was ended answers")
 	}
 }
