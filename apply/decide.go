@@ -219,6 +219,14 @@ func (c *carefulRun) write(ctx context.Context, m *mapping, tuple []wire.Value, 
 	return c.change(m, m.statement("ki", m.insertSQL), tuple, m.insertSet(nil), nil)
 }
 
+// decideOver is the policy's decision on a row that the transaction has not written yet.
+func (c *carefulRun) decideOver(w conflict.Write, r *rowState, k wire.KeyHash) conflict.Decision {
+	if r.mine || c.owing(k) {
+		return conflict.Decision{RemoteWins: true}
+	}
+	return c.policy(conflict.Case{Write: w, Remote: c.t.version(), Local: r.local, Seen: r.seen})
+}
+
 // lose notes that the row stays as it is, whatever the transaction does to it.
 func (c *carefulRun) lose(m *mapping, r *rowState, k wire.KeyHash) {
 	r.lost = true

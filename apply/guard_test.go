@@ -22,7 +22,10 @@ func TestGuard(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { db.Exec(t, `SELECT pg_replication_origin_drop($1)`, name) })
+		t.Cleanup(func() { // the session that had it may still be ending
+			db.Exec(t, `SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
+			db.Exec(t, `SELECT pg_replication_origin_drop($1)`, name)
+		})
 		return uint32(id)
 	}
 	c := origin.Origin{Node: "c", Epoch: 1}

@@ -1,9 +1,11 @@
 package apply
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -12,7 +14,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/pgbridge/pgbridge/conflict"
 	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/wire"
 )
@@ -43,9 +44,10 @@ type owedRow struct {
 	hash   wire.KeyHash
 	since  time.Time
 
-	asked  time.Time     // zero: not yet
+	asked  bool
 	frames uint64        // of the origin that had arrived by then
 	need   origin.Vector // once that is applied, the row is here; nil: there is no answer yet
+	gone   bool          // it is not owed any more
 }
 
 func (e *owedRow) version() origin.Version {
@@ -58,24 +60,40 @@ type owed struct {
 	count    atomic.Int64
 	woke     chan struct{} // of capacity 1: there are new ones, or answers
 
-	mu   sync.Mutex
-	rows map[wire.KeyHash][]*owedRow
+	mu       sync.Mutex
+	rows     map[wire.KeyHash][]*owedRow
+	ids      map[int64]*owedRow
+	order    map[origin.Origin][]*owedRow // by before; those that are gone stay until they come to the front
+	fresh    []*owedRow                   // that were not asked for yet
+	answered []*owedRow
 }
 
 func newOwed(p *progress) *owed {
-	return &owed{progress: p, woke: make(chan struct{}, 1), rows: map[wire.KeyHash][]*owedRow{}}
+	return &owed{progress: p, woke: make(chan struct{}, 1), rows: map[wire.KeyHash][]*owedRow{}, ids: map[int64]*owedRow{},
+		order: map[origin.Origin][]*owedRow{}}
 }
 
 // add takes rows in. It must come before the commit that says so: from here on markers do not tell that the transactions
 // have been seen.
 func (o *owed) add(rows ...*owedRow) {
+	if len(rows) == 0 {
+		return
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, e := range rows {
 		o.rows[e.hash] = append(o.rows[e.hash], e)
+		o.ids[e.id] = e
+		o.fresh = append(o.fresh, e)
+		order := o.order[e.of.Origin]
+		at := len(order)
+		for at > 0 && order[at-1].before.Seq > e.before.Seq {
+			at--
+		}
+		o.order[e.of.Origin] = slices.Insert(order, at, e)
+		o.limit(e.of.Origin)
 	}
 	o.count.Add(int64(len(rows)))
-	o.limit(rows)
 }
 
 // drop takes rows out, if they are there.
@@ -86,29 +104,32 @@ func (o *owed) drop(rows ...*owedRow) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, e := range rows {
+		if e.gone {
+			continue
+		}
+		e.gone = true
 		left := slices.DeleteFunc(o.rows[e.hash], func(x *owedRow) bool { return x == e })
-		o.count.Add(int64(len(left) - len(o.rows[e.hash])))
 		if o.rows[e.hash] = left; len(left) == 0 {
 			delete(o.rows, e.hash)
 		}
+		delete(o.ids, e.id)
+		o.count.Add(-1)
+		o.limit(e.of.Origin)
 	}
-	o.limit(rows)
 }
 
-// limit tells where what is told of the rows' origins ends now; mu is held.
-func (o *owed) limit(changed []*owedRow) {
-	ends := map[origin.Origin]*origin.Entry{}
-	for _, e := range changed {
-		ends[e.of.Origin] = nil
+// limit tells where what is told of an origin ends now; mu is held.
+func (o *owed) limit(of origin.Origin) {
+	order := o.order[of]
+	for len(order) > 0 && order[0].gone {
+		order = order[1:]
 	}
-	for _, of := range o.rows {
-		for _, e := range of {
-			if end, ok := ends[e.of.Origin]; ok && (end == nil || e.before.Seq < end.Seq) {
-				ends[e.of.Origin] = &e.before
-			}
-		}
+	if o.order[of] = order; len(order) == 0 {
+		delete(o.order, of)
+		o.progress.tellUpTo(nil, of, isOwed)
+		return
 	}
-	o.progress.owe(ends)
+	o.progress.tellUpTo(&order[0].before, of, isOwed)
 }
 
 // any reports whether any of the keys is owed.
@@ -131,30 +152,28 @@ func (o *owed) of(k wire.KeyHash) []*owedRow {
 	return slices.Clone(o.rows[k])
 }
 
-// all returns everything that is owed, the oldest first.
-func (o *owed) all() []*owedRow {
+// unasked returns what has not been asked for yet; again: everything that has no answer. The oldest come first.
+func (o *owed) unasked(again bool) []*owedRow {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	var all []*owedRow
-	for _, of := range o.rows {
-		all = append(all, of...)
+	rows := o.fresh
+	if o.fresh = nil; again {
+		rows = slices.Collect(maps.Values(o.ids))
 	}
-	slices.SortFunc(all, func(a, b *owedRow) int { return int(a.id - b.id) })
-	return all
+	rows = slices.DeleteFunc(rows, func(e *owedRow) bool { return e.gone || e.need != nil })
+	slices.SortFunc(rows, func(a, b *owedRow) int { return cmp.Compare(a.id, b.id) })
+	return rows
 }
 
-// answered takes in that a request was answered; need is what stood in front of the answer.
-func (o *owed) answered(id int64, need origin.Vector) {
+// answer takes in that a request was answered; need is what stood in front of the answer.
+func (o *owed) answer(id int64, need origin.Vector) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for _, of := range o.rows {
-		for _, e := range of {
-			if e.id == id {
-				e.need = need
-			}
-		}
+	if e := o.ids[id]; e != nil && e.need == nil {
+		e.need = need
+		o.answered = append(o.answered, e)
+		o.wake()
 	}
-	o.wake()
 }
 
 func (o *owed) wake() {
@@ -164,41 +183,24 @@ func (o *owed) wake() {
 	}
 }
 
-// settled returns the rows whose answers have been reached.
-func (o *owed) settled(own origin.Origin) []*owedRow {
-	if o.count.Load() == 0 {
-		return nil
-	}
-	var done []*owedRow
-	for _, e := range o.all() {
-		o.mu.Lock()
-		need := e.need
-		o.mu.Unlock()
-		if need == nil {
-			continue
-		}
-		if _, _, lacks := o.progress.lacks(need, origin.Origin{}, own); !lacks {
+// settled returns the rows whose answers have been reached, until they are dropped; waits: others have answers that have
+// not.
+func (o *owed) settled(own origin.Origin) (done []*owedRow, waits bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.answered = slices.DeleteFunc(o.answered, func(e *owedRow) bool { return e.gone })
+	for _, e := range o.answered {
+		if _, _, lacks := o.progress.lacks(e.need, origin.Origin{}, own); !lacks {
 			done = append(done, e)
 		}
 	}
-	return done
-}
-
-// owe lets what is told of origins end where entries say; nil: nothing is owed of that origin any more.
-func (p *progress) owe(ends map[origin.Origin]*origin.Entry) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for o, end := range ends {
-		if end == nil {
-			delete(p.owed, o)
-		} else {
-			p.owed[o] = *end
-		}
-	}
-	p.signal()
+	return done, len(done) < len(o.answered)
 }
 
 // ---- the careful path ----
+
+// owedLimit bounds the rows that are owed, which are in memory.
+const owedLimit = 100_000
 
 // debt is a row that an attempt leaves as it is, since it cannot know what its transaction made of it.
 type debt struct {
@@ -214,6 +216,10 @@ func (c *carefulRun) owe(m *mapping, tuple []wire.Value, k wire.KeyHash) error {
 	if c.t.parked != 0 {
 		return blocked("transaction %d leaves a large value of table %s unchanged that is another one here; "+
 			"such values only come along with ALTER TABLE %s REPLICA IDENTITY FULL", c.t.Seq, m.local.quoted, m.local.quoted)
+	}
+	if c.owed.count.Load()+int64(len(c.owes)) >= owedLimit {
+		return blocked("transaction %d leaves a large value of table %s unchanged that is another one here, and no more than %d rows may be asked for "+
+			"(pgbridge.owed); let the nodes that owe them run, or run ALTER TABLE %s REPLICA IDENTITY FULL", c.t.Seq, m.local.quoted, owedLimit, m.local.quoted)
 	}
 	if c.owes == nil {
 		c.owes = map[wire.KeyHash]*debt{}
@@ -249,8 +255,6 @@ func (c *carefulRun) pay(k wire.KeyHash) {
 	}
 }
 
-const payWhat = "note that rows are not owed any more"
-
 // pushDebts queues what the attempt owes, and what it has paid.
 func (c *carefulRun) pushDebts() error {
 	rows := map[wire.KeyHash]*owedRow{}
@@ -258,7 +262,7 @@ func (c *carefulRun) pushDebts() error {
 		rows[k] = c.owedRow(k, d)
 	}
 	if len(c.paid) > 0 {
-		c.push(payWhat, c.payStatement, []param{paidParam(c.paid)})
+		c.push("note that rows are not owed any more", c.payStatement, []param{paidParam(c.paid)})
 	}
 	for k, d := range c.owes {
 		if err := c.pushDebt(rows[k], d); err != nil {
@@ -374,17 +378,12 @@ func (a *Applier) loadOwed(ctx context.Context) error {
 // Owed returns how many rows other nodes owe this one: they wait for a node to write them again in full. since is when the
 // oldest of them came, and from the node that is named.
 func (a *Applier) Owed() (rows int, node string, since time.Time) {
-	all := a.owed.all()
-	if len(all) == 0 {
-		return 0, "", time.Time{}
+	a.owed.mu.Lock()
+	defer a.owed.mu.Unlock()
+	for _, order := range a.owed.order {
+		if e := order[0]; node == "" || e.since.Before(since) {
+			node, since = e.of.Origin.Node, e.since
+		}
 	}
-	return len(all), all[0].of.Origin.Node, all[0].since
-}
-
-// decideOver is the policy's decision on a row that the transaction has not written yet.
-func (c *carefulRun) decideOver(w conflict.Write, r *rowState, k wire.KeyHash) conflict.Decision {
-	if r.mine || c.owing(k) {
-		return conflict.Decision{RemoteWins: true}
-	}
-	return c.policy(conflict.Case{Write: w, Remote: c.t.version(), Local: r.local, Seen: r.seen})
+	return len(a.owed.ids), node, since
 }

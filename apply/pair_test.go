@@ -325,5 +325,5 @@ func awaitTrue(t *testing.T, ok func() bool) {
 
 func awaitValue(t *testing.T, p *pair, sql, want string) {
 	t.Helper()
-	awaitTrue(t, func() bool { return p.to.Value(t, sql) == want })
+	awaitTrue(t, func() bool { return pgtest.ValueShared(t, p.to.DSN, sql) == want })
 }

@@ -176,11 +176,11 @@ func (s *parked) limit(o origin.Origin) {
 	}
 	if oldest == nil {
 		s.heard.park(o, nil)
-		s.progress.unpark(o)
+		s.progress.tellUpTo(nil, o, isParked)
 		return
 	}
 	s.heard.park(o, &oldest.low)
-	s.progress.park(oldest.before)
+	s.progress.tellUpTo(&oldest.before, o, isParked)
 }
 
 // meets reports whether one of two transactions truncates a table that the other touches.

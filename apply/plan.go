@@ -179,15 +179,6 @@ func (p *planner) creates(m *mapping, k wire.KeyHash) error {
 	return nil
 }
 
-// known is errSurprise if the row of key k is owed (owed.go). It is asked of a large transaction, which holds all locks while
-// it is planned; others are asked as they take their locks.
-func (p *planner) known(k wire.KeyHash) error {
-	if p.large && p.w.owed.any(k) {
-		return errSurprise
-	}
-	return nil
-}
-
 func (p *planner) deletes(k wire.KeyHash) error {
 	p.print.deletes = append(p.print.deletes, k)
 	if !p.large {
@@ -203,8 +194,7 @@ func (p *planner) insert(m *mapping) error {
 	if err != nil {
 		return err
 	}
-	p.touch(k)
-	if err := p.known(k); err != nil {
+	if err := p.touch(k); err != nil {
 		return err
 	}
 	if err := p.creates(m, k); err != nil {
@@ -237,8 +227,7 @@ func (p *planner) update(m *mapping) error {
 	if !m.usable {
 		return m.needsKey()
 	}
-	p.touch(k)
-	if err := p.known(k); err != nil {
+	if err := p.touch(k); err != nil {
 		return err
 	}
 	moved, rekeyed := false, m.rekeyed(c)
@@ -248,7 +237,9 @@ func (p *planner) update(m *mapping) error {
 			return err
 		}
 		if moved = to != k; moved {
-			p.touch(to)
+			if err := p.touch(to); err != nil {
+				return err
+			}
 			if err := p.deletes(k); err != nil {
 				return err
 			}
@@ -326,8 +317,7 @@ func (p *planner) delete(m *mapping) error {
 	if !m.usable {
 		return m.needsKey()
 	}
-	p.touch(k)
-	if err := p.known(k); err != nil {
+	if err := p.touch(k); err != nil {
 		return err
 	}
 	if err := p.deletes(k); err != nil {

@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -30,8 +31,9 @@ type resender struct {
 
 	mu    sync.Mutex
 	asked []askedRow
-	woke  chan struct{} // of capacity 1: asked has grown
-	told  string        // what was logged last of a request that waits
+	have  map[askedID]bool // which ones stand in asked, or are being written
+	woke  chan struct{}    // of capacity 1: asked has grown
+	told  string           // what was logged last of a request that waits
 }
 
 // askedRow is a row that another node asks for.
@@ -40,8 +42,16 @@ type askedRow struct {
 	*wire.Ask
 }
 
+// askedID names a request.
+type askedID struct {
+	by origin.Origin
+	id int64
+}
+
+func (r *askedRow) id() askedID { return askedID{r.by, r.ID} }
+
 const (
-	// askAgain is how soon a request is repeated: whoever was asked may have been killed before it could answer.
+	// askAgain is how often requests are repeated: whoever was asked may have been killed before it could answer.
 	askAgain = 30 * time.Second
 	// askedLimit bounds the requests that wait here. Whoever made one that was not taken repeats it.
 	askedLimit = 10_000
@@ -51,10 +61,16 @@ const (
 	resendAgain = 200 * time.Millisecond
 )
 
+func newResender(own origin.Origin, o *owed) *resender {
+	return &resender{own: own, owed: o, have: map[askedID]bool{}, woke: make(chan struct{}, 1)}
+}
+
 func (a *Applier) openResender() {
-	a.resends = &resender{opts: &a.opts, own: a.own, log: a.opts.Logger, owed: a.owed, catalog: a.catalog, workers: a.workers, woke: make(chan struct{}, 1)}
+	d := newResender(a.own, a.owed)
+	d.opts, d.log, d.catalog, d.workers = &a.opts, a.opts.Logger, a.catalog, a.workers
+	a.resends = d
 	for _, w := range a.workers {
-		w.inbox.resends = a.resends
+		w.inbox.resends = d
 	}
 }
 
@@ -63,8 +79,7 @@ func (d *resender) open(ctx context.Context) error {
 	if d.conn != nil {
 		return nil
 	}
-	// What it asks and answers leaves the WAL when that is flushed, as each commit does here.
-	conn, err := connect(ctx, d.opts.DSN, fmt.Sprintf("pgbridge %s rows again", d.opts.Node), map[string]string{"synchronous_commit": "local"})
+	conn, err := connect(ctx, d.opts.DSN, fmt.Sprintf("pgbridge %s rows again", d.opts.Node), nil)
 	if err != nil {
 		return err
 	}
@@ -81,13 +96,14 @@ func (d *resender) hearAsk(by origin.Origin, payload []byte) error {
 	if err != nil || ask.Of != d.own {
 		return err
 	}
-	ask.Key = slices.Clone(ask.Key)
+	r := askedRow{by, ask}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if len(d.asked) >= askedLimit || slices.ContainsFunc(d.asked, func(r askedRow) bool { return r.by == by && r.ID == ask.ID }) {
+	if len(d.asked) >= askedLimit || d.have[r.id()] {
 		return nil
 	}
-	d.asked = append(d.asked, askedRow{by, ask})
+	d.have[r.id()] = true
+	d.asked = append(d.asked, r)
 	select {
 	case d.woke <- struct{}{}:
 	default:
@@ -99,7 +115,7 @@ func (d *resender) hearAsk(by origin.Origin, payload []byte) error {
 func (d *resender) hearAnswer(payload []byte, need origin.Vector) error {
 	answer, err := wire.ParseAnswer(payload)
 	if err == nil && answer.To == d.own {
-		d.owed.answered(answer.ID, need)
+		d.owed.answer(answer.ID, need)
 	}
 	return err
 }
@@ -111,42 +127,32 @@ func (d *resender) run(ctx context.Context) error {
 			d.conn.Close(context.WithoutCancel(ctx))
 		}
 	}()
-	again := time.NewTicker(askAgain)
-	defer again.Stop()
+	tick := time.NewTicker(askAgain)
+	defer tick.Stop()
+	again := false
 	for {
 		_, changed := d.owed.progress.watch()
-		if d.owed.count.Load() == 0 {
-			changed = nil
-		}
-		var err error
-		if d.busy() {
-			err = d.open(ctx)
-		}
-		if err == nil {
-			err = d.settle(ctx)
-		}
-		if err == nil {
-			err = d.ask(ctx)
-		}
-		var left bool
-		if err == nil {
-			left, err = d.resendAll(ctx)
-		}
+		waits, left, err := d.turn(ctx, again)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		if err != nil {
 			return fmt.Errorf("write rows again: %w", err)
 		}
+		if !waits {
+			changed = nil
+		}
 		var late <-chan time.Time
 		if left {
 			late = time.After(resendAgain)
 		}
+		again = false
 		select {
 		case <-d.owed.woke:
 		case <-d.woke:
 		case <-changed:
-		case <-again.C:
+		case <-tick.C:
+			again = true
 		case <-late:
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -154,48 +160,56 @@ func (d *resender) run(ctx context.Context) error {
 	}
 }
 
-// busy reports whether there is anything to do.
-func (d *resender) busy() bool {
+// turn does what there is to do. waits: answers have come that are not reached yet; left: rows must be tried again.
+func (d *resender) turn(ctx context.Context, again bool) (waits, left bool, err error) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.owed.count.Load() > 0 || len(d.asked) > 0
+	idle := len(d.asked) == 0 && d.owed.count.Load() == 0
+	d.mu.Unlock()
+	if idle {
+		return false, false, nil
+	}
+	if err := d.open(ctx); err != nil {
+		return false, false, err
+	}
+	if waits, err = d.settle(ctx); err != nil {
+		return waits, false, err
+	}
+	if err := d.ask(ctx, again); err != nil {
+		return waits, false, err
+	}
+	left, err = d.resendAll(ctx)
+	return waits, left, err
 }
 
 // settle forgets the rows whose answers have been reached.
-func (d *resender) settle(ctx context.Context) error {
-	done := d.owed.settled(d.own)
+func (d *resender) settle(ctx context.Context) (waits bool, err error) {
+	done, waits := d.owed.settled(d.own)
 	if len(done) == 0 {
-		return nil
+		return waits, nil
 	}
 	ids := make([]int64, len(done))
 	for i, e := range done {
 		ids[i] = e.id
 	}
 	if _, err := d.conn.Exec(ctx, paySQL, ids); err != nil {
-		return err
+		return waits, err
 	}
 	d.owed.drop(done...)
-	return nil
+	return waits, nil
 }
 
 // ask asks for what is owed: once, and again if there was no answer and the other node has been heard of since.
-func (d *resender) ask(ctx context.Context) error {
-	if d.owed.count.Load() == 0 {
-		return nil
-	}
-	now := time.Now()
-	for _, e := range d.owed.all() {
+func (d *resender) ask(ctx context.Context, again bool) error {
+	var asks [][]byte
+	for _, e := range d.owed.unasked(again) {
 		frames := d.frames(e.of.Origin)
-		if !e.asked.IsZero() && (now.Sub(e.asked) < askAgain || frames == e.frames) {
+		if e.asked && frames == e.frames {
 			continue
 		}
-		content := wire.AppendAsk(nil, &wire.Ask{ID: e.id, Of: e.of.Origin, Schema: e.table.schema, Table: e.table.name, Key: e.key})
-		if err := d.emit(ctx, wire.AskPrefix, content); err != nil {
-			return err
-		}
-		e.asked, e.frames = now, frames
+		asks = append(asks, wire.AppendAsk(nil, &wire.Ask{ID: e.id, Of: e.of.Origin, Schema: e.table.schema, Table: e.table.name, Key: e.key}))
+		e.asked, e.frames = true, frames
 	}
-	return nil
+	return d.emit(ctx, wire.AskPrefix, asks)
 }
 
 // frames is how many frames of an origin have arrived.
@@ -208,12 +222,21 @@ func (d *resender) frames(o origin.Origin) uint64 {
 	return 0
 }
 
-// emit puts a message into the WAL, behind all that this session has committed, and flushes it: by a commit that has an
+// emit puts messages into the WAL, behind all that this session has committed, and flushes them: by a commit that has an
 // id, as before version 17 there is no other way.
-func (d *resender) emit(ctx context.Context, prefix string, content []byte) error {
-	_, err := d.conn.Exec(ctx, `SELECT pg_logical_emit_message(false, $1, $2::bytea), pg_current_xact_id()`, prefix, content)
+func (d *resender) emit(ctx context.Context, prefix string, messages [][]byte) error {
+	if len(messages) == 0 {
+		return nil
+	}
+	err := pgx.BeginFunc(ctx, d.conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "SET LOCAL synchronous_commit = local"); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `SELECT pg_logical_emit_message(false, $1, m), pg_current_xact_id() FROM unnest($2::bytea[]) m`, prefix, messages)
+		return err
+	})
 	if err != nil {
-		return fmt.Errorf("write message: %w", err)
+		return fmt.Errorf("write messages: %w", err)
 	}
 	return nil
 }
@@ -225,16 +248,15 @@ func (d *resender) resendAll(ctx context.Context) (left bool, err error) {
 	d.asked = nil
 	d.mu.Unlock()
 	var again []askedRow
-	for len(asked) > 0 {
-		some := asked[:min(len(asked), answersAtOnce)]
-		asked = asked[len(some):]
-		var answers []wire.Answer
+	tables := map[tableName]*table{}
+	for some := range slices.Chunk(asked, answersAtOnce) {
+		var answers [][]byte
 		for _, r := range some {
-			done, err := d.resend(ctx, r.Ask)
+			done, err := d.resend(ctx, r.Ask, tables)
 			var pg *pgconn.PgError
 			switch {
 			case err == nil && done:
-				answers = append(answers, wire.Answer{To: r.by, ID: r.ID})
+				answers = append(answers, wire.AppendAnswer(nil, wire.Answer{To: r.by, ID: r.ID}))
 				continue
 			case err == nil:
 				err = errors.New("it is owed to this node, too, or in quarantine")
@@ -247,28 +269,35 @@ func (d *resender) resendAll(ctx context.Context) (left bool, err error) {
 			}
 			again = append(again, r)
 		}
-		for _, a := range answers {
-			if err := d.emit(ctx, wire.AnswerPrefix, wire.AppendAnswer(nil, a)); err != nil {
-				return false, err
-			}
+		if err := d.emit(ctx, wire.AnswerPrefix, answers); err != nil {
+			return false, err
 		}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	for _, r := range asked {
+		delete(d.have, r.id())
+	}
+	for _, r := range again {
+		d.have[r.id()] = true
+	}
 	d.asked = append(again, d.asked...)
 	return len(again) > 0, nil
 }
 
 // resend writes one row again, with new values of all that may be stored out of line, so that the WAL has them. It reports
 // false if the row is not this node's to write: one that is owed to it, or that is in quarantine. A row that is not there
-// needs nothing: the delete stands in the stream.
-func (d *resender) resend(ctx context.Context, ask *wire.Ask) (done bool, err error) {
-	t, err := d.catalog.table(ctx, ask.Schema, ask.Table)
-	if err != nil {
-		if isBlocked(err) { // the table is not here any more
+// needs nothing: the delete stands in the stream. tables are those that were read before, for this turn.
+func (d *resender) resend(ctx context.Context, ask *wire.Ask, tables map[tableName]*table) (done bool, err error) {
+	name := tableName{ask.Schema, ask.Table}
+	t := tables[name]
+	if t == nil {
+		if t, err = d.catalog.table(ctx, name.schema, name.name); isBlocked(err) { // it is not here any more
 			return true, nil
+		} else if err != nil {
+			return false, err
 		}
-		return false, err
+		tables[name] = t
 	}
 	// All that is asked sees the same moment; a row that somebody has changed since is tried again.
 	opts := pgx.TxOptions{IsoLevel: pgx.RepeatableRead}
@@ -299,8 +328,8 @@ func (d *resender) resendIn(ctx context.Context, tx pgx.Tx, t *table, ask *wire.
 	err = tx.QueryRow(ctx, fmt.Sprintf(`SELECT EXISTS (SELECT FROM pgbridge.quarantine q, %[1]s WHERE q.schema = $2 AND q.name = $3 AND %[2]s)
 		OR EXISTS (SELECT FROM pgbridge.owed w, pg_catalog.json_populate_record(NULL::%[3]s, w.key) o, %[1]s WHERE w.schema = $2 AND w.name = $3 AND %[4]s
 			AND NOT EXISTS (SELECT FROM %[5]s t CROSS JOIN LATERAL pg_xact_commit_timestamp_origin(t.xmin) c
-				WHERE %[6]s AND c.roident = 0 AND w.writer IS DISTINCT FROM t.xmin::text))`,
-		key, strings.Join(kept, " AND "), t.quoted, strings.Join(owedSame, " AND "), t.rows, strings.Join(same, " AND ")),
+				WHERE %[6]s AND c.roident = 0 AND COALESCE(%[7]s, true) AND w.writer IS DISTINCT FROM t.xmin::text))`,
+		key, strings.Join(kept, " AND "), t.quoted, strings.Join(owedSame, " AND "), t.rows, strings.Join(same, " AND "), genuine),
 		string(ask.Key), t.schema, t.name).Scan(&hidden)
 	if err != nil || hidden {
 		return false, err
@@ -313,16 +342,12 @@ func (d *resender) resendIn(ctx context.Context, tx pgx.Tx, t *table, ask *wire.
 	if err != nil {
 		return false, err
 	}
-	var values []any
+	values := [][]byte{[]byte(ask.Key)} // as text, of the types that the server finds for them
 	found := false
 	for rows.Next() {
 		found = true
 		for _, v := range rows.RawValues() {
-			if v == nil {
-				values = append(values, nil)
-			} else {
-				values = append(values, string(v))
-			}
+			values = append(values, bytes.Clone(v))
 		}
 	}
 	if err := rows.Err(); err != nil || !found {
@@ -332,18 +357,6 @@ func (d *resender) resendIn(ctx context.Context, tx pgx.Tx, t *table, ask *wire.
 	for i, name := range wide {
 		set = append(set, fmt.Sprintf("%s = $%d", name, i+2))
 	}
-	return true, d.exec(ctx, tx, fmt.Sprintf("UPDATE %s t SET %s FROM %s WHERE %s", t.rows, strings.Join(set, ", "), key, strings.Join(same, " AND ")),
-		append([]any{string(ask.Key)}, values...))
-}
-
-// exec executes a statement whose parameters are text, of the types that the server finds for them.
-func (d *resender) exec(ctx context.Context, tx pgx.Tx, sql string, values []any) error {
-	raw := make([][]byte, len(values))
-	for i, v := range values {
-		if s, ok := v.(string); ok {
-			raw[i] = []byte(s)
-		}
-	}
-	r := tx.Conn().PgConn().ExecParams(ctx, sql, raw, nil, nil, nil).Read()
-	return r.Err
+	sql := fmt.Sprintf("UPDATE %s t SET %s FROM %s WHERE %s", t.rows, strings.Join(set, ", "), key, strings.Join(same, " AND "))
+	return true, tx.Conn().PgConn().ExecParams(ctx, sql, values, nil, nil, nil).Read().Err
 }

@@ -24,11 +24,11 @@ func TestRowsAreWrittenAgain(t *testing.T) {
 		if err := d.open(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		ask := func(table, key string, want bool) {
+		ask := func(name, key string, want bool) {
 			t.Helper()
-			done, err := d.resend(t.Context(), &wire.Ask{ID: 1, Schema: "public", Table: table, Key: []byte(key)})
+			done, err := d.resend(t.Context(), &wire.Ask{ID: 1, Schema: "public", Table: name, Key: []byte(key)}, map[tableName]*table{})
 			if err != nil || done != want {
-				t.Errorf("%s %s is written again: %v, %v; want %v", table, key, done, err, want)
+				t.Errorf("%s %s is written again: %v, %v; want %v", name, key, done, err, want)
 			}
 		}
 		const key = `{"K":1.00,"d":"it's"}`
@@ -100,14 +100,14 @@ func TestNewerDebtReplacesOlder(t *testing.T) {
 	p.advance(entry(7))
 	told(4)
 	if !owed.any(k) || owed.any(wire.KeyHash{Hi: 2}) || len(owed.of(k)) != 1 {
-		t.Errorf("owed are %v", owed.all())
+		t.Errorf("owed are %v", owed.rows)
 	}
-	owed.answered(second.id, origin.Vector{entry(8)})
-	if done := owed.settled(origin.Origin{Node: "b", Epoch: 1}); len(done) != 0 {
+	owed.answer(second.id, origin.Vector{entry(8)})
+	if done, waits := owed.settled(origin.Origin{Node: "b", Epoch: 1}); len(done) != 0 || !waits {
 		t.Errorf("settled before its answer was reached: %v", done)
 	}
 	p.advance(entry(8))
-	done := owed.settled(origin.Origin{Node: "b", Epoch: 1})
+	done, _ := owed.settled(origin.Origin{Node: "b", Epoch: 1})
 	if len(done) != 1 {
 		t.Fatalf("settled are %v", done)
 	}

@@ -3,7 +3,6 @@ package apply
 import (
 	"slices"
 	"strconv"
-	"time"
 
 	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/wire"
@@ -22,7 +21,7 @@ const simDeaf = 40
 
 func (n *simNode) openOwed() {
 	n.owed = newOwed(n.progress)
-	n.resends = &resender{own: n.own, owed: n.owed, woke: make(chan struct{}, 1)}
+	n.resends = newResender(n.own, n.owed)
 	for _, e := range n.books.owed {
 		n.owed.add(&owedRow{id: e.id, of: e.of, before: e.before, table: e.table, key: e.key, hash: e.hash})
 	}
@@ -32,7 +31,7 @@ func (n *simNode) openOwed() {
 // mayTell breaks the rule that what is told ends in front of what is owed, if it is to be broken.
 func (n *simNode) mayTell() {
 	if n.w.broken.owedIsSeen {
-		clear(n.progress.owed)
+		clear(n.progress.unseen[isOwed])
 	}
 }
 
@@ -84,23 +83,21 @@ func (b *simBooks) owe(rows, paid []*owedRow) {
 
 // resend is a turn of resender.run.
 func (n *simNode) resend(again bool) {
-	if done := n.owed.settled(n.own); len(done) > 0 {
+	if done, _ := n.owed.settled(n.own); len(done) > 0 {
 		n.bridge(func(b *simBooks) { b.owe(nil, done) })
 		n.owed.drop(done...)
 		n.mayTell()
 	}
-	for _, e := range n.owed.all() {
-		if !e.asked.IsZero() && !again {
-			continue
-		}
-		e.asked = time.Unix(1, 0)
+	for _, e := range n.owed.unasked(again) {
 		n.pg.Emit(&simNote{wire.AskPrefix, wire.AppendAsk(nil, &wire.Ask{ID: e.id, Of: e.of.Origin, Schema: e.table.schema, Table: e.table.name, Key: e.key})})
 	}
 	asked := n.resends.asked
 	n.resends.asked = nil
+	clear(n.resends.have)
 	for _, r := range asked {
 		if !n.resendOne(r) {
 			n.resends.asked = append(n.resends.asked, r)
+			n.resends.have[r.id()] = true
 		}
 	}
 }

@@ -12,17 +12,19 @@ type progress struct {
 	mu        sync.Mutex
 	applied   origin.Vector // COMMIT acknowledged by this server
 	announced origin.Vector // stands in a marker in the WAL
-	changed   chan struct{} // closed and replaced whenever applied grows, or parked changes
-	// parked holds what stands in front of an origin's oldest parked transaction. That one counts as applied for all who
-	// wait for it, and as not applied in what is told to others (PROOF.md R23).
-	parked map[origin.Origin]origin.Entry
-	// owed holds the same for the oldest transaction that left a row as it is, which is owed (owed.go).
-	owed map[origin.Origin]origin.Entry
-	read readBack
+	changed   chan struct{} // closed and replaced whenever applied grows, or unseen changes
+	// unseen holds what stands in front of an origin's oldest transaction that counts as applied for all who wait for it, and
+	// as not applied in what is told to others (unseen.go).
+	unseen [unseenReasons]map[origin.Origin]origin.Entry
+	read   readBack
 }
 
 func newProgress() *progress {
-	return &progress{changed: make(chan struct{}), parked: map[origin.Origin]origin.Entry{}, owed: map[origin.Origin]origin.Entry{}}
+	p := &progress{changed: make(chan struct{})}
+	for i := range p.unseen {
+		p.unseen[i] = map[origin.Origin]origin.Entry{}
+	}
+	return p
 }
 
 // advance records that e is applied here and wakes whoever holds a transaction for it.

@@ -67,15 +67,20 @@ func (p *planner) scatter() {
 	p.waiting = p.waiting[:0]
 }
 
-// touch notes that the transaction changes the row of key k.
-func (p *planner) touch(k wire.KeyHash) {
+// touch notes that the transaction changes the row of key k. A large one, which holds all locks while it is planned, may not
+// be planned on if the row is owed (owed.go); others are asked for that as they take their locks.
+func (p *planner) touch(k wire.KeyHash) error {
+	if p.large && p.w.owed.any(k) {
+		return errSurprise
+	}
 	if p.twice || p.scattered {
-		return
+		return nil
 	}
 	p.twice = slices.Contains(p.touched, k)
 	if p.touched = append(p.touched, k); len(p.touched) > 2*maxTogether {
 		p.twice = true // too many to go out together anyway
 	}
+	return nil
 }
 
 // together sends what waits as one statement that also moves the position. It reports false, and sends

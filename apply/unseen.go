@@ -8,21 +8,28 @@ import (
 
 // A parked transaction counts as applied for whoever waits for it, and is declared by all later local ones, but it has
 // not been seen (PROOF.md R23): what is told to others, `done` in the markers, ends in front of an origin's oldest parked
-// one. A vector has no holes, so that all behind it is not told either. This node itself knows more (readBack).
+// one. A vector has no holes, so that all behind it is not told either. So it is with one that left a row as it is, which is
+// owed (owed.go): users here go on from a row that it did not make. This node itself knows more (readBack).
 
-// park lets what is told of an origin end at before, which is in front of its oldest parked transaction.
-func (p *progress) park(before origin.Entry) {
+// unseenReason is why what is told of an origin ends.
+type unseenReason int
+
+const (
+	isParked unseenReason = iota
+	isOwed
+	unseenReasons
+)
+
+// tellUpTo lets what is told of o end at end, which is in front of its oldest transaction of that kind; nil: there is none
+// any more.
+func (p *progress) tellUpTo(end *origin.Entry, o origin.Origin, why unseenReason) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.parked[before.Origin] = before
-	p.signal()
-}
-
-// unpark says that nothing of o is parked any more.
-func (p *progress) unpark(o origin.Origin) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.parked, o)
+	if end == nil {
+		delete(p.unseen[why], o)
+	} else {
+		p.unseen[why][o] = *end
+	}
 	p.signal()
 }
 
@@ -34,20 +41,16 @@ func (p *progress) signal() {
 // applied is what is applied: all, and what of it is told to others.
 type applied struct{ all, done origin.Vector }
 
-// now returns copies of both, which are the same while nothing is parked or owed; mu is held.
+// now returns copies of both, which are the same while there is nothing unseen; mu is held.
 func (p *progress) now() applied {
 	a := applied{all: p.applied.Clone()}
-	if a.done = a.all; len(p.parked)+len(p.owed) == 0 {
-		return a
-	}
-	a.done = a.all.Clone()
-	for _, held := range []map[origin.Origin]origin.Entry{p.parked, p.owed} {
-		for o, before := range held {
-			if a.done.Seq(o) <= before.Seq {
-				continue
+	a.done = a.all
+	for _, ends := range p.unseen {
+		for o, end := range ends {
+			if a.done.Seq(o) > end.Seq {
+				a.done = slices.DeleteFunc(a.done.Clone(), func(e origin.Entry) bool { return e.Origin == o })
+				a.done.Advance(end)
 			}
-			a.done = slices.DeleteFunc(a.done, func(e origin.Entry) bool { return e.Origin == o })
-			a.done.Advance(before)
 		}
 	}
 	return a

@@ -258,11 +258,7 @@ func (n *Node) Exec(sql string, args ...any) {
 // Value runs SQL on the node and returns its only value.
 func (n *Node) Value(sql string, args ...any) string {
 	n.t.Helper()
-	rows := n.Query(sql, args...)
-	if len(rows) != 1 {
-		n.t.Fatalf("%s: %d rows, want 1", sql, len(rows))
-	}
-	return rows[0]
+	return pgtest.ValueShared(n.t, n.DSN, sql, args...)
 }
 
 // Query runs SQL on the node and returns its rows.

@@ -99,11 +99,11 @@ func Exec(t testing.TB, dsn, sql string, args ...any) pgconn.CommandTag {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, dsn)
+	conn, giveBack, err := connectOnce(ctx, dsn)
 	if err != nil {
 		t.Fatalf("connect: %v", err)
 	}
-	defer conn.Close(ctx)
+	defer giveBack()
 	tag, err := conn.Exec(ctx, sql, args...)
 	if err != nil {
 		t.Fatalf("%s: %v", sql, err)
@@ -247,7 +247,17 @@ func asLine(row pgx.CollectableRow) (string, error) {
 // as Query does.
 func Value(t testing.TB, dsn, sql string, args ...any) string {
 	t.Helper()
-	rows := Query(t, dsn, sql, args...)
+	return only(t, sql, Query(t, dsn, sql, args...))
+}
+
+// ValueShared is Value by QueryShared.
+func ValueShared(t testing.TB, dsn, sql string, args ...any) string {
+	t.Helper()
+	return only(t, sql, QueryShared(t, dsn, sql, args...))
+}
+
+func only(t testing.TB, sql string, rows []string) string {
+	t.Helper()
 	if len(rows) != 1 {
 		t.Fatalf("%s: %d rows, want 1", sql, len(rows))
 	}

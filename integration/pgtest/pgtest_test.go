@@ -3,7 +3,6 @@ package pgtest_test
 import (
 	"context"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -112,7 +111,7 @@ func TestQuestionsShareConnections(t *testing.T) {
 	db := pgtest.New(t)
 	value := func(sql string, args ...any) string {
 		t.Helper()
-		return strings.Join(pgtest.QueryShared(t, db.DSN, sql, args...), "\n")
+		return pgtest.ValueShared(t, db.DSN, sql, args...)
 	}
 	const ask = `SELECT $1::int + 1`
 	pid := value(`SELECT pg_backend_pid()`)
