@@ -523,6 +523,13 @@ func (n *simNode) purgeTruncates(stable map[origin.Origin]uint64) {
 		if slices.ContainsFunc(behind, func(e origin.Entry) bool { return e.Seq > stable[e.Origin] }) {
 			continue
 		}
+		h := &held{origin: n.own, keys: slices.Collect(maps.Keys(n.books.lineages))}
+		if n.w.broken.forgetsUnlocked {
+			h.keys = nil
+		}
+		if ok, _ := n.locks.try(h); !ok {
+			continue
+		}
 		kept := map[wire.KeyHash]bool{} // rows with writes that not all have seen
 		for k, l := range n.books.lineages {
 			kept[k] = slices.ContainsFunc(l.writes, func(w conflict.Logged) bool { return w.Seq > stable[w.Origin] })
@@ -543,5 +550,6 @@ func (n *simNode) purgeTruncates(stable map[origin.Origin]uint64) {
 				return u.key == t.key && u.write.Origin == t.write.Origin && u.write.Seq == t.write.Seq
 			})
 		})
+		n.locks.release(h)
 	}
 }

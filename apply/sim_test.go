@@ -148,6 +148,7 @@ func TestFoundRulesAreNeeded(t *testing.T) {
 	for pattern, broken := range map[string]simBroken{
 		"update-of-an-unsettled-row-*.txt": {tellsUnsettled: true},
 		"write-behind-a-truncate-*.txt":    {truncateGoes: true},
+		"purge-while-a-write-lands.txt":    {forgetsUnlocked: true},
 	} {
 		for file, s := range foundSchedules(t, pattern) {
 			if p.play(t.Context(), s, broken).fault == "" {

@@ -14,30 +14,31 @@ import (
 
 // simBroken switches single rules of the protocol off, to see that the simulation notices.
 type simBroken struct {
-	arrivalWins    bool // what comes last wins
-	skips          bool // what comes last loses
-	unlifted       bool // stamps are commit times (R5)
-	rawStamps      bool // a local row is compared by its commit time (R15)
-	firstByTime    bool // and by the first transaction that has it
-	guardByTime    bool // the guard compares local rows by time (R11)
-	noTombstones   bool // deletes are not remembered
-	noTakeBacks    bool // a local delete does not take a row back (R19)
-	noRescan       bool // and not either what an earlier life has applied (R20)
-	unflushedTakes bool // the slot is confirmed though what a take-back saw is not on disk (R20)
-	noKeyLocks     bool // workers meet on the same keys (R21)
-	noHold         bool // a transaction does not wait for what its author had seen
-	noVisible      bool // what capture has read is taken for visible (R14)
-	markAfter      bool // markers stand behind the commits (R7)
-	noSavedVectors bool // capture forgets its vectors at a start (R6)
-	lowIsUp        bool // what was announced counts as seen (R8)
-	purgeBySide    bool // what every node has applied is forgotten, also if older transactions are on their way (R22)
-	foldByUp       bool // the journal folds what all declare
-	tellsUnsettled bool // others may forget what a local delete may yet take back of merged rows
-	owedIsSeen     bool // others are told that a transaction has been seen which left a row as it is
-	ownsOwed       bool // a row is written again for another node though it is owed itself
-	truncateGoes   bool // a TRUNCATE of a merged table is forgotten though rows in the journal are older
-	ignoresOwed    bool // what is here is taken for the latest, though a later version is owed
-	mergeByArrival bool // merged rows go by the order in which writes came
+	arrivalWins     bool // what comes last wins
+	skips           bool // what comes last loses
+	unlifted        bool // stamps are commit times (R5)
+	rawStamps       bool // a local row is compared by its commit time (R15)
+	firstByTime     bool // and by the first transaction that has it
+	guardByTime     bool // the guard compares local rows by time (R11)
+	noTombstones    bool // deletes are not remembered
+	noTakeBacks     bool // a local delete does not take a row back (R19)
+	noRescan        bool // and not either what an earlier life has applied (R20)
+	unflushedTakes  bool // the slot is confirmed though what a take-back saw is not on disk (R20)
+	noKeyLocks      bool // workers meet on the same keys (R21)
+	noHold          bool // a transaction does not wait for what its author had seen
+	noVisible       bool // what capture has read is taken for visible (R14)
+	markAfter       bool // markers stand behind the commits (R7)
+	noSavedVectors  bool // capture forgets its vectors at a start (R6)
+	lowIsUp         bool // what was announced counts as seen (R8)
+	purgeBySide     bool // what every node has applied is forgotten, also if older transactions are on their way (R22)
+	foldByUp        bool // the journal folds what all declare
+	tellsUnsettled  bool // others may forget what a local delete may yet take back of merged rows
+	owedIsSeen      bool // others are told that a transaction has been seen which left a row as it is
+	ownsOwed        bool // a row is written again for another node though it is owed itself
+	forgetsUnlocked bool // what a TRUNCATE judged is forgotten while transactions are applied to these rows
+	truncateGoes    bool // a TRUNCATE of a merged table is forgotten though rows in the journal are older
+	ignoresOwed     bool // what is here is taken for the latest, though a later version is owed
+	mergeByArrival  bool // merged rows go by the order in which writes came
 }
 
 // simStats counts what happened.
