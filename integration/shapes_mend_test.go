@@ -84,6 +84,7 @@ func TestUnequalShapesWaitForAMend(t *testing.T) {
 			b.Exec(x.mend)
 			if x.parked {
 				b.Exec(`UPDATE pgbridge.parked SET request = 'retry'`)
+				b.Await(`SELECT count(*) FROM pgbridge.parked`, "0")
 			}
 			awaitEach(t, c)
 			newJudge(t, c).require("^t$")
