@@ -420,6 +420,9 @@ func (w *worker) prepareFixed(ctx context.Context) error {
 			VALUES (%[1]d, $4, $1, $6, $7))
 			SELECT 1/count(*), pg_replication_origin_xact_setup('0/0', $4) FROM p`, w.id),
 	}
+	if err := w.prepareMark(ctx); err != nil {
+		return err
+	}
 	if _, err := w.conn.Exec(ctx, giveWaySQL); err != nil {
 		return fmt.Errorf("set lock_timeout: %w", err)
 	}
@@ -447,6 +450,28 @@ func (w *worker) prepareFixed(ctx context.Context) error {
 	w.chainMessages = appendRun(nil, "chain", nil)
 	w.commitMessages = appendRun(nil, "commit", nil)
 	w.patientMessages = appendRun(nil, "patient", nil)
+	return nil
+}
+
+// prepareMark prepares a marker that the worker's session itself writes. Capture reads none that has an origin, so that
+// this session lays its own down for it; what stands in a SELECT is done from left to right. If the last part fails, the
+// session would be a user's, but then no position can move either: pg_replication_origin_xact_setup refuses.
+func (w *worker) prepareMark(ctx context.Context) error {
+	var may bool
+	err := w.conn.QueryRow(ctx, `SELECT has_function_privilege('pg_replication_origin_session_reset()', 'EXECUTE')`).Scan(&may)
+	if err != nil {
+		return fmt.Errorf("prepare marker: %w", err)
+	}
+	if !may {
+		return nil
+	}
+	s := &statement{name: "mark", sent: true, ready: true, types: []uint32{oidBytea},
+		sql: `SELECT pg_replication_origin_session_reset(), pg_logical_emit_message(false, '` + wire.MarkerPrefix + `', ` + markContent + `),
+			pg_replication_origin_session_setup(` + literal(OriginName(w.opts.Cluster, w.own.Node, w.origin)) + `)`}
+	if _, err := w.conn.PgConn().Prepare(ctx, s.name, s.sql, s.types); err != nil {
+		return fmt.Errorf("prepare marker: %w", explain(err))
+	}
+	w.markStatement = s
 	return nil
 }
 
@@ -573,6 +598,15 @@ func (a *Applier) Feed(ctx context.Context, o origin.Origin, streamSeq uint64, f
 		return fmt.Errorf("frame of origin %s, which is not in topology.nodes", o)
 	}
 	return w.inbox.push(ctx, streamSeq, f)
+}
+
+// FeedAhead takes in a frame, or the first part of one, that o's stream has not stored yet; the stream has been fed to
+// Feed up to next-1. Like Feed otherwise.
+func (a *Applier) FeedAhead(ctx context.Context, o origin.Origin, next uint64, f *wire.Frame) error {
+	if w := a.worker(o); w != nil {
+		return w.inbox.pushAhead(ctx, next, f)
+	}
+	return nil // Feed says it
 }
 
 // Restart says that o's stream is read anew from ResumeSeq on; the feeding goroutine calls it.

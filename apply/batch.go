@@ -28,6 +28,9 @@ type batch struct {
 	err    error
 	failed atomic.Bool
 	done   chan struct{}
+	// marks: behind its first BEGIN the worker's own session writes the marker. completed counts statements up to it.
+	marks     bool
+	completed int
 }
 
 // landing is what must happen when a transaction's COMMIT is acknowledged.
@@ -171,6 +174,9 @@ func (w *worker) unclaim(landed int) {
 // transaction; its COMMIT waits for it (PROOF.md R7).
 func (w *worker) send(ctx context.Context) error {
 	b := w.current
+	if w.markStatement != nil && len(w.pending) == 0 && len(w.planner.out) < ownMarkBytes {
+		return w.sendMarked()
+	}
 	marked, err := w.markers.announce(ctx, b.txns[len(b.txns)-1].t.entry())
 	if err != nil {
 		return err
@@ -183,6 +189,31 @@ func (w *worker) send(ctx context.Context) error {
 	}
 	return w.writeAfter(ctx, marked, out[b.firstCommit:])
 }
+
+// ownMarkBytes is up to where a batch that goes to an idle server carries its marker with it. Beyond, the marker stands in
+// the WAL before the server has come to the COMMIT.
+const ownMarkBytes = 64 << 10
+
+// sendMarked is send that waits for nobody: the transaction's own session writes the marker, for which it lays down its
+// replication origin (markStatement).
+func (w *worker) sendMarked() error {
+	b, out := w.current, w.planner.out
+	w.progress.mu.Lock()
+	up, now := w.progress.announced.Clone(), w.progress.now()
+	w.progress.mu.Unlock()
+	up.Advance(b.txns[len(b.txns)-1].t.entry())
+	w.sending = append(w.sending[:0], w.beginMessages...)
+	w.sending = appendRun(w.sending, w.markStatement.name, []param{binaryParam(wire.AppendMarker(nil, up, now.done, nil))})
+	w.sending = append(w.sending, out[len(w.beginMessages):]...)
+	w.sending = appendSync(append(w.sending, w.commitMessages...))
+	b.marks = true
+	w.launch(b)
+	_, err := w.socket.Write(w.sending)
+	return err
+}
+
+// markComplete is how many statements have ended when a batch's own marker is written: BEGIN and the marker.
+const markComplete = 2
 
 // launch hands the batch to the receiver, which expects the answers in this order.
 func (w *worker) launch(b *batch) {
@@ -313,6 +344,7 @@ func (w *worker) collect(b *batch) error {
 			b.mu.Unlock()
 			b.parsed++
 		case *pgproto3.CommandComplete:
+			b.completed++
 			switch string(m.CommandTag) {
 			case "COMMIT":
 				b.mu.Lock()
@@ -326,7 +358,11 @@ func (w *worker) collect(b *batch) error {
 				return fmt.Errorf("position row of %s is gone: %w", w.origin, ErrNotSetUp)
 			}
 		case *pgproto3.ErrorResponse:
-			failure = pgconn.ErrorResponseToPgError(m)
+			pg := pgconn.ErrorResponseToPgError(m)
+			if b.marks && b.completed < markComplete {
+				return fmt.Errorf("write marker: %v; the session has no replication origin any more", pg) // lost, not to be used again
+			}
+			failure = pg
 			b.failed.Store(true)
 		case *pgproto3.ReadyForQuery:
 			b.status = m.TxStatus

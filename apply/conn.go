@@ -103,7 +103,7 @@ func explain(err error) error {
 		return &refusal{err, "run GRANT SET ON PARAMETER session_replication_role TO the role in postgres.dsn"}
 	case strings.Contains(pg.Message, "pg_replication_origin"):
 		return &refusal{err, "run GRANT EXECUTE ON FUNCTION pg_replication_origin_create(text), " +
-			"pg_replication_origin_session_setup(text), pg_replication_origin_xact_setup(pg_lsn, timestamptz), " +
+			"pg_replication_origin_session_setup(text), pg_replication_origin_session_reset(), pg_replication_origin_xact_setup(pg_lsn, timestamptz), " +
 			"pg_replication_origin_drop(text) TO the role in postgres.dsn"}
 	}
 	return &refusal{err, "grant that to the role in postgres.dsn"}

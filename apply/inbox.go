@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -147,6 +148,23 @@ func (b *inbox) push(ctx context.Context, seq uint64, f *wire.Frame) error {
 	return b.add(ctx, txns)
 }
 
+// pushAhead takes in the transactions of a frame that the stream has not stored yet, or of its first part, if they go on
+// where the inbox is: the frame itself, or if it is lost another one, brings them again. next is the stream sequence
+// behind the last frame that was pushed: reading begins there again after a restart, not where they will stand.
+func (b *inbox) pushAhead(ctx context.Context, next uint64, f *wire.Frame) error {
+	if last, _, _ := b.received(); f.Origin != b.origin || f.WriterEpoch != b.writerEpoch || f.FirstSeq > last+1 {
+		return nil
+	}
+	if b.back != 0 {
+		next = b.back
+	}
+	txns, err := b.unpack(f, next, true)
+	if err != nil {
+		return fmt.Errorf("ahead of frame %d of %s: %w", next, b.origin, err)
+	}
+	return b.add(ctx, txns)
+}
+
 // open takes a frame apart.
 func (b *inbox) open(seq uint64, f *wire.Frame) ([]*txn, error) {
 	if f.Origin != b.origin {
@@ -163,7 +181,7 @@ func (b *inbox) open(seq uint64, f *wire.Frame) ([]*txn, error) {
 	if b.back != 0 {
 		resume = b.back
 	}
-	txns, err := b.unpack(f, resume)
+	txns, err := b.unpack(f, resume, false)
 	b.back = f.Back
 	if err != nil {
 		return nil, fmt.Errorf("frame %d of %s: %w", seq, b.origin, err)
@@ -362,8 +380,9 @@ func (b *inbox) received() (last uint64, waiting int, oldest origin.Stamp) {
 
 const txnOverhead = 256 // bytes that a queued transaction costs beside its body, roughly
 
-// unpack takes a frame apart. The transactions share memory with its body.
-func (b *inbox) unpack(f *wire.Frame, resume uint64) ([]*txn, error) {
+// unpack takes a frame apart. The transactions share memory with its body. Of one that came ahead of the stream they are
+// all that counts.
+func (b *inbox) unpack(f *wire.Frame, resume uint64, ahead bool) ([]*txn, error) {
 	var txns []*txn
 	var up, low origin.Vector
 	relations := map[uint32]*wire.Relation{}
@@ -374,6 +393,9 @@ func (b *inbox) unpack(f *wire.Frame, resume uint64) ([]*txn, error) {
 		}
 		if err != nil {
 			return nil, err
+		}
+		if ahead && !slices.Contains(aheadKinds, rec.Kind) {
+			return nil, fmt.Errorf("%w: record of kind %q ahead of the stream", wire.ErrCorrupt, rec.Kind)
 		}
 		switch rec.Kind {
 		case wire.KindVector:
@@ -427,12 +449,15 @@ func (b *inbox) unpack(f *wire.Frame, resume uint64) ([]*txn, error) {
 			return nil, err
 		}
 	}
-	if !f.Fence {
+	if !f.Fence && !ahead {
 		txns = append(txns, &txn{vectorOnly: true, origin: f.Origin, low: f.Low, up: f.Up,
 			Begin: wire.Begin{Seq: f.LastSeq, Stamp: f.LastStamp}})
 	}
 	return txns, nil
 }
+
+// aheadKinds may stand in what comes ahead of the stream; all else is taken once, from there.
+var aheadKinds = []wire.Kind{wire.KindVector, wire.KindRelation, wire.KindBegin}
 
 // transaction finds the end of the small transaction that has begun and returns its changes; relations
 // that are described within it become part of the frame's.

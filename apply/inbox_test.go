@@ -2,6 +2,7 @@ package apply
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"testing"
@@ -98,5 +99,56 @@ func TestVectorsDoNotPileUp(t *testing.T) {
 	b.peek(func(x *txn) { low = x.low })
 	if low.Seq(other) != 1000 {
 		t.Errorf("the last vector that was passed on is %v", low)
+	}
+}
+
+// TestAheadOfTheStream: transactions that the stream has not stored are taken once, in their order, and reading begins
+// again at what is stored.
+func TestAheadOfTheStream(t *testing.T) {
+	b := testInbox(t)
+	body := func(from, to uint64) (b []byte) {
+		for seq := from; seq <= to; seq++ {
+			b = wire.AppendCommit(wire.AppendBegin(b, wire.Begin{Seq: seq}))
+		}
+		return b
+	}
+	ahead := func(epoch, next, from, to uint64) error {
+		return b.pushAhead(t.Context(), next, &wire.Frame{Header: wire.Header{Origin: nodeA, WriterEpoch: epoch, FirstSeq: from, LastSeq: to}, Body: body(from, to)})
+	}
+	first, _ := runOf(1000)
+	err := errors.Join(
+		pushFrame(t, b, 1, nil, body(1, 1)),
+		ahead(1, 2, 3, 3), // a gap
+		ahead(2, 2, 2, 2), // another writer's
+		ahead(1, 2, 2, 3),
+		ahead(1, 2, 2, 4), // more of it
+		pushFrame(t, b, 2, nil, body(2, 5)),
+		ahead(1, 3, 3, 4), // late
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, x := range b.queue {
+		if !x.vectorOnly {
+			got = append(got, fmt.Sprintf("%d from %d", x.Seq, x.resume))
+		}
+	}
+	if want := "[1 from 1 2 from 2 3 from 2 4 from 2 5 from 2]"; fmt.Sprint(got) != want {
+		t.Errorf("the inbox holds %v, want %s", got, want)
+	}
+	f := &wire.Frame{Header: wire.Header{Origin: nodeA, WriterEpoch: 1, FirstSeq: 6}, Body: first}
+	if err := b.pushAhead(t.Context(), 3, f); !errors.Is(err, wire.ErrCorrupt) {
+		t.Errorf("part of a run ahead of the stream: %v", err)
+	}
+
+	// A run that is open in the stream begins where reading begins again.
+	c := testInbox(t)
+	if err := c.push(t.Context(), 7, &wire.Frame{Header: wire.Header{Origin: nodeA, WriterEpoch: 1, Back: 7}, Body: first}); err != nil {
+		t.Fatal(err)
+	}
+	b = c
+	if err := ahead(1, 8, 1, 1); err != nil || c.queue[1].resume != 7 {
+		t.Errorf("reading begins at %d, %v", c.queue[1].resume, err)
 	}
 }

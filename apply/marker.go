@@ -174,10 +174,9 @@ func (m *markers) run(ctx context.Context, wal WAL) error {
 const (
 	// xmin is read in the same statement that writes the message: all older ids have their commit or
 	// abort record in the WAL before it (PROOF.md F6).
-	markSQL = `SELECT (pg_logical_emit_message(false, '` + wire.MarkerPrefix + `',
-		$1::bytea || int8send(pg_snapshot_xmin(pg_current_snapshot())::text::int8)) - '0/0')::int8`
-	markFlushSQL = `SELECT (pg_logical_emit_message(false, '` + wire.MarkerPrefix + `',
-		$1::bytea || int8send(pg_snapshot_xmin(pg_current_snapshot())::text::int8), true) - '0/0')::int8`
+	markContent  = `$1::bytea || int8send(pg_snapshot_xmin(pg_current_snapshot())::text::int8)`
+	markSQL      = `SELECT (pg_logical_emit_message(false, '` + wire.MarkerPrefix + `', ` + markContent + `) - '0/0')::int8`
+	markFlushSQL = `SELECT (pg_logical_emit_message(false, '` + wire.MarkerPrefix + `', ` + markContent + `, true) - '0/0')::int8`
 	// Before 17 the WAL is flushed by committing a transaction that has an id and has written to the
 	// WAL (xact.c, RecordTransactionCommit); this session commits synchronously.
 	markCommitSQL = markSQL + `, pg_current_xact_id()::text`

@@ -60,6 +60,7 @@ type worker struct {
 	mapped   uint64
 	combined map[string]*combination // by the shapes of their changes
 	retired  retired
+	sending  []byte // scratch of sendMarked
 	upcoming []*txn // scratch: those that may become a bundle
 
 	// Between two transactions of a batch stands one COMMIT AND CHAIN, which is cheaper than a COMMIT and a
@@ -75,6 +76,7 @@ type worker struct {
 	parkedDue, parkedTried                        bool // a parked transaction of the origin may be due, was tried just now
 	retried                                       int  // whose registrations have not ended
 	payStatement                                  *statement
+	markStatement                                 *statement // nil: the role may not lay down an origin
 	unkeepStatement                               *statement
 
 	atOnce int // transactions in the next batch: few after a failure, then more again

@@ -34,7 +34,7 @@ func grantSQL(ctx context.Context, o capture.SetupOptions, tables []string) (gra
 		fmt.Sprintf("GRANT CONNECT, CREATE ON DATABASE %s TO %s", r.Database, r.Name),
 		// Applied rows carry the origin that wrote them, and fire no trigger.
 		fmt.Sprintf("GRANT EXECUTE ON FUNCTION pg_catalog.pg_replication_origin_create(text),\n"+
-			"  pg_catalog.pg_replication_origin_session_setup(text),\n"+
+			"  pg_catalog.pg_replication_origin_session_setup(text), pg_catalog.pg_replication_origin_session_reset(),\n"+
 			"  pg_catalog.pg_replication_origin_xact_setup(pg_lsn, timestamptz) TO %s", r.Name),
 		"GRANT SET ON PARAMETER session_replication_role TO "+r.Name)
 	if len(r.Schemas) > 0 {

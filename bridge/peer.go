@@ -39,7 +39,7 @@ func (p *peer) run(ctx context.Context) error {
 		return err
 	}
 	defer nc.Close()
-	r, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: p.cfg.Cluster, Sender: p.name, Logger: p.log})
+	r, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: p.cfg.Cluster, Sender: p.name, Ahead: p.cfg.Apply.Ahead, Logger: p.log})
 	if err != nil {
 		return err
 	}
@@ -88,6 +88,12 @@ func (p *peer) read(ctx context.Context, r *stream.Reader, find bool) error {
 	p.applier.Restart(p.origin)
 	p.agreed = 0
 	return r.Run(ctx, from, func(ctx context.Context, m stream.Message) error {
+		if m.Ahead {
+			if m.Frame.WriterEpoch != p.agreed {
+				return nil
+			}
+			return p.applier.FeedAhead(ctx, p.origin, m.Seq, m.Frame)
+		}
 		if m.Frame.WriterEpoch != p.agreed {
 			if err := p.agree(ctx, r, m.Frame.WriterEpoch); err != nil {
 				return err

@@ -15,7 +15,11 @@ type draft struct {
 	serial uint64 // of this frame, from 1: relations remember the one that declares them
 	deps   uint64 // generation of the dependencies that its last V record holds, 0 without one
 	worth  bool   // it holds a whole transaction, a chunk, the end of a run, or news of what lost
+	waits  bool   // it holds what readers take from the stream only: parts of runs, and what is no transaction
 	since  time.Time
+
+	shown   int // bytes of the body that went ahead
+	shownAt time.Time
 
 	declared []declaration
 	firstSeq uint64 // 0 if no transaction ends in it

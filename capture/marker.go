@@ -20,7 +20,7 @@ func (t *tagger) logical(b []byte) error {
 	if m.prefix == wire.MarkerPrefix {
 		t.read(m)
 	} else if body, ok := wire.AppendNote(t.draft.body, m.prefix, m.content); ok {
-		t.draft.body, t.draft.worth = body, true
+		t.draft.body, t.draft.worth, t.draft.waits = body, true, true
 	}
 	// The message tells where its record begins, not where it ends; no commit can begin in between.
 	t.passed(m.lsn + 1)
@@ -60,7 +60,7 @@ func (t *tagger) marker(m wire.Marker) {
 	}
 	if len(m.Lost) > 0 {
 		t.draft.body = wire.AppendLost(t.draft.body, m.Lost)
-		t.draft.worth = true
+		t.draft.worth, t.draft.waits = true, true
 	}
 	if m.XMin > t.mark.XID {
 		t.mark = wire.Mark{XID: m.XMin, Seq: t.seq}

@@ -81,6 +81,9 @@ type Publisher interface {
 	// Publish gives f the next stream sequence. It waits only for room, and is done with f and its body
 	// when it returns; a frame that it returned an error for is not in the stream.
 	Publish(ctx context.Context, f *wire.Frame) (streamSeq uint64, err error)
+	// Ahead shows readers the frame that Publish will be given next, as it is now or whole, before anything has stored
+	// it. It waits for nothing, and nothing depends on it.
+	Ahead(f *wire.Frame, whole bool)
 	// Durable is the stream sequence up to which everything is safe.
 	Durable() uint64
 	// Changed returns a channel that is closed when Durable or InFlight changes next.

@@ -61,6 +61,7 @@ func (t *tagger) header() wire.Header {
 
 // publish hands the draft over and begins the next one. The draft must not end within a transaction.
 func (t *tagger) publish(ctx context.Context) error {
+	whole := t.showWhole(time.Now())
 	next := t.pub.Next()
 	for _, r := range t.open {
 		if r.start == 0 {
@@ -75,6 +76,9 @@ func (t *tagger) publish(ctx context.Context) error {
 	if seq != next {
 		return fmt.Errorf("frame up to transaction %d got stream sequence %d instead of %d: somebody else writes to the stream",
 			t.seq, seq, next)
+	}
+	if !whole {
+		t.unshown = seq
 	}
 	t.ledger.push(seq, t.position)
 	t.state.hurry.Store(false)
@@ -159,10 +163,17 @@ func (t *tagger) tendDraft(ctx context.Context, now time.Time, drained bool) (ti
 	} else {
 		linger = max(linger, min(now.Sub(t.draft.last.Time())/lateShare, lateLinger))
 	}
+	fresh, complete := t.fresh(now), drained && !t.inline()
+	again, idle := t.opts.StatusInterval, fresh && complete && t.pub.InFlight() == 0
+	if fresh && t.showable() {
+		idle, linger = false, max(linger, shownLingers*t.opts.Linger)
+		if complete {
+			again = t.show(now)
+		}
+	}
 	left := linger - now.Sub(t.draft.since)
-	idle := drained && t.pub.InFlight() == 0 && !t.inline() && t.fresh(now)
 	if left > 0 && !idle && !(t.draft.firstSeq != 0 && t.state.hurry.Load()) {
-		return left, nil
+		return min(left, again), nil
 	}
 	if len(t.chunk) > 0 {
 		r := t.stream

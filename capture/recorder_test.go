@@ -17,6 +17,7 @@ import (
 type recorder struct {
 	mu      sync.Mutex
 	frames  []*wire.Frame // frames[i] has stream sequence first+i
+	aheads  []ahead
 	first   uint64
 	durable uint64
 	lazy    bool          // durable moves only by settle
@@ -61,6 +62,27 @@ func (r *recorder) Publish(ctx context.Context, f *wire.Frame) (uint64, error) {
 	}
 	r.notify()
 	return r.last(), nil
+}
+
+// ahead is what went ahead of a frame.
+type ahead struct {
+	next  uint64 // the stream sequence that the frame will get
+	frame *wire.Frame
+	whole bool
+}
+
+func (r *recorder) Ahead(f *wire.Frame, whole bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	b, err := r.enc.Append(nil, f)
+	if err != nil {
+		panic(err)
+	}
+	g, err := r.dec.Decode(b)
+	if err != nil {
+		panic(err)
+	}
+	r.aheads = append(r.aheads, ahead{r.last() + 1, g, whole})
 }
 
 func (r *recorder) last() uint64 { return r.first + uint64(len(r.frames)) - 1 }

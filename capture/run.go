@@ -171,7 +171,7 @@ func (t *tagger) flushChunk(ctx context.Context, r *run) error {
 			t.open = append(t.open, r)
 		}
 		t.draft.body = wire.AppendChunk(t.draft.body, r.id, r.length, b[:n])
-		t.draft.worth = true
+		t.draft.worth, t.draft.waits = true, true
 		r.length += uint64(n)
 		b = b[n:]
 	}
@@ -266,6 +266,7 @@ func (t *tagger) commitRun(ctx context.Context, r *run, lsn uint64, at origin.St
 		Run:    r.id,
 		Length: r.length, Changes: r.changes, Aborts: r.aborts,
 	})
+	t.draft.waits = true
 	t.clock = clock
 	t.close(r)
 	r.many = true
@@ -279,7 +280,7 @@ func (t *tagger) abandon(r *run) {
 		return
 	}
 	t.draft.body = wire.AppendNumber(t.draft.body, wire.KindRunAbort, r.id)
-	t.draft.worth = true
+	t.draft.worth, t.draft.waits = true, true
 	t.counters.RunsAborted++
 	t.close(r)
 }

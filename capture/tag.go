@@ -37,6 +37,8 @@ type tagger struct {
 	draft  draft
 	moved  []byte // scratch of cut
 	pacing pacing
+	// unshown is the stream sequence of the last frame that did not go ahead of itself.
+	unshown uint64
 
 	txn       txn
 	serial    uint64 // of txn

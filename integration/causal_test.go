@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgbridge/pgbridge/integration/cluster"
+	"github.com/pgbridge/pgbridge/integration/pgtest"
 )
 
 // TestCausalOrder replays the four-step anomaly of three nodes: a inserts, b sees it and updates it, and
@@ -49,6 +50,37 @@ func TestCausalOrder(t *testing.T) {
 			t.Error("the schedule does not lead to the anomaly: the test above shows nothing")
 		}
 	})
+}
+
+// TestWhoSeesAtOnceHasSeen: a session of b writes as soon as it can see what a wrote, in the same transaction. It has
+// seen it, however soon that was: nobody may see its write without a's.
+func TestWhoSeesAtOnceHasSeen(t *testing.T) {
+	t.Parallel()
+	const rounds = 30
+	c := cluster.New(t, cluster.Options{Schema: `CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE child (id int PRIMARY KEY);`})
+	a, b, z := c.Node("a"), c.Node("b"), c.Node("c")
+	z.Links["a"].Cut()
+	conn := pgtest.Connect(t, b.DSN)
+	for i := range rounds {
+		saw := make(chan error, 1)
+		go func() {
+			_, err := conn.Exec(t.Context(), fmt.Sprintf(`DO $$ BEGIN
+				LOOP EXIT WHEN EXISTS (SELECT FROM parent WHERE id = %d); END LOOP;
+				INSERT INTO child VALUES (%[1]d);
+			END $$`, i))
+			saw <- err
+		}()
+		a.Exec(fmt.Sprintf(`INSERT INTO parent VALUES (%d)`, i))
+		if err := <-saw; err != nil {
+			t.Fatal(err)
+		}
+	}
+	awaitReceived(t, z, "b", rounds)
+	if n := z.Value(`SELECT count(*) FROM child`); n != "0" {
+		t.Errorf("c shows %s children without the parents that their author had seen", n)
+	}
+	z.Links["a"].Heal()
+	c.WaitConverged()
 }
 
 // TestObserversSeeWholeTransactionsInCausalOrder: under load and random delays, observers on every node

@@ -35,14 +35,18 @@ var errCursorLost = errors.New("consumer lost")
 // cursor reads a stream from a sequence on, as the broker sends it: it does not check that nothing is
 // missing. It is an ephemeral pull consumer without acks. Not safe for concurrent use.
 type cursor struct {
-	api    api
-	stream string
-	name   string
-	inbox  string
-	sub    *nats.Subscription
-	msgs   chan *nats.Msg // the client sends, never closes; its capacity is what may be on its way
-	silent *time.Timer
-	status chan nats.Status // the client says when the connection is lost
+	api     api
+	stream  string
+	name    string
+	inbox   string
+	sub     *nats.Subscription
+	msgs    chan *nats.Msg     // the client sends, never closes; its capacity is what may be on its way
+	listens *nats.Subscription // nil: to nothing else
+	ahead   chan *nats.Msg     // of listens
+	silent  *time.Timer
+	// patient: silent runs since the last message of the consumer.
+	patient bool
+	status  chan nats.Status // the client says when the connection is lost
 
 	limit  int64 // bytes to have on their way or in msgs
 	bytes  int64 // asked for and not taken yet
@@ -83,27 +87,41 @@ func (c *cursor) create(ctx context.Context, from uint64) error {
 	return c.api.ask(ctx, "CONSUMER.CREATE."+c.stream+"."+c.name, req, nil)
 }
 
+// listen has take return also what comes on that subject.
+func (c *cursor) listen(subject string) error {
+	c.ahead = make(chan *nats.Msg, aheadRoom)
+	var err error
+	if c.listens, err = c.api.nc.ChanSubscribe(subject, c.ahead); err != nil {
+		return fmt.Errorf("subscribe to %s: %w", subject, err)
+	}
+	return nil
+}
+
 // close gives the consumer up. The broker is told without waiting for it; it would forget by itself.
 func (c *cursor) close() {
 	c.silent.Stop()
 	c.api.nc.RemoveStatusListener(c.status)
 	_ = c.sub.Unsubscribe()
+	if c.listens != nil {
+		_ = c.listens.Unsubscribe()
+	}
 	_ = c.api.nc.PublishRequest(c.api.prefix+"CONSUMER.DELETE."+c.stream+"."+c.name, c.inbox, nil)
 }
 
-// take waits for the next message. data is the caller's. Errors are ctx's or wrap errCursorLost.
-func (c *cursor) take(ctx context.Context) (seq uint64, data []byte, err error) {
+// take waits for the next message of the stream, whose data is the caller's, or for one that came ahead, of those that
+// it listens to. Errors are ctx's or wrap errCursorLost.
+func (c *cursor) take(ctx context.Context) (seq uint64, data []byte, ahead *nats.Msg, err error) {
 	for {
 		if err := c.pull(); err != nil {
-			return 0, nil, fmt.Errorf("%w: ask for more: %w", errCursorLost, err)
+			return 0, nil, nil, fmt.Errorf("%w: ask for more: %w", errCursorLost, err)
 		}
-		m, err := c.receive(ctx)
-		if err != nil {
-			return 0, nil, err
+		m, ahead, err := c.receive(ctx)
+		if err != nil || ahead != nil {
+			return 0, nil, ahead, err
 		}
 		if isStatus(m) {
 			if err := c.note(m); err != nil {
-				return 0, nil, err
+				return 0, nil, nil, err
 			}
 			continue
 		}
@@ -111,28 +129,34 @@ func (c *cursor) take(ctx context.Context) (seq uint64, data []byte, err error) 
 		c.frames = max(c.frames-1, 0)
 		meta, err := m.Metadata()
 		if err != nil {
-			return 0, nil, fmt.Errorf("%w: message without a place in the stream: %w", errCursorLost, err)
+			return 0, nil, nil, fmt.Errorf("%w: message without a place in the stream: %w", errCursorLost, err)
 		}
-		return meta.Sequence.Stream, m.Data, nil
+		return meta.Sequence.Stream, m.Data, nil, nil
 	}
 }
 
-func (c *cursor) receive(ctx context.Context) (*nats.Msg, error) {
+func (c *cursor) receive(ctx context.Context) (m, ahead *nats.Msg, err error) {
 	select {
 	case m := <-c.msgs: // the fast way, when there is a backlog
-		return m, ctx.Err()
+		return m, nil, ctx.Err()
 	default:
 	}
-	c.silent.Reset(silence)
+	if !c.patient {
+		c.silent.Reset(silence)
+	}
+	c.patient = false
 	select {
 	case m := <-c.msgs:
-		return m, nil
+		return m, nil, nil
+	case ahead := <-c.ahead:
+		c.patient = true // that this comes does not say that the consumer lives
+		return nil, ahead, nil
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return nil, nil, context.Cause(ctx)
 	case <-c.silent.C:
-		return nil, fmt.Errorf("%w: nothing heard for %v", errCursorLost, silence)
+		return nil, nil, fmt.Errorf("%w: nothing heard for %v", errCursorLost, silence)
 	case s := <-c.status: // what was on its way is lost; a consumer without acks does not send it again
-		return nil, fmt.Errorf("%w: connection is %v", errCursorLost, s)
+		return nil, nil, fmt.Errorf("%w: connection is %v", errCursorLost, s)
 	}
 }
 

@@ -15,6 +15,10 @@ func Subject(cluster, sender, origin string) string {
 	return "pgb." + cluster + "." + sender + "." + origin
 }
 
+// AheadSubject is where a sender publishes what its readers may have before its stream has stored it. No stream
+// stores that.
+func AheadSubject(cluster, sender string) string { return "pgb_ahead." + cluster + "." + sender }
+
 // wildcard is all that a node publishes, which is what its stream stores.
 func wildcard(cluster, node string) string { return "pgb." + cluster + "." + node + ".>" }
 

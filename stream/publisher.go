@@ -96,6 +96,7 @@ type Publisher struct {
 
 	publishing sync.Mutex // one Publish at a time; guards what follows
 	encoder    wire.Encoder
+	ahead      ahead
 	subjects   map[string]string // by origin's node
 	epoch      uint64            // ours, since Fence; also read under mu
 
@@ -149,7 +150,7 @@ func OpenPublisher(ctx context.Context, nc *nats.Conn, o PublisherOptions) (*Pub
 	p := &Publisher{
 		o: o, api: newAPI(nc, o.Domain), stream: StreamName(o.Cluster, o.Node),
 		inbox: nc.NewInbox(), acks: make(chan *nats.Msg, 4*MaxWindowFrames),
-		encoder: wire.Encoder{Zstd: o.Zstd}, subjects: map[string]string{},
+		encoder: wire.Encoder{Zstd: o.Zstd}, ahead: newAhead(o.Cluster, o.Node), subjects: map[string]string{},
 		failed: make(chan struct{}, 1), done: make(chan struct{}), state: StateIdle,
 	}
 	p.message.Header = nats.Header{jetstream.ExpectedLastSeqHeader: {""}}

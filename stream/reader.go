@@ -18,6 +18,7 @@ import (
 type ReaderOptions struct {
 	Cluster, Sender string
 	Domain          string // of JetStream at the sender's broker; empty: the broker's own
+	Ahead           bool   // take also what the stream has not stored yet, as far as it comes
 	FetchBytes      int64  // on the way and in memory before fn; 0: 4 MiB, raised to two of the largest messages
 
 	// What was remembered with the position from-1; zero values are not checked.
@@ -34,6 +35,9 @@ type Message struct {
 	Frame *wire.Frame // the receiver owns it
 	Size  int         // bytes, as stored
 	Sum   uint32      // its CRC: with Seq it says where a reader stands
+	// Ahead: not stored yet, and not the whole frame perhaps. Seq is then the first one that has not been delivered
+	// from the stream, where all of this will stand or, if the sender's broker loses it, stand again.
+	Ahead bool
 }
 
 // ReaderStats counts what a Reader has done.
@@ -41,6 +45,7 @@ type ReaderStats struct {
 	Next     uint64 // the stream sequence that is delivered next; 0 before Run
 	Frames   uint64 // delivered
 	Bytes    uint64 // of these, as stored
+	Aheads   uint64 // messages delivered before the stream had stored them
 	Skipped  uint64 // not delivered, as a newer writer's fence stands before them
 	Reopened uint64 // how often reading began anew after an interruption
 }
@@ -56,7 +61,7 @@ type Reader struct {
 	cause   error
 	decoder wire.Decoder // of Get and Find
 
-	next, frames, bytes, skipped, reopened atomic.Uint64
+	next, frames, bytes, aheads, skipped, reopened atomic.Uint64
 }
 
 // The states that Reader.State tells, beside StateIdle and StateStopped.
@@ -87,7 +92,7 @@ func (r *Reader) State() (string, error) {
 // Stats returns the counters.
 func (r *Reader) Stats() ReaderStats {
 	return ReaderStats{
-		Next: r.next.Load(), Frames: r.frames.Load(), Bytes: r.bytes.Load(),
+		Next: r.next.Load(), Frames: r.frames.Load(), Bytes: r.bytes.Load(), Aheads: r.aheads.Load(),
 		Skipped: r.skipped.Load(), Reopened: r.reopened.Load(),
 	}
 }
@@ -100,7 +105,8 @@ func (r *Reader) note(state string, cause error) {
 
 // Run calls fn for each frame with a stream sequence of from or higher, once and in order, one at a time.
 // Frames that an older writer stored behind a newer one's fence are left out, so the sequences that fn
-// sees rise but may jump there. A broker or stream that is away is waited for.
+// sees rise but may jump there. With ReaderOptions.Ahead, fn also gets what the stream is about to store, in the same
+// order, and then gets it again from there. A broker or stream that is away is waited for.
 //
 // Run returns what fn or ctx ended with, a GapError if the next frame is gone, ErrStreamChanged,
 // ErrForeignStream for a frame of another cluster or sender, wire.ErrCorrupt or wire.ErrVersion.
@@ -133,6 +139,8 @@ type walk struct {
 	sum     uint32    // CRC of frame next-1; 0: unknown
 	created time.Time // of the stream; zero: not met yet
 	settled bool      // epoch is that of frame next-1 or the highest before it
+	part    part      // of the frame that is coming ahead
+	whole   uint64    // up to this sequence all frames from next on came ahead; below next: none did
 }
 
 // retryError is what may be better next time.
@@ -176,13 +184,20 @@ func (w *walk) attempt(ctx context.Context) error {
 		return retryError{err}
 	}
 	defer c.close()
+	if w.r.o.Ahead {
+		if err := c.listen(AheadSubject(w.r.o.Cluster, w.r.o.Sender)); err != nil {
+			return retryError{err}
+		}
+	}
 	w.r.note(StateReading, nil)
 	for {
-		seq, data, err := c.take(ctx)
+		seq, data, ahead, err := c.take(ctx)
 		if err != nil {
 			return retryError{fmt.Errorf("read frame %d of stream %s: %w", w.next, w.r.stream, err)}
 		}
 		switch {
+		case ahead != nil:
+			err = w.ahead(ctx, ahead)
 		case seq < w.next:
 			err = w.lookAt(seq, data)
 		case seq == w.next:
@@ -254,6 +269,9 @@ func (w *walk) deliver(ctx context.Context, data []byte) error {
 	if f.WriterEpoch < w.epoch {
 		w.r.skipped.Add(1)
 	} else {
+		if f.WriterEpoch > w.epoch { // what came ahead from the older one may never be stored
+			w.whole, w.part = 0, part{}
+		}
 		w.epoch = f.WriterEpoch
 		if err := w.fn(ctx, Message{Seq: w.next, Frame: f, Size: len(data), Sum: checksum(data)}); err != nil {
 			return err

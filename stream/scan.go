@@ -50,7 +50,7 @@ func scan(ctx context.Context, a api, stream string, r span, fn func(seq uint64,
 	}
 	defer c.close()
 	for next := r.first; next <= r.last; next++ {
-		seq, data, err := c.take(ctx)
+		seq, data, _, err := c.take(ctx)
 		if err != nil {
 			return fmt.Errorf("read frame %d of stream %s: %w", next, stream, err)
 		}

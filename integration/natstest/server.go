@@ -23,6 +23,7 @@ type Options struct {
 	SyncAlways   bool   // fsync before each ack
 	NoJetStream  bool   // as a server that somebody forgot to set up
 	User, Secret string // when set, whoever connects must give them
+	DenyPublish  string // subjects on which nobody may publish; empty: none. Not together with User
 	Dir          string // of the store; empty: a temporary directory of the test
 	Port         int    // 0: a free one
 
@@ -120,6 +121,10 @@ func start(o Options) (*server.Server, error) {
 		MaxPayload: o.MaxPayload, Username: o.User, Password: o.Secret,
 		JetStream: !o.NoJetStream, StoreDir: o.Dir, SyncAlways: o.SyncAlways,
 		JetStreamMaxStore: o.MaxStore, JetStreamMaxMemory: 64 << 20,
+	}
+	if o.DenyPublish != "" {
+		deny := &server.Permissions{Publish: &server.SubjectPermission{Deny: []string{o.DenyPublish}}}
+		so.Users, so.NoAuthUser = []*server.User{{Username: "anybody", Permissions: deny}}, "anybody"
 	}
 	if o.member != "" {
 		so.ServerName = o.member
