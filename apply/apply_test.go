@@ -119,6 +119,33 @@ func TestSeenWritesAreNoConflict(t *testing.T) {
 	}
 }
 
+// TestDeclaredWritesMayHaveRespelledTheKey: an update that declares the row's last version may come from a node where that
+// one had lost, and with it the spelling that it had given the key. The row gets the update's.
+func TestDeclaredWritesMayHaveRespelledTheKey(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), `CREATE TABLE t (id numeric PRIMARY KEY, v text)`)
+	p.do(`INSERT INTO t SELECT i + 0.0, 'x' FROM generate_series(1, 3) i`)
+	p.to.Exec(t, `UPDATE t SET id = id + 0.00, v = 'local'`)
+	stamp := p.to.Value(t, `SELECT (extract(epoch FROM pg_xact_commit_timestamp(xmin) - '2000-01-01 UTC') * 1000000)::int8 FROM t LIMIT 1`)
+	p.wal.mu.Lock()
+	p.wal.mark = func(seq uint64) (uint64, bool) {
+		if seq < 1 {
+			return 0, false
+		}
+		return xmin(t, p), true
+	}
+	p.wal.mu.Unlock()
+	p.from.Exec(t, `UPDATE t SET v = 'of another node'`) // to the receiver, a run
+	up := origin.Vector{{Origin: origin.Origin{Node: "b", Epoch: 1}, Seq: 1, Stamp: parseStamp(t, stamp)}}
+	p.ship(up, false)
+	p.await()
+	if got := p.to.Value(t, `SELECT string_agg(id || v, ' ' ORDER BY id) FROM t`); got != "1.0of another node 2.0of another node 3.0of another node" {
+		t.Errorf("rows %q", got)
+	}
+	if st := p.status(); st.Careful != 0 || st.Conflicts != 0 {
+		t.Errorf("status %+v", st)
+	}
+}
+
 // TestDeleteTakesBackAnOlderRemoteInsert: capture meets a local delete only after apply has inserted the
 // row that it beats (R19); the tombstone stays for what arrives later still.
 func TestDeleteTakesBackAnOlderRemoteInsert(t *testing.T) {

@@ -182,6 +182,9 @@ func (p *planner) bundleChange(rec wire.Record, relations map[uint32]*wire.Relat
 		return p.rebundle(place, r)
 	}
 	if rec.Kind == wire.KindUpdate {
+		if m.local.respells {
+			return false
+		}
 		if r.low = fillUnchanged(c); r.low && p.w.unsettled(m, r.k, p.t) {
 			return false
 		}

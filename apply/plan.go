@@ -251,11 +251,12 @@ func (p *planner) update(m *mapping) error {
 	if !p.large && !moved {
 		p.print.locks = append(p.print.locks, k)
 	}
-	p.set = m.set(p.set, c.New, rekeyed)
+	respelled := rekeyed || m.local.respells
+	p.set = m.set(p.set, c.New, respelled)
 	if low && p.w.unsettled(m, k, p.t) || !m.writable(p.set, rekeyed) {
 		return errSurprise
 	}
-	if rekeyed || m.local.unique || !m.runs(p.set) || !allBinary(c.New, p.set) || !allBinary(old, m.key) {
+	if respelled || m.local.unique || !m.runs(p.set) || !allBinary(c.New, p.set) || !allBinary(old, m.key) {
 		return p.single(wire.KindUpdate, m, p.set, old, low)
 	}
 	if _, twice := p.run.keys[k]; twice {

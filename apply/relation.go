@@ -54,6 +54,9 @@ type table struct {
 	cols         []column
 	key          []int // columns of the key, in column-name order
 	hasher       *wire.KeyHasher
+	// respells: one key can be written in more than one way. A transaction that declares a row's last version may not
+	// have seen it (PROOF.md R8, R9), and so may have the key in another spelling than the row, which it must write, too.
+	respells bool
 	// unique: there are unique constraints besides the key, so that rows of one statement could be
 	// in each other's way (PROOF.md R34).
 	unique bool
@@ -262,6 +265,7 @@ func (t *table) loadHasher(ctx context.Context, types *rowkey.Types) error {
 		}
 	}
 	t.hasher = wire.NewKeyHasher(t.schema, t.name, hashed)
+	t.respells = slices.ContainsFunc(hashed, (*wire.KeyType).Respells)
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"math"
 	"math/bits"
+	"slices"
 )
 
 // KeyForm says how equal values of a type are recognised by their bytes.
@@ -52,6 +53,21 @@ func (t *KeyType) Served() bool {
 		}
 	}
 	return t.Form == FormServed || t.Elem.Served()
+}
+
+// Respells reports whether a value may have other bytes and yet be equal: the key of a row then can be written in more
+// than one way.
+func (t *KeyType) Respells() bool {
+	if t == nil {
+		return false
+	}
+	switch t.Form {
+	case FormBytes, FormInteger:
+		return false
+	case FormArray, FormRange, FormMultirange, FormRecord:
+		return t.Elem.Respells() || slices.ContainsFunc(t.Fields, (*KeyType).Respells)
+	}
+	return true
 }
 
 // canonical appends bytes that are equal for equal values; false if v is not built as the type says, as

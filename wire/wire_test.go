@@ -337,3 +337,19 @@ func BenchmarkChangeParse(b *testing.B) {
 		c.Parse(r)
 	}
 }
+
+func TestRespells(t *testing.T) {
+	numeric := &KeyType{Form: FormNumeric}
+	for _, x := range []struct {
+		t    *KeyType
+		want bool
+	}{
+		{nil, false}, {&KeyType{Form: FormInteger}, false}, {numeric, true}, {&KeyType{Form: FormPadded}, true}, {&KeyType{Form: FormServed}, true},
+		{&KeyType{Form: FormArray}, false}, {&KeyType{Form: FormArray, Elem: numeric}, true},
+		{&KeyType{Form: FormRecord, Fields: []*KeyType{nil, nil}}, false}, {&KeyType{Form: FormRecord, Fields: []*KeyType{nil, numeric}}, true},
+	} {
+		if got := x.t.Respells(); got != x.want {
+			t.Errorf("%+v: %t", x.t, got)
+		}
+	}
+}
