@@ -40,8 +40,8 @@ type ahead struct {
 	size    int
 }
 
-func newAhead(cluster, node string) ahead {
-	return ahead{message: nats.Msg{Subject: AheadSubject(cluster, node), Header: nats.Header{}}}
+func newAhead(subject string) ahead {
+	return ahead{message: nats.Msg{Subject: subject, Header: nats.Header{}}}
 }
 
 // Ahead shows readers the frame that Publish will be given next: as it is now if more may come in it, or whole. It

@@ -44,7 +44,7 @@ func (p *Publisher) Fence(ctx context.Context, f *wire.Frame) (uint64, error) {
 	}
 	nc := p.api.nc
 	c := fencing{
-		p: p, epoch: f.WriterEpoch, subject: p.subject(f.Origin.Node), data: data, last: p.tail.last,
+		p: p, epoch: f.WriterEpoch, data: data, last: p.tail.last,
 		status: nc.StatusChanged(nats.CONNECTED, nats.RECONNECTING, nats.CLOSED),
 	}
 	defer nc.RemoveStatusListener(c.status)
@@ -82,14 +82,13 @@ func (p *Publisher) checkFence(f *wire.Frame) error {
 
 // fencing is one call of Fence. It has the publisher's locks publishing and sending.
 type fencing struct {
-	p       *Publisher
-	epoch   uint64
-	subject string
-	data    []byte
-	status  chan nats.Status
-	last    uint64 // the last message of the stream, as far as we know
-	first   uint64 // the first copy; 0: none is stored yet
-	reach   uint64 // a copy must stand there or behind; set with first
+	p      *Publisher
+	epoch  uint64
+	data   []byte
+	status chan nats.Status
+	last   uint64 // the last message of the stream, as far as we know
+	first  uint64 // the first copy; 0: none is stored yet
+	reach  uint64 // a copy must stand there or behind; set with first
 }
 
 func (c *fencing) run(ctx context.Context) error {
@@ -113,7 +112,7 @@ func (c *fencing) run(ctx context.Context) error {
 
 // makeRoom raises the limit of a full stream by what a whole fence takes, and reports whether it did.
 func (c *fencing) makeRoom(ctx context.Context) bool {
-	fence := MaxWindowFrames * int64(len(c.data)+len(c.subject)+messageRoom)
+	fence := MaxWindowFrames * int64(len(c.data)+len(c.p.subject)+messageRoom)
 	raised, err := c.p.raise(ctx, "the fence of a bridge that starts", func(_, stored int64) int64 { return stored + fence })
 	if err != nil {
 		c.p.note(err)
@@ -133,7 +132,7 @@ func (c *fencing) send(ctx context.Context) error {
 		to = max(c.reach, to)
 	}
 	for seq := c.last + 1; seq <= to; seq++ {
-		if err := p.send(pending{seq: seq, subject: c.subject, data: c.data}, life); err != nil {
+		if err := p.send(pending{seq: seq, data: c.data}, life); err != nil {
 			return err
 		}
 	}

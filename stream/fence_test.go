@@ -154,7 +154,7 @@ func TestFenceEndsWithACopy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := fencing{p: p, epoch: 2, subject: Subject(testCluster, testNode, testNode), data: data}
+	c := fencing{p: p, epoch: 2, data: data}
 	if err := c.send(testContext(t)); err != nil || c.first != 1 {
 		t.Fatalf("first copy is frame %d: %v", c.first, err)
 	}

@@ -19,7 +19,9 @@ func TestFindAgainstBruteForce(t *testing.T) {
 		// A server of its own: nats-server 2.15 deletes a stream's files after its answer, and a stream that
 		// is created meanwhile can come up with the old one's messages.
 		nc := natstest.New(t).Connect(t)
-		createStream(t, nc, testConfig())
+		config := testConfig()
+		config.Subjects = []string{"pgb.t.a.>"} // other nodes' frames, too
+		createStream(t, nc, config)
 		last := map[origin.Origin]uint64{}
 		epochs := map[string]uint32{"a": 1, "b": 1}
 		var frames []*wire.Frame

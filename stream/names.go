@@ -10,17 +10,29 @@ import (
 // StreamName is the name of the stream that a node writes.
 func StreamName(cluster, node string) string { return "PGB_" + cluster + "_" + node }
 
+// RelayName is the name of the stream in which a sender hands another node's frames on. Names of nodes have no hyphen.
+func RelayName(cluster, sender, origin string) string {
+	return StreamName(cluster, sender) + "-" + origin
+}
+
+// streamOf is the name of the stream in which a sender has an origin's frames.
+func streamOf(cluster, sender, origin string) string {
+	if origin == sender {
+		return StreamName(cluster, sender)
+	}
+	return RelayName(cluster, sender, origin)
+}
+
 // Subject is where a sender publishes the frames of an origin's node.
 func Subject(cluster, sender, origin string) string {
 	return "pgb." + cluster + "." + sender + "." + origin
 }
 
-// AheadSubject is where a sender publishes what its readers may have before its stream has stored it. No stream
-// stores that.
-func AheadSubject(cluster, sender string) string { return "pgb_ahead." + cluster + "." + sender }
-
-// wildcard is all that a node publishes, which is what its stream stores.
-func wildcard(cluster, node string) string { return "pgb." + cluster + "." + node + ".>" }
+// AheadSubject is where a sender publishes what its readers may have of an origin before its stream has stored it. No
+// stream stores that.
+func AheadSubject(cluster, sender, origin string) string {
+	return "pgb_ahead." + cluster + "." + sender + "." + origin
+}
 
 const maxName = 16
 

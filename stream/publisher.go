@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,20 +36,26 @@ const (
 // PublisherOptions say whose stream is written, and how.
 type PublisherOptions struct {
 	Cluster, Node string
-	Domain        string        // of JetStream; empty: the broker's own
-	Replicas      int           // of a new stream; 0: 1
-	MaxBytes      int64         // of the stream on disk; 0: no limit of its own
-	FirstSeq      uint64        // of a new stream; 0: 1. A recreated one begins far behind the old one's last
-	WindowFrames  int           // in flight, at most MaxWindowFrames; 0: MaxWindowFrames
-	WindowBytes   int64         // in flight; 0: 8 MiB. One frame may be larger
-	AckTimeout    time.Duration // without any ack while frames wait; 0: 10 s
-	Zstd          bool
+	// Origin is the node whose frames the stream holds; empty: Node itself. Another one's are handed on: all of them can
+	// be had again elsewhere, so that the broker need not sync them.
+	Origin       string
+	Domain       string        // of JetStream; empty: the broker's own
+	Replicas     int           // of a new stream; 0: 1
+	MaxBytes     int64         // of the stream on disk; 0: no limit of its own
+	FirstSeq     uint64        // of a new stream; 0: 1. A recreated one begins far behind the old one's last
+	WindowFrames int           // in flight, at most MaxWindowFrames; 0: MaxWindowFrames
+	WindowBytes  int64         // in flight; 0: 8 MiB. One frame may be larger
+	AckTimeout   time.Duration // without any ack while frames wait; 0: 10 s
+	Zstd         bool
 	// Notes are what readers must know of the writer before they read: Reader.Notes. They stay with the stream.
 	Notes  map[string]string
 	Logger *slog.Logger // nil: slog.Default()
 }
 
 func (o *PublisherOptions) setDefaults() {
+	if o.Origin == "" {
+		o.Origin = o.Node
+	}
 	if o.Replicas == 0 {
 		o.Replicas = 1
 	}
@@ -68,7 +75,7 @@ func (o *PublisherOptions) setDefaults() {
 
 // Validate checks the options, each and all together.
 func (o *PublisherOptions) Validate() error {
-	if err := errors.Join(checkName("cluster", o.Cluster), checkName("node", o.Node)); err != nil {
+	if err := errors.Join(checkName("cluster", o.Cluster), checkName("node", o.Node), checkName("origin", cmp.Or(o.Origin, o.Node))); err != nil {
 		return err
 	}
 	switch {
@@ -88,6 +95,7 @@ type Publisher struct {
 	o       PublisherOptions
 	api     api
 	stream  string
+	subject string
 	created time.Time // of the stream
 	inbox   string    // acks come to <inbox>.<life>.<sequence>
 	acks    chan *nats.Msg
@@ -97,8 +105,7 @@ type Publisher struct {
 	publishing sync.Mutex // one Publish at a time; guards what follows
 	encoder    wire.Encoder
 	ahead      ahead
-	subjects   map[string]string // by origin's node
-	epoch      uint64            // ours, since Fence; also read under mu
+	epoch      uint64 // ours, since Fence; also read under mu
 
 	// sending keeps frames on the wire in the order of their sequences. It is taken before mu, and held
 	// while the connection takes a frame, which mu never is.
@@ -148,9 +155,9 @@ func OpenPublisher(ctx context.Context, nc *nats.Conn, o PublisherOptions) (*Pub
 	}
 	o.setDefaults()
 	p := &Publisher{
-		o: o, api: newAPI(nc, o.Domain), stream: StreamName(o.Cluster, o.Node),
+		o: o, api: newAPI(nc, o.Domain), stream: streamOf(o.Cluster, o.Node, o.Origin), subject: Subject(o.Cluster, o.Node, o.Origin),
 		inbox: nc.NewInbox(), acks: make(chan *nats.Msg, 4*MaxWindowFrames),
-		encoder: wire.Encoder{Zstd: o.Zstd}, ahead: newAhead(o.Cluster, o.Node), subjects: map[string]string{},
+		encoder: wire.Encoder{Zstd: o.Zstd}, ahead: newAhead(AheadSubject(o.Cluster, o.Node, o.Origin)),
 		failed: make(chan struct{}, 1), done: make(chan struct{}), state: StateIdle,
 	}
 	p.message.Header = nats.Header{jetstream.ExpectedLastSeqHeader: {""}}
@@ -201,9 +208,8 @@ func (p *Publisher) Publish(ctx context.Context, f *wire.Frame) (streamSeq uint6
 	if err != nil {
 		return 0, err
 	}
-	subject := p.subject(f.Origin.Node)
 	for {
-		seq, full, err := p.offer(subject, data)
+		seq, full, err := p.offer(data)
 		if full == nil {
 			return seq, err
 		}
@@ -217,8 +223,8 @@ func (p *Publisher) Publish(ctx context.Context, f *wire.Frame) (streamSeq uint6
 
 // encode needs publishing held. The bytes belong to the window once they are pushed.
 func (p *Publisher) encode(f *wire.Frame) ([]byte, error) {
-	if f.Cluster != p.o.Cluster || f.Sender != p.o.Node {
-		return nil, fmt.Errorf("publish on stream %s: frame of cluster %q, sender %q", p.stream, f.Cluster, f.Sender)
+	if f.Cluster != p.o.Cluster || f.Sender != p.o.Node || f.Origin.Node != p.o.Origin {
+		return nil, fmt.Errorf("publish on stream %s: frame of cluster %q, sender %q, origin %s", p.stream, f.Cluster, f.Sender, f.Origin)
 	}
 	p.mu.Lock()
 	buf := p.window.buffer(len(f.Body) + headerRoom/8)
@@ -238,18 +244,9 @@ func (p *Publisher) tooLarge(size int, limit int64) error {
 		size, p.stream, ErrFrameTooLarge, limit, brokerName(p.api.nc), size+messageRoom)
 }
 
-func (p *Publisher) subject(node string) string {
-	s, ok := p.subjects[node]
-	if !ok {
-		s = Subject(p.o.Cluster, p.o.Node, node)
-		p.subjects[node] = s
-	}
-	return s
-}
-
 // offer puts a frame into the window and sends it if sending is on. If there is no room it returns a
 // channel that is closed when that may have changed.
-func (p *Publisher) offer(subject string, data []byte) (seq uint64, full <-chan struct{}, err error) {
+func (p *Publisher) offer(data []byte) (seq uint64, full <-chan struct{}, err error) {
 	p.sending.Lock()
 	defer p.sending.Unlock()
 	p.mu.Lock()
@@ -261,7 +258,7 @@ func (p *Publisher) offer(subject string, data []byte) (seq uint64, full <-chan 
 		defer p.mu.Unlock()
 		return 0, p.changedLocked(), nil
 	}
-	f := p.window.push(subject, data, time.Now())
+	f := p.window.push(data, time.Now())
 	live, life := p.live, p.life
 	p.mu.Unlock()
 	if live && p.send(f, life) != nil {
@@ -274,7 +271,7 @@ func (p *Publisher) offer(subject string, data []byte) (seq uint64, full <-chan 
 func (p *Publisher) send(f pending, life uint64) error {
 	var num [20]byte
 	p.message.Header[jetstream.ExpectedLastSeqHeader][0] = string(strconv.AppendUint(num[:0], f.seq-1, 10))
-	p.message.Subject, p.message.Data = f.subject, f.data
+	p.message.Subject, p.message.Data = p.subject, f.data
 	p.message.Reply = ackSubject(p.inbox, life, f.seq)
 	return p.api.nc.PublishMsg(&p.message)
 }

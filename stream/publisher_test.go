@@ -3,6 +3,7 @@ package stream
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -36,19 +37,43 @@ func TestFramesAreReadAsPublished(t *testing.T) {
 	wantStored(t, s.Connect(t), 500)
 }
 
-func TestFramesOfEachOriginHaveTheirSubject(t *testing.T) {
+// TestAnotherNodesFramesAreHandedOn: they have a stream of their own, beside the node's, which its reader gets from
+// whoever hands them on.
+func TestAnotherNodesFramesAreHandedOn(t *testing.T) {
 	s := natstest.New(t)
 	nc := s.Connect(t)
-	sub, err := nc.SubscribeSync("pgb.t.a.b")
+	own, _ := running(t, nc, 1, PublisherOptions{})
+	p := open(t, nc, PublisherOptions{Cluster: testCluster, Node: testNode, Origin: "b"})
+	of := func(f *wire.Frame) *wire.Frame {
+		f.Origin, f.OriginWriter, f.Hops = origin.Origin{Node: "b", Epoch: 3}, 7, []string{"b"}
+		return f
+	}
+	if _, err := p.Fence(testContext(t), of(fenceFrame(1))); err != nil {
+		t.Fatal(err)
+	}
+	run(t, p.Run)
+	publish(t, own, numbered(1, 1, 0))
+	publish(t, p, of(numbered(1, 2, 0)))
+	if _, err := p.Publish(testContext(t), numbered(1, 3, 0)); err == nil {
+		t.Error("an own frame was put among another node's")
+	}
+	r, err := NewReader(nc, ReaderOptions{Cluster: testCluster, Sender: testNode, Origin: "b", Logger: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, _ := running(t, nc, 1, PublisherOptions{})
-	f := numbered(1, 1, 0)
-	f.Origin = origin.Origin{Node: "b", Epoch: 3}
-	publish(t, p, f)
-	if _, err := sub.NextMsgWithContext(testContext(t)); err != nil {
-		t.Errorf("no frame on the subject of origin b: %v", err)
+	err = r.Run(testContext(t), 1, func(_ context.Context, m Message) error {
+		if m.Frame.Fence {
+			return nil
+		}
+		if number(m.Frame) != 2 || m.Frame.Origin.Node != "b" || m.Frame.RunWriter() != 7 || fmt.Sprint(m.Frame.Hops) != "[b]" {
+			t.Errorf("got number %d, %+v", number(m.Frame), m.Frame.Header)
+		}
+		return errEnough
+	})
+	wantErr(t, err, errEnough)
+	stored, err := own.api.stream(testContext(t), RelayName(testCluster, testNode, "b"))
+	if err != nil || stored.Config.PersistMode != jetstream.AsyncPersistMode {
+		t.Errorf("the broker syncs what can be had again: %v, %v", stored.Config.PersistMode, err)
 	}
 }
 

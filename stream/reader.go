@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 // ReaderOptions say whose stream is read.
 type ReaderOptions struct {
 	Cluster, Sender string
+	Origin          string // whose frames are read; empty: the sender's own
 	Domain          string // of JetStream at the sender's broker; empty: the broker's own
 	Ahead           bool   // take also what the stream has not stored yet, as far as it comes
 	FetchBytes      int64  // on the way and in memory before fn; 0: 4 MiB, raised to two of the largest messages
@@ -73,13 +75,14 @@ const (
 // NewReader returns a reader of the stream of o.Sender on nc, which stays the caller's. It makes no
 // request yet.
 func NewReader(nc *nats.Conn, o ReaderOptions) (*Reader, error) {
-	if err := errors.Join(checkName("cluster", o.Cluster), checkName("sender", o.Sender)); err != nil {
+	if err := errors.Join(checkName("cluster", o.Cluster), checkName("sender", o.Sender), checkName("origin", cmp.Or(o.Origin, o.Sender))); err != nil {
 		return nil, err
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	return &Reader{o: o, api: newAPI(nc, o.Domain), stream: StreamName(o.Cluster, o.Sender), state: StateIdle}, nil
+	o.Origin = cmp.Or(o.Origin, o.Sender)
+	return &Reader{o: o, api: newAPI(nc, o.Domain), stream: streamOf(o.Cluster, o.Sender, o.Origin), state: StateIdle}, nil
 }
 
 // State returns one of the states and, unless it is a good one, why. For status.
@@ -185,7 +188,7 @@ func (w *walk) attempt(ctx context.Context) error {
 	}
 	defer c.close()
 	if w.r.o.Ahead {
-		if err := c.listen(AheadSubject(w.r.o.Cluster, w.r.o.Sender)); err != nil {
+		if err := c.listen(AheadSubject(w.r.o.Cluster, w.r.o.Sender, w.r.o.Origin)); err != nil {
 			return retryError{err}
 		}
 	}

@@ -120,7 +120,7 @@ func (p *Publisher) overdue(now time.Time) error {
 	if !late {
 		return nil
 	}
-	return p.api.explain(f.subject, fmt.Errorf("%w: frame %d waits since %v", errOverdue, f.seq, f.since.Format(time.RFC3339)))
+	return p.api.explain(p.subject, fmt.Errorf("%w: frame %d waits since %v", errOverdue, f.seq, f.since.Format(time.RFC3339)))
 }
 
 // recover stops sending, finds out what is stored, and goes on from there, as often as it takes. Its
@@ -324,7 +324,7 @@ func (p *Publisher) try(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	m := &nats.Msg{Subject: f.subject, Data: f.data, Header: nats.Header{
+	m := &nats.Msg{Subject: p.subject, Data: f.data, Header: nats.Header{
 		jetstream.ExpectedLastSeqHeader: {fmt.Sprint(durable)},
 	}}
 	ack, err := p.api.request(ctx, m)

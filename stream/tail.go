@@ -27,14 +27,21 @@ func (p *Publisher) config() jetstream.StreamConfig {
 	if maxBytes == 0 {
 		maxBytes = -1
 	}
+	persist, what := jetstream.DefaultPersistMode, fmt.Sprintf("frames of node %s", p.o.Node)
+	if p.o.Origin != p.o.Node {
+		what = fmt.Sprintf("frames of node %s that node %s hands on,", p.o.Origin, p.o.Node)
+		if p.o.Replicas == 1 {
+			persist = jetstream.AsyncPersistMode
+		}
+	}
 	return jetstream.StreamConfig{
 		Name:        p.stream,
-		Description: fmt.Sprintf("pgbridge: frames of node %s of cluster %s", p.o.Node, p.o.Cluster),
-		Subjects:    []string{wildcard(p.o.Cluster, p.o.Node)},
+		Description: "pgbridge: " + what + " of cluster " + p.o.Cluster,
+		Subjects:    []string{p.subject},
 		Retention:   jetstream.LimitsPolicy,
 		Discard:     jetstream.DiscardNew,
 		MaxMsgs:     -1, MaxBytes: maxBytes, MaxMsgsPerSubject: -1, MaxMsgSize: -1, MaxConsumers: -1,
-		Storage: jetstream.FileStorage, Replicas: p.o.Replicas,
+		Storage: jetstream.FileStorage, Replicas: p.o.Replicas, PersistMode: persist,
 		AllowDirect: true, FirstSeq: p.o.FirstSeq, Metadata: p.notes(nil),
 	}
 }
@@ -109,7 +116,7 @@ func differs(is, want *jetstream.StreamConfig) string {
 		return "it discards messages by age or number"
 	case is.Storage != want.Storage:
 		return "it is kept in memory"
-	case is.PersistMode != want.PersistMode:
+	case is.PersistMode == jetstream.AsyncPersistMode && want.PersistMode != is.PersistMode:
 		return "it acknowledges messages before they are written"
 	case is.Mirror != nil || len(is.Sources) > 0 || is.SubjectTransform != nil:
 		return "it copies or transforms messages of other streams"

@@ -7,10 +7,9 @@ import (
 
 // pending is a frame that has its stream sequence but not the broker's ack.
 type pending struct {
-	seq     uint64
-	subject string
-	data    []byte // encoded
-	since   time.Time
+	seq   uint64
+	data  []byte // encoded
+	since time.Time
 }
 
 // window holds the frames that are not durable yet: dense from durable+1 to next-1. It is pure.
@@ -52,13 +51,13 @@ func (w *window) hasRoom(size, maxFrames int, maxBytes int64) bool {
 	return n == 0 || n < maxFrames && w.bytes+int64(size) <= maxBytes
 }
 
-func (w *window) push(subject string, data []byte, now time.Time) pending {
+func (w *window) push(data []byte, now time.Time) pending {
 	if w.head > 0 && len(w.ring) == cap(w.ring) {
 		n := copy(w.ring, w.waiting())
 		clear(w.ring[n:])
 		w.ring, w.head = w.ring[:n], 0
 	}
-	f := pending{seq: w.next, subject: subject, data: data, since: now}
+	f := pending{seq: w.next, data: data, since: now}
 	w.next++
 	w.ring = append(w.ring, f)
 	w.bytes += int64(len(data))

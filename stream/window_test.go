@@ -20,7 +20,7 @@ func TestWindowAgainstAList(t *testing.T) {
 		for range r.IntN(300) {
 			if r.IntN(2) == 0 {
 				data := append(w.buffer(r.IntN(100)), randomBytes(r)...)
-				f := w.push("s", data, time.Time{})
+				f := w.push(data, time.Time{})
 				list = append(list, data)
 				if f.seq != start+uint64(len(list)) {
 					t.Fatalf("frame %d of %d got sequence %d", len(list), start, f.seq)
@@ -83,7 +83,7 @@ func TestWindowHasRoom(t *testing.T) {
 	} {
 		w := newWindow(0, nil)
 		for range tc.frames {
-			w.push("s", make([]byte, tc.each), time.Time{})
+			w.push(make([]byte, tc.each), time.Time{})
 		}
 		if got := w.hasRoom(tc.size, 4, 100); got != tc.want {
 			t.Errorf("%+v: %t", tc, got)
@@ -96,7 +96,7 @@ func TestWindowReusesItsMemory(t *testing.T) {
 	w := newWindow(0, nil)
 	cycle := func() {
 		for range 8 {
-			w.push("s", w.buffer(1000)[:1000], time.Time{})
+			w.push(w.buffer(1000)[:1000], time.Time{})
 		}
 		w.settle(w.next - 1)
 	}

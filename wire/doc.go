@@ -29,13 +29,16 @@
 //	         resume_lsn:uvarint back:uvarint
 //	         mark_xid:uvarint mark_seq:uvarint
 //	         system_id:uvarint timeline:uvarint
+//	         [ origin_writer:uvarint hops:uvarint, and for each a node:string ]
 //	body   = length:uvarint (before compression), stored_length:uvarint, bytes
 //
 // A reader skips what it does not know at the end of the header. last_seq, last_stamp, up, low and the
 // mark are the origin's state after the whole frame; first_seq is 0 if no transaction ends in it.
 // resume_lsn: every commit whose record starts below it is in this frame or an earlier one. back: the
 // stream sequence of the frame in which the oldest run begins that is still open after this frame, 0 if
-// none; whoever wants to read on behind this frame must begin there to have all the chunks.
+// none; whoever wants to read on behind this frame must begin there to have all the chunks. A node that
+// hands another one's frame on puts itself down as the sender and its own writer epoch, keeps the origin's as
+// origin_writer, which is 0 in the origin's own stream, and adds who sent it to it to hops; back is then of its own stream.
 //
 // The body is a list of records, each
 //
@@ -69,8 +72,8 @@
 //
 // A transaction that fits is B, rows, C in one frame. A larger one is a run: the chunks of one run,
 // concatenated in order of their offsets, are a list of the records R S Z I U D T, cut anywhere, also in
-// the middle of a record; L commits them. A run belongs to the writer epoch of its chunks: a frame with
-// a higher writer epoch voids every open run. A run that is aborted whole ends in X.
+// the middle of a record; L commits them. A run belongs to the writer epochs, of sender and origin, of its chunks: a
+// frame with a higher one voids every open run. A run that is aborted whole ends in X.
 //
 // A tuple is pgoutput's TupleData: columns:int16, and for each 'n' (NULL), 'u' (unchanged TOAST value),
 // 't' or 'b' with length:int32 and that many bytes (text or binary), all big endian. Sources:

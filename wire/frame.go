@@ -56,6 +56,16 @@ type Header struct {
 	Mark            Mark
 	SystemID        uint64
 	Timeline        uint32
+	OriginWriter    uint64
+	Hops            []string
+}
+
+// RunWriter is the writer epoch of the bridge that began the frame's runs.
+func (h *Header) RunWriter() uint64 {
+	if h.OriginWriter != 0 {
+		return h.OriginWriter
+	}
+	return h.WriterEpoch
 }
 
 // Frame is a header and a list of records. It is not changed once built; who receives it owns it.
@@ -128,7 +138,16 @@ func (h *Header) append(b []byte) []byte {
 	b = binary.AppendUvarint(b, h.Mark.XID)
 	b = binary.AppendUvarint(b, h.Mark.Seq)
 	b = binary.AppendUvarint(b, h.SystemID)
-	return binary.AppendUvarint(b, uint64(h.Timeline))
+	b = binary.AppendUvarint(b, uint64(h.Timeline))
+	if h.OriginWriter == 0 && len(h.Hops) == 0 {
+		return b
+	}
+	b = binary.AppendUvarint(b, h.OriginWriter)
+	b = binary.AppendUvarint(b, uint64(len(h.Hops)))
+	for _, node := range h.Hops {
+		b = appendString(b, node)
+	}
+	return b
 }
 
 // Decoder reads frames. The zero Decoder is ready to use. Not safe for concurrent use.
@@ -211,6 +230,12 @@ func (f *Frame) header(h parser, outer *parser) {
 	f.Mark.Seq = h.uvarint()
 	f.SystemID = h.uvarint()
 	f.Timeline = h.uint32()
+	if len(h.b) > 0 {
+		f.OriginWriter = h.uvarint()
+		for n := h.length(); n > 0 && h.err == nil; n-- {
+			f.Hops = append(f.Hops, h.string())
+		}
+	}
 	if outer.err == nil {
 		outer.err = h.err
 	}
