@@ -49,8 +49,8 @@ func borders() map[string]border {
 		"capture":  {inside: []string{"wire", "origin", "rowkey"}, outside: []string{pglogrepl, pgx, errgroup}},
 		"stream":   {inside: []string{"wire", "origin"}, outside: []string{nats, zstd, errgroup}},
 		"apply":    {inside: []string{"wire", "origin", "conflict", "rowkey"}, outside: []string{pgx, errgroup}},
-		// The names of policies are conflict's.
-		"config":  {inside: []string{"conflict"}, outside: []string{viper, yaml}},
+		// The names of policies are conflict's, those of graphs topology's.
+		"config":  {inside: []string{"conflict", "topology"}, outside: []string{viper, yaml}},
 		"console": {never: []string{"database/sql"}},
 		"bridge":  {inside: []string{"*"}, outside: []string{pgx, pglogrepl, nats, errgroup}},
 		"demo": {inside: []string{"bridge", "config", "integration/pgcluster"},

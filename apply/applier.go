@@ -577,7 +577,8 @@ func (a *Applier) Flush(ctx context.Context) error {
 	return err
 }
 
-// ResumeSeq is the stream sequence at which reading origin o's stream must begin.
+// ResumeSeq is the stream sequence at which reading origin o's stream must begin; 0: what was applied last was handed on
+// by another node, and the place must be found by seq.
 func (a *Applier) ResumeSeq(ctx context.Context, o origin.Origin) (uint64, error) {
 	a.catalog.mu.Lock()
 	defer a.catalog.mu.Unlock()
@@ -590,8 +591,26 @@ func (a *Applier) ResumeSeq(ctx context.Context, o origin.Origin) (uint64, error
 	return uint64(seq), nil
 }
 
-// Feed takes in one frame of o's stream, in order. It blocks while o's inbox is full. Only one goroutine
-// may feed an origin.
+// WaitApplied waits until o's transactions up to seq count as applied here; the error is ctx's cause.
+func (a *Applier) WaitApplied(ctx context.Context, o origin.Origin, seq uint64) error {
+	for {
+		applied, changed := a.progress.watch()
+		if applied.Covers(o, seq) {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// StableSeq is the highest seq of o that every node is known to have applied.
+func (a *Applier) StableSeq(o origin.Origin) uint64 { return a.heard.stableSeq(o) }
+
+// Feed takes in one frame of o's transactions, in order: of its own stream, or of another node's that hands it on, of which
+// streamSeq is 0. It blocks while o's inbox is full. Only one goroutine may feed an origin.
 func (a *Applier) Feed(ctx context.Context, o origin.Origin, streamSeq uint64, f *wire.Frame) error {
 	w := a.worker(o)
 	if w == nil {

@@ -97,8 +97,9 @@ type inbox struct {
 	// Only touched by push, which one goroutine calls.
 	runs        map[uint64]*run
 	spooled     atomic.Int64 // bytes on disk; given back by whoever removes a run
-	writerEpoch uint64
-	back        uint64 // of the frame before
+	writerEpoch uint64       // of the frame before
+	runWriter   uint64       // the highest met
+	back        uint64       // of the frame before
 
 	frames  atomic.Uint64 // that have arrived
 	resends *resender     // told of requests and answers; nil: of the own stream
@@ -134,10 +135,11 @@ func (b *inbox) restart() {
 		r.remove()
 		delete(b.runs, id)
 	}
-	b.back, b.writerEpoch = 0, 0
+	b.back, b.writerEpoch, b.runWriter = 0, 0, 0
 }
 
-// push takes in the frame with stream sequence seq. It waits while the inbox is full.
+// push takes in the frame with stream sequence seq, 0 of one that is handed on by another node than its origin: reading is
+// then begun again by the origin's seq. It waits while the inbox is full.
 func (b *inbox) push(ctx context.Context, seq uint64, f *wire.Frame) error {
 	txns, err := b.open(seq, f)
 	if err != nil {
@@ -155,7 +157,7 @@ func (b *inbox) pushAhead(ctx context.Context, next uint64, f *wire.Frame) error
 	if last, _, _ := b.received(); f.Origin != b.origin || f.WriterEpoch != b.writerEpoch || f.FirstSeq > last+1 {
 		return nil
 	}
-	if b.back != 0 {
+	if b.back != 0 && next != 0 {
 		next = b.back
 	}
 	txns, err := b.unpack(f, next, true)
@@ -170,15 +172,16 @@ func (b *inbox) open(seq uint64, f *wire.Frame) ([]*txn, error) {
 	if f.Origin != b.origin {
 		return nil, fmt.Errorf("frame %d is of origin %s, expected %s", seq, f.Origin, b.origin)
 	}
-	if f.WriterEpoch > b.writerEpoch {
+	if f.RunWriter() > b.runWriter {
 		for id, r := range b.runs { // a new writer begins its runs anew
 			r.remove()
 			delete(b.runs, id)
 		}
-		b.writerEpoch, b.back = f.WriterEpoch, 0
+		b.runWriter, b.back = f.RunWriter(), 0
 	}
+	b.writerEpoch = f.WriterEpoch
 	resume := seq
-	if b.back != 0 {
+	if b.back != 0 && seq != 0 {
 		resume = b.back
 	}
 	txns, err := b.unpack(f, resume, false)
@@ -519,9 +522,15 @@ func (b *inbox) chunk(payload []byte) error {
 		r = &run{file: f, spooled: &b.spooled}
 		b.runs[id] = r
 	}
-	if offset != r.length {
+	if offset > r.length {
 		return fmt.Errorf("%w: run %d goes on at byte %d, %d are here", wire.ErrCorrupt, id, offset, r.length)
 	}
+	// A node that hands runs on begins the open ones again after a restart, or with another neighbour.
+	have := r.length - offset
+	if have >= uint64(len(data)) {
+		return nil
+	}
+	data = data[have:]
 	if limit := b.opts.SpoolLimit; limit > 0 && b.spooled.Load()+int64(len(data)) > limit {
 		return fmt.Errorf("spool a large transaction: apply.spool_limit of %d bytes is reached; raise it", limit)
 	}

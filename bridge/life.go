@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"sort"
 	"sync"
 	"time"
 
@@ -31,6 +30,7 @@ type life struct {
 	publisher *stream.Publisher
 	outbox    *outbox
 	peers     []*peer
+	relays    []*relay
 	conns     []*nats.Conn
 }
 
@@ -52,7 +52,12 @@ func (l *life) run(ctx context.Context) (err error) {
 	if err := l.openCapture(ctx); err != nil {
 		return err
 	}
-	l.openPeers()
+	if err := l.openRelays(ctx); err != nil {
+		return err
+	}
+	if err := l.openPeers(); err != nil {
+		return err
+	}
 	working, endWorking := context.WithCancel(context.WithoutCancel(ctx))
 	defer endWorking()
 	g, working := errgroup.WithContext(working)
@@ -87,6 +92,11 @@ func (l *life) start(s stages, g *errgroup.Group) {
 	part(s.working, g, "tables", l.tables.Run)
 	for _, p := range l.peers {
 		part(s.reading, g, "read from "+p.name, asks(p.run))
+	}
+	for _, r := range l.relays {
+		part(s.working, g, "publish frames of "+r.origin.Node, r.pub.Run)
+		part(s.working, g, "hand on frames of "+r.origin.Node, asks(r.run))
+		part(s.working, g, "retention of frames of "+r.origin.Node, r.retain)
 	}
 	g.Go(func() error {
 		<-s.working.Done()
@@ -146,6 +156,9 @@ func (l *life) close() {
 	}
 	if l.publisher != nil {
 		l.publisher.Close()
+	}
+	for _, r := range l.relays {
+		r.pub.Close()
 	}
 	for _, nc := range l.conns {
 		nc.Close()
@@ -262,13 +275,49 @@ func (l *life) restore(ctx context.Context) error {
 	return named("read own stream back", err)
 }
 
-func (l *life) openPeers() {
-	for name, url := range l.cfg.Topology.Nodes {
+// others are the other nodes, as origins, by name.
+func (l *life) others() (all []origin.Origin) {
+	for _, name := range l.cfg.Graph().Nodes() {
 		if name != l.cfg.Node {
-			l.peers = append(l.peers, &peer{life: l, name: name, url: url, origin: origin.Origin{Node: name, Epoch: 1}})
+			all = append(all, origin.Origin{Node: name, Epoch: 1})
 		}
 	}
-	sort.Slice(l.peers, func(i, j int) bool { return l.peers[i].name < l.peers[j].name })
+	return all
+}
+
+// openRelays lets this node hand on what others write, where a neighbour gets that from here.
+func (l *life) openRelays(ctx context.Context) error {
+	g := l.cfg.Graph()
+	for _, o := range l.others() {
+		if !g.HandsOn(l.cfg.Node, o.Node) {
+			continue
+		}
+		r, err := l.openRelay(ctx, l.conns[0], o)
+		if err != nil {
+			return err
+		}
+		l.relays = append(l.relays, r)
+	}
+	return nil
+}
+
+// openPeers decides from which neighbour each other node's transactions are read.
+func (l *life) openPeers() error {
+	g := l.cfg.Graph()
+	for _, o := range l.others() {
+		next := g.Next(l.cfg.Node, o.Node)
+		if next == "" {
+			return &configError{fmt.Sprintf("no way leads from %s to %s; correct topology.links", l.cfg.Node, o.Node)}
+		}
+		p := &peer{life: l, name: next, url: l.cfg.Topology.Nodes[next], origin: o}
+		for _, r := range l.relays {
+			if r.origin == o {
+				p.relay = r
+			}
+		}
+		l.peers = append(l.peers, p)
+	}
+	return nil
 }
 
 // reviveServer starts the embedded server again if it is down or frozen: that watchServer tried to, as a full disk

@@ -17,11 +17,12 @@ import (
 	"github.com/pgbridge/pgbridge/stream"
 )
 
-// peer reads one other node's stream into apply.
+// peer reads one other node's transactions into apply: from its own stream, or from that of a neighbour that hands them on.
 type peer struct {
 	*life
-	name, url string
+	name, url string // of the neighbour
 	origin    origin.Origin
+	relay     *relay // hands on what is read; nil: nobody needs that
 	reader    atomic.Pointer[stream.Reader]
 	conn      atomic.Pointer[nats.Conn] // nil before run has begun
 	problem   atomic.Pointer[string]    // why nothing is read; nil if something is
@@ -39,7 +40,7 @@ func (p *peer) run(ctx context.Context) error {
 		return err
 	}
 	defer nc.Close()
-	r, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: p.cfg.Cluster, Sender: p.name, Ahead: p.cfg.Apply.Ahead, Logger: p.log})
+	r, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: p.cfg.Cluster, Sender: p.name, Origin: p.origin.Node, Ahead: p.cfg.Apply.Ahead, Logger: p.log})
 	if err != nil {
 		return err
 	}
@@ -49,7 +50,9 @@ func (p *peer) run(ctx context.Context) error {
 	defer clocks.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	clocks.Go(func() { p.compareClocks(ctx, r) })
+	if p.direct() {
+		clocks.Go(func() { p.compareClocks(ctx, r) })
+	}
 	find, pauses, most := false, pauses{}, p.applier.Received(p.origin)
 	for {
 		err := p.read(ctx, r, find)
@@ -73,26 +76,49 @@ func (p *peer) run(ctx context.Context) error {
 	}
 }
 
-// read begins at this node's position, or finds it by seq in a stream that does not go on there.
-func (p *peer) read(ctx context.Context, r *stream.Reader, find bool) error {
+// direct reports whether the neighbour is the origin itself.
+func (p *peer) direct() bool { return p.name == p.origin.Node }
+
+// begin says where to begin reading: at this node's position, or found by seq in a stream that does not go on there.
+func (p *peer) begin(ctx context.Context, r *stream.Reader, find bool) (uint64, error) {
 	from, err := p.applier.ResumeSeq(ctx, p.origin)
+	if err != nil {
+		return 0, err
+	}
+	want := p.applier.Received(p.origin) + 1
+	if p.relay != nil && p.relay.upTo()+1 < want {
+		// Applied, but not handed on. If it is gone, all nodes have it.
+		from, err := r.Find(ctx, p.origin, p.relay.upTo()+1)
+		if err == nil || !errors.Is(err, stream.ErrGap) {
+			return from, named("find what is to be handed on of "+p.origin.Node, err)
+		}
+		find = true
+	}
+	if from != 0 && !find && p.direct() {
+		return from, nil
+	}
+	if from, err = r.Find(ctx, p.origin, want); err != nil {
+		return 0, fmt.Errorf("find transaction %d of %s in the stream of %s: %w", want, p.origin.Node, p.name, err)
+	}
+	return from, nil
+}
+
+func (p *peer) read(ctx context.Context, r *stream.Reader, find bool) error {
+	from, err := p.begin(ctx, r, find)
 	if err != nil {
 		return err
 	}
-	if find {
-		want := p.applier.Received(p.origin) + 1
-		if from, err = r.Find(ctx, p.origin, want); err != nil {
-			return fmt.Errorf("find transaction %d in the stream of %s: %w", want, p.name, err)
-		}
-	}
 	p.applier.Restart(p.origin)
+	if p.relay != nil {
+		p.relay.begin(p.name)
+	}
 	p.agreed = 0
 	return r.Run(ctx, from, func(ctx context.Context, m stream.Message) error {
 		if m.Ahead {
 			if m.Frame.WriterEpoch != p.agreed {
 				return nil
 			}
-			return p.applier.FeedAhead(ctx, p.origin, m.Seq, m.Frame)
+			return p.applier.FeedAhead(ctx, p.origin, p.place(m.Seq), m.Frame)
 		}
 		if m.Frame.WriterEpoch != p.agreed {
 			if err := p.agree(ctx, r, m.Frame.WriterEpoch); err != nil {
@@ -101,8 +127,19 @@ func (p *peer) read(ctx context.Context, r *stream.Reader, find bool) error {
 		}
 		p.problem.Store(nil)
 		p.seen.Store(max(p.seen.Load(), m.Frame.Low.Seq(p.own)))
-		return p.applier.Feed(ctx, p.origin, m.Seq, m.Frame)
+		if err := p.applier.Feed(ctx, p.origin, p.place(m.Seq), m.Frame); err != nil || p.relay == nil {
+			return err
+		}
+		return p.relay.take(ctx, m.Seq, m.Frame)
 	})
+}
+
+// place is what apply remembers of a stream sequence: that of the origin's own stream.
+func (p *peer) place(seq uint64) uint64 {
+	if p.direct() {
+		return seq
+	}
+	return 0
 }
 
 // agree refuses to read a node that decides conflicts by other policies: nodes would end with different rows. It waits until they

@@ -90,10 +90,10 @@ func (s streams) rereadPeer(ctx context.Context, o origin.Origin, after uint64, 
 		}
 		nc := p.conn.Load()
 		if nc == nil || !nc.IsConnected() {
-			return fmt.Errorf("broker of %s is away", o.Node)
+			return fmt.Errorf("broker of %s is away", p.name)
 		}
 		// A reader of its own: the peer's is reading.
-		r, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: s.cfg.Cluster, Sender: p.name, Logger: s.log})
+		r, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: s.cfg.Cluster, Sender: p.name, Origin: o.Node, Logger: s.log})
 		if err != nil {
 			return err
 		}

@@ -58,7 +58,7 @@ func (l *life) fullAlarm(cause string, held int64) Alarm {
 	var slow []string
 	for _, p := range l.peers {
 		if seen := p.seen.Load(); seen < durable {
-			what := fmt.Sprintf("%s (has seen %d of %d transactions", p.name, seen, durable)
+			what := fmt.Sprintf("%s (has seen %d of %d transactions", p.origin.Node, seen, durable)
 			if state, err := p.state(); err != nil {
 				what += ", is " + state
 			}

@@ -191,7 +191,7 @@ func (l *life) reportLink(o apply.OriginStatus) LinkReport {
 		if p.origin != o.Origin {
 			continue
 		}
-		r.URL = p.shownURL()
+		r.Link, r.URL = p.name, p.shownURL()
 		r.Disagrees = p.disagrees.Load()
 		if state, err := p.state(); err != nil {
 			r.State, r.Waiting = state, err.Error()

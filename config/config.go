@@ -38,8 +38,12 @@ type Postgres struct {
 
 // Topology says who is in the cluster.
 type Topology struct {
-	// Kind is the shape of the links; only "mesh" is accepted.
+	// Kind is the shape of the links: one of package topology's.
 	Kind string
+	// Center is the node in the middle of a star.
+	Center string
+	// Links are those of a graph, each as "a-b".
+	Links []string
 	// Nodes maps each node's name, this one's too, to the URL of the NATS server with its stream.
 	Nodes map[string]string
 }
@@ -81,7 +85,8 @@ type Stream struct {
 type Capture struct {
 	// FrameBytes is the size at which a frame is closed.
 	FrameBytes Size
-	// Linger is how long a frame waits for more while an earlier one is in flight.
+	// Linger is how long a frame waits for more while an earlier one is in flight; four times that if its readers can have
+	// it already (Apply.Ahead).
 	Linger time.Duration
 	// StatusInterval is how often the walsender is told the confirmed LSN.
 	StatusInterval time.Duration

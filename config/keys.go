@@ -3,6 +3,8 @@ package config
 import (
 	"slices"
 	"strings"
+
+	"github.com/pgbridge/pgbridge/topology"
 )
 
 // key is one setting that an operator can write. Texts are as they stand in the file.
@@ -55,9 +57,15 @@ func nodeKeys() []key {
 			why:   "Let run create schema, publication and slot; false where a DBA runs setup.",
 			field: func(c *Config) any { return &c.Postgres.AutoSetup }},
 
-		{name: "topology.kind", initial: "mesh", allowed: []string{"mesh"},
-			why:   "Shape of the links: in a mesh every node reads from every other.",
+		{name: "topology.kind", initial: "mesh", allowed: []string{topology.KindMesh, topology.KindRing, topology.KindStar, topology.KindGraph},
+			why:   "Who reads from whom: all from all, in a ring by name, through a center, or as topology.links says.",
 			field: func(c *Config) any { return &c.Topology.Kind }},
+		{name: "topology.center",
+			why:   "The node in the middle of a star.",
+			field: func(c *Config) any { return &c.Topology.Center }},
+		{name: "topology.links",
+			why:   "The links of a graph, each between two nodes and in both directions, such as a-b.",
+			field: func(c *Config) any { return &c.Topology.Links }},
 		{name: "topology.nodes", sample: "a=nats://127.0.0.1:4222,b=nats://127.0.0.1:4223,c=nats://127.0.0.1:4224",
 			required: true,
 			why:      "Every node's name and the NATS server that holds its stream; the same on every node.",
@@ -112,7 +120,7 @@ func partKeys() []key {
 			why:   "Size at which a frame is closed under load; larger costs latency, smaller costs fsyncs.",
 			field: func(c *Config) any { return &c.Capture.FrameBytes }},
 		{name: "capture.linger", initial: "5ms", least: "0s", most: "1s",
-			why:   "How long a frame waits for more while another is in flight; when idle it leaves at once.",
+			why:   "How long a frame waits for more while another is in flight; four times that if its readers can have it already.",
 			field: func(c *Config) any { return &c.Capture.Linger }},
 		{name: "capture.status_interval", initial: "10s", least: "1s", most: "30s",
 			why:   "How often PostgreSQL is told what is safe; must stay well below wal_sender_timeout.",
@@ -164,14 +172,6 @@ func partKeys() []key {
 			why:   "text for people, json for collectors.",
 			field: func(c *Config) any { return &c.Log.Format }},
 	}
-}
-
-// later names values that a coming version accepts, so that the error can say so.
-func later(name string) []string {
-	if name == "topology.kind" {
-		return []string{"ring", "star", "graph"}
-	}
-	return nil
 }
 
 // find returns the key of that name.

@@ -84,7 +84,7 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 	values := map[string]string{
 		"cluster": "shop", "node": "b", "data_dir": "/data", "tables": "app.*, !app.log", "shutdown_timeout": "7s",
 		"postgres.dsn": "host=/tmp dbname=app", "postgres.auto_setup": "false",
-		"topology.kind": "mesh", "topology.nodes": "a=nats://10.0.0.1:4222,b=nats://10.0.0.2:4222",
+		"topology.kind": "graph", "topology.links": "a-b", "topology.nodes": "a=nats://10.0.0.1:4222,b=nats://10.0.0.2:4222",
 		"nats.embedded.listen": "0.0.0.0:4222", "nats.embedded.allow_plaintext": "true", "nats.embedded.sync": "interval",
 		"nats.embedded.max_store": "1GiB", "nats.embedded.max_payload": "2MiB", "nats.token_file": token,
 		"stream.max_bytes": "512MiB", "stream.compression": "zstd",
@@ -95,7 +95,7 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 		"conflict.foreign_keys": "app.item.*=restore, app.*.fk=keep",
 		"http.listen":           "127.0.0.1:8080", "log.level": "warn", "log.format": "json",
 	}
-	elsewhere := map[string]bool{"postgres.dsn_file": true, "nats.token": true, "nats.url": true, "nats.creds_file": true}
+	elsewhere := map[string]bool{"postgres.dsn_file": true, "topology.center": true, "nats.token": true, "nats.url": true, "nats.creds_file": true}
 	for _, k := range keys() {
 		if values[k.name] == "" && !elsewhere[k.name] {
 			t.Errorf("%s is not tried", k.name)
@@ -109,7 +109,7 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 	want := &Config{
 		Cluster: "shop", Node: "b", DataDir: "/data", Tables: []string{"app.*", "!app.log"}, ShutdownTimeout: 7 * time.Second,
 		Postgres: Postgres{DSN: "host=/tmp dbname=app"},
-		Topology: Topology{Kind: "mesh", Nodes: map[string]string{"a": "nats://10.0.0.1:4222", "b": "nats://10.0.0.2:4222"}},
+		Topology: Topology{Kind: "graph", Links: []string{"a-b"}, Nodes: map[string]string{"a": "nats://10.0.0.1:4222", "b": "nats://10.0.0.2:4222"}},
 		NATS: NATS{Embedded: Embedded{Listen: "0.0.0.0:4222", Sync: "interval", MaxStore: GiB, MaxPayload: 2 * MiB, AllowPlaintext: true},
 			Token: "s3cret", TokenFile: token},
 		Stream:  Stream{MaxBytes: 512 * MiB, Compression: "zstd"},

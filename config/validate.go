@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/pgbridge/pgbridge/topology"
 )
 
 // Validate checks each setting and all of them together. The error is an [*Error] without places; [Load]
@@ -39,6 +41,7 @@ func (c *Config) problems() problems {
 	c.checkPostgres(&ps)
 	c.checkTables(&ps)
 	c.checkNodes(&ps)
+	c.checkLinks(&ps)
 	c.checkBroker(&ps)
 	c.checkSizes(&ps)
 	c.checkPolicies(&ps)
@@ -55,8 +58,6 @@ func (ps *problems) checkValue(k key, field any) {
 	switch {
 	case k.required && text == "":
 		ps.add(k.name, "is required (or %s): %s", k.env(), k.why)
-	case slices.Contains(later(k.name), text):
-		ps.add(k.name, "%q is not there yet (%s come later); use %s", text, strings.Join(later(k.name), ", "), orList(k.allowed))
 	case k.allowed != nil && !slices.Contains(k.allowed, text):
 		ps.add(k.name, "%q is not allowed; use %s", text, orList(k.allowed))
 	case k.least != "" && amount(field) < k.bound(k.least):
@@ -155,6 +156,61 @@ func (c *Config) checkNodes(ps *problems) {
 			ps.add("topology.nodes."+name, "is the server inside this node's bridge (%q); "+
 				"give each node its own host:port, or set nats.url to a shared server", c.Node)
 		}
+	}
+}
+
+// Graph is the topology: nodes and links.
+func (c *Config) Graph() *topology.Graph {
+	t := &c.Topology
+	nodes := slices.Sorted(maps.Keys(t.Nodes))
+	var links []topology.Link
+	for _, text := range t.Links {
+		if l, err := topology.ParseLink(text); err == nil { // else checkLinks has said so
+			links = append(links, l)
+		}
+	}
+	return topology.New(nodes, topology.Links(t.Kind, nodes, t.Center, links))
+}
+
+// checkLinks checks that every node can get what every other one writes.
+func (c *Config) checkLinks(ps *problems) {
+	t := &c.Topology
+	if len(t.Nodes) == 0 {
+		return
+	}
+	names := strings.Join(slices.Sorted(maps.Keys(t.Nodes)), ", ")
+	_, known := t.Nodes[t.Center]
+	switch star := t.Kind == topology.KindStar; {
+	case star && t.Center == "":
+		ps.add("topology.center", "is missing; name the node in the middle of the star, one of %s", names)
+		return
+	case star && !known:
+		ps.add("topology.center", "%q is not in topology.nodes; the names there are %s", t.Center, names)
+		return
+	case !star && t.Center != "":
+		ps.add("topology.center", "counts for a star only, and topology.kind is %s; remove it, or write kind: star", t.Kind)
+	}
+	graph := t.Kind == topology.KindGraph
+	if !graph && len(t.Links) > 0 {
+		ps.add("topology.links", "count for a graph only, and topology.kind is %s; remove them, or write kind: graph", t.Kind)
+	}
+	good := true
+	for _, text := range t.Links {
+		l, err := topology.ParseLink(text)
+		if err != nil {
+			ps.add("topology.links", "%v", err)
+			good = false
+			continue
+		}
+		for _, node := range []string{l.A, l.B} {
+			if _, ok := t.Nodes[node]; !ok {
+				ps.add("topology.links", "link %s names %q, which is not in topology.nodes; the names there are %s", l, node, names)
+				good = false
+			}
+		}
+	}
+	if parts := c.Graph().Parts(); graph && good && len(parts) > 1 {
+		ps.add("topology.links", "no way leads from %s to %s; add a link between them", strings.Join(parts[0], ", "), strings.Join(parts[1], ", "))
 	}
 }
 

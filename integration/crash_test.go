@@ -20,7 +20,12 @@ func TestCrashes(t *testing.T) {
 	if pgtest.Soak() {
 		kills = 120
 	}
-	c := cluster.New(t, cluster.Options{Schema: loadSchema, Own: true, Processes: true})
+	crashes(t, cluster.New(t, cluster.Options{Schema: loadSchema, Own: true, Processes: true}), kills)
+}
+
+// crashes kills at random moments under load, so many times.
+func crashes(t *testing.T, c *cluster.Cluster, kills int) {
+	t.Helper()
 	s := seed(t)
 	l := startLoad(t, c, 2, s)
 	r := rand.New(rand.NewSource(s))

@@ -12,7 +12,7 @@ import (
 	"github.com/pgbridge/pgbridge/wire"
 )
 
-// Tap counts what crosses the links from one node: it reads the node's stream beside its peers.
+// Tap counts what crosses the links from one node: it reads a stream of the node's beside its peers.
 type Tap struct {
 	mu     sync.Mutex
 	seqs   map[uint64]int
@@ -24,7 +24,22 @@ type Tap struct {
 func (c *Cluster) Tap() []*Tap {
 	var taps []*Tap
 	for _, n := range c.Nodes {
-		taps = append(taps, n.tap(c.t))
+		taps = append(taps, n.tap(c.t, n.Name))
+	}
+	return taps
+}
+
+// TapRelays begins to count what every node hands on of others' transactions to neighbours that have no shorter way to
+// them; by "sender-origin".
+func (c *Cluster) TapRelays() map[string]*Tap {
+	taps := map[string]*Tap{}
+	for _, n := range c.Nodes {
+		g := n.Load().Graph()
+		for _, o := range c.Nodes {
+			if next := g.Next(n.Name, o.Name); next != "" && next != o.Name && taps[next+"-"+o.Name] == nil {
+				taps[next+"-"+o.Name] = c.Node(next).tap(c.t, o.Name)
+			}
+		}
 	}
 	return taps
 }
@@ -32,14 +47,14 @@ func (c *Cluster) Tap() []*Tap {
 // Rounds returns how many sentinel transactions each node has written.
 func (c *Cluster) Rounds() int { return c.round }
 
-func (n *Node) tap(t testing.TB) *Tap {
+func (n *Node) tap(t testing.TB, origin string) *Tap {
 	p := &Tap{seqs: map[uint64]int{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	nc, err := stream.Connect(stream.ConnectOptions{URL: "nats://" + n.Listen, Name: "tap", Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: n.c.Name, Sender: n.Name, Logger: slog.New(slog.DiscardHandler)})
+	r, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: n.c.Name, Sender: n.Name, Origin: origin, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,86 @@
+package integration
+
+import (
+	"testing"
+
+	"github.com/pgbridge/pgbridge/integration/cluster"
+	"github.com/pgbridge/pgbridge/integration/pgtest"
+)
+
+// topologies are those that tests run on: nodes, and how they are linked.
+var topologies = []struct {
+	name   string
+	nodes  int
+	config map[string]string
+}{
+	{"ring of 3", 3, map[string]string{"topology.kind": "ring"}},
+	{"ring of 4", 4, map[string]string{"topology.kind": "ring"}},
+	{"star of 5", 5, map[string]string{"topology.kind": "star", "topology.center": "c"}},
+	{"two stars", 6, map[string]string{"topology.kind": "graph", "topology.links": "a-b,a-c,a-d,d-e,d-f"}},
+	{"ring of 8", 8, map[string]string{"topology.kind": "ring"}},
+}
+
+// TestTopologiesConverge: whoever is linked to whom, all nodes get all that is written, once.
+func TestTopologiesConverge(t *testing.T) {
+	t.Parallel()
+	for i, x := range topologies {
+		if i%2 == 0 && !pgtest.Soak() {
+			continue
+		}
+		t.Run(x.name, func(t *testing.T) {
+			t.Parallel()
+			c := cluster.New(t, cluster.Options{Nodes: x.nodes, Schema: loadSchema, Config: x.config})
+			taps := c.TapRelays()
+			l := startLoad(t, c, 1, seed(t))
+			l.run(loadTime() / 2)
+			c.WaitConverged()
+			requireCounts(t, c, l)
+			for link, tap := range taps {
+				crossed := tap.Crossed()
+				if len(crossed) == 0 {
+					t.Errorf("%s: nothing was handed on", link)
+				}
+				for seq, times := range crossed {
+					if times != 1 {
+						t.Errorf("%s: transaction %d was handed on %d times", link, seq, times)
+					}
+				}
+				t.Logf("%s: %d transactions were handed on once", link, len(crossed))
+			}
+		})
+	}
+}
+
+// TestCrashesInARing kills in a ring of four, where each node hands on what another one writes: frames that were applied
+// and not handed on yet are read again.
+func TestCrashesInARing(t *testing.T) {
+	t.Parallel()
+	kills := 4
+	if pgtest.Soak() {
+		kills = 80
+	}
+	crashes(t, cluster.New(t, cluster.Options{Nodes: 4, Schema: loadSchema, Own: true, Processes: true, Config: map[string]string{"topology.kind": "ring"}}), kills)
+}
+
+// TestLargeTransactionsAreHandedOn: their chunks go on as they come, through a chain, also when it is cut and a bridge in
+// the middle starts anew in between.
+func TestLargeTransactionsAreHandedOn(t *testing.T) {
+	t.Parallel()
+	c := cluster.New(t, cluster.Options{Nodes: 4, Schema: `CREATE TABLE big (id int PRIMARY KEY, v text)`, Config: map[string]string{
+		"topology.kind": "graph", "topology.links": "a-b,b-c,c-d", "capture.frame_bytes": "16KiB"}})
+	a, b, d := c.Node("a"), c.Node("b"), c.Node("d")
+	b.Links["a"].Cut()
+	a.Exec(`INSERT INTO big SELECT i, repeat('x', 100) FROM generate_series(1, 20000) i`)
+	b.Links["a"].Heal()
+	a.Exec(`UPDATE big SET v = 'y' WHERE id % 10 = 0`)
+	b.Stop()
+	b.Start()
+	a.Exec(`DELETE FROM big WHERE id % 10 = 1`)
+	d.Exec(`INSERT INTO big SELECT -i, repeat('z', 100) FROM generate_series(1, 20000) i`)
+	c.WaitConverged()
+	for _, n := range c.Nodes {
+		if got := n.Value(`SELECT count(*) || ' ' || count(*) FILTER (WHERE v = 'y') || ' ' || min(id) FROM big`); got != "38000 2000 -20000" {
+			t.Errorf("node %s has %s", n.Name, got)
+		}
+	}
+}

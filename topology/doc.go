@@ -1,0 +1,8 @@
+// Package topology owns who reads from whom: the nodes of a cluster and the links between them, as a graph, and the
+// ways of frames through it.
+//
+// It is pure: every node computes the same ways from the same graph, so that nobody has to agree on anything. Each
+// origin's frames take a tree of shortest ways, and so cross every link that they use once.
+//
+// There are no goroutines and no I/O here. Begin reading with [Graph].
+package topology
