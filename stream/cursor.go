@@ -138,6 +138,7 @@ func (c *cursor) take(ctx context.Context) (seq uint64, data []byte, ahead *nats
 func (c *cursor) receive(ctx context.Context) (m, ahead *nats.Msg, err error) {
 	select {
 	case m := <-c.msgs: // the fast way, when there is a backlog
+		c.patient = false
 		return m, nil, ctx.Err()
 	default:
 	}
