@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -101,11 +102,17 @@ func Newest(t testing.TB) int {
 	return newest
 }
 
-// Each runs a subtest for each of Versions, with the shared server of that
-// version.
+// Each runs a subtest for the oldest and the newest of Versions, with the shared server of that version, and for one of
+// those between, which depends on the test's name; as a soak test for all.
 func Each(t *testing.T, test func(t *testing.T, s *Server)) {
 	t.Helper()
-	for _, major := range Versions(t) {
+	majors := Versions(t)
+	if between := majors[min(1, len(majors)):max(len(majors)-1, 0)]; len(between) > 1 && !Soak() {
+		h := fnv.New32a()
+		h.Write([]byte(t.Name()))
+		majors = []int{majors[0], between[int(h.Sum32()%uint32(len(between)))], majors[len(majors)-1]}
+	}
+	for _, major := range majors {
 		t.Run(fmt.Sprintf("pg%d", major), func(t *testing.T) { test(t, SharedServer(t, major)) })
 	}
 }
