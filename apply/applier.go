@@ -606,6 +606,21 @@ func (a *Applier) WaitApplied(ctx context.Context, o origin.Origin, seq uint64) 
 	}
 }
 
+// Seen returns what a session that begins now sees: all that was applied or committed here before the call. It waits until
+// capture has read that far; the error is ctx's cause, or that of a lost connection.
+func (a *Applier) Seen(ctx context.Context, wal WAL) (origin.Vector, error) {
+	lsn, err := a.markers.flush(ctx)
+	if err == nil {
+		err = wal.WaitPassed(ctx, lsn)
+	}
+	if err != nil {
+		return nil, err
+	}
+	v := a.progress.vector()
+	v.Advance(origin.Entry{Origin: a.own, Seq: wal.Captured()})
+	return v, nil
+}
+
 // StableSeq is the highest seq of o that every node is known to have applied.
 func (a *Applier) StableSeq(o origin.Origin) uint64 { return a.heard.stableSeq(o) }
 

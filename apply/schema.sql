@@ -194,3 +194,41 @@ CREATE TABLE IF NOT EXISTS pgbridge.returned (
     PRIMARY KEY (at, lo)
 );
 ALTER TABLE pgbridge.conflict ADD COLUMN IF NOT EXISTS constraint_name text; -- of kind 'unique': what both rows hit
+
+-- Waits until this node has what a token stands for (pgbridge token): false if it has not after so long. Whoever created the
+-- function keeps it.
+DO $do$ BEGIN
+    CREATE OR REPLACE FUNCTION pgbridge.wait(token text, timeout interval DEFAULT '30 s') RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+    DECLARE
+        until   timestamptz := clock_timestamp() + timeout;
+        lacks   bigint;
+        unknown text;
+    BEGIN
+        IF token !~ '^([a-z0-9_]+(/[0-9]+)?:[0-9]+(,[a-z0-9_]+(/[0-9]+)?:[0-9]+)*)?$' THEN
+            RAISE invalid_parameter_value USING MESSAGE = format('%L is not a token', token), HINT = 'pgbridge token prints one.';
+        END IF;
+        IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+            RAISE invalid_transaction_state USING MESSAGE = 'a transaction that is ' || current_setting('transaction_isolation') || ' sees nothing new',
+                HINT = 'Call pgbridge.wait before it begins, or in a transaction of its own.';
+        END IF;
+        LOOP
+            SELECT count(*), string_agg(w.origin, ', ') FILTER (WHERE p.seq IS NULL) INTO lacks, unknown
+            FROM (SELECT split_part(e, '/', 1) AS origin, coalesce(nullif(split_part(e, '/', 2), ''), '1')::int AS epoch, n::bigint AS seq
+                FROM (SELECT split_part(x, ':', 1) AS e, split_part(x, ':', 2) AS n FROM unnest(string_to_array(token, ',')) x) x) w
+            LEFT JOIN pgbridge.position p ON p.origin = w.origin AND p.epoch = w.epoch
+            WHERE NOT EXISTS (SELECT FROM pgbridge.node o WHERE o.node = w.origin)
+                AND (p.seq IS NULL OR p.seq < w.seq
+                    OR EXISTS (SELECT FROM pgbridge.parked k WHERE k.origin = w.origin AND k.epoch = w.epoch AND k.seq <= w.seq));
+            IF unknown IS NOT NULL THEN
+                RAISE invalid_parameter_value USING MESSAGE = format('the token names %s, of which this node knows nothing', unknown),
+                    HINT = 'It is of another cluster, or the node is not in topology.nodes here.';
+            END IF;
+            IF lacks = 0 OR clock_timestamp() >= until THEN
+                RETURN lacks = 0;
+            END IF;
+            PERFORM pg_sleep(0.005);
+        END LOOP;
+    END $body$;
+EXCEPTION WHEN insufficient_privilege THEN NULL;
+END $do$;

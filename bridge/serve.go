@@ -67,6 +67,8 @@ func (b *bridge) handler() http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		json.NewEncoder(w).Encode(b.report(r.Context()))
 	})
+	mux.HandleFunc("GET /token", b.serveToken)
+	mux.HandleFunc("GET /wait", b.serveWait)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := b.healthy(); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)

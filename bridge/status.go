@@ -52,16 +52,7 @@ var ErrNotRunning = errors.New("no bridge runs for this node here; start it with
 // Status asks the running bridge of this configuration for its report. If none runs, the report holds
 // what the database says, and the error is ErrNotRunning.
 func Status(ctx context.Context, cfg *config.Config) (*Report, error) {
-	path := socketPath(cfg.DataDir)
-	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", path)
-	}}}
-	defer client.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://bridge/status", nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := client.Do(req)
+	resp, err := ask(ctx, cfg, "/status")
 	if err != nil {
 		b := &bridge{cfg: cfg}
 		r := b.report(ctx)
@@ -71,9 +62,25 @@ func Status(ctx context.Context, cfg *config.Config) (*Report, error) {
 	defer resp.Body.Close()
 	r := &Report{}
 	if err := json.NewDecoder(resp.Body).Decode(r); err != nil {
-		return nil, fmt.Errorf("read status from %s: %w", path, err)
+		return nil, fmt.Errorf("read status from %s: %w", socketPath(cfg.DataDir), err)
 	}
 	return r, nil
+}
+
+// ask sends a request to the bridge that runs with this configuration; ErrNotRunning if none does.
+func ask(ctx context.Context, cfg *config.Config, path string) (*http.Response, error) {
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socketPath(cfg.DataDir))
+	}}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://bridge"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := client.Do(req)
+	if err != nil && ctx.Err() == nil {
+		return nil, ErrNotRunning
+	}
+	return resp, err
 }
 
 // owedPatience is how long a row may be owed before that is an alarm.

@@ -20,6 +20,10 @@ type backend struct {
 	// status asks the bridge that runs with this configuration. If none does, it may return what the
 	// database says together with the error.
 	status func(ctx context.Context, cfg *config.Config) (*bridge.Report, error)
+	// token asks the bridge that runs with this configuration for a token of what its node has.
+	token func(ctx context.Context, cfg *config.Config) (string, error)
+	// wait waits until the node has what a token stands for.
+	wait func(ctx context.Context, cfg *config.Config, token string, timeout time.Duration) error
 	// history opens the conflict history of the primary, which needs no bridge.
 	history func(ctx context.Context, cfg *config.Config, clockError time.Duration) (history, error)
 	// now is the wall clock.
@@ -51,6 +55,8 @@ func realBackend() backend {
 		setup:    bridge.Setup,
 		setupSQL: bridge.SetupSQL,
 		status:   bridge.Status,
+		token:    bridge.Token,
+		wait:     bridge.Wait,
 		history: func(ctx context.Context, cfg *config.Config, clockError time.Duration) (history, error) {
 			h, err := bridge.OpenHistory(ctx, cfg, clockError)
 			if err != nil {
