@@ -225,7 +225,7 @@ func (l *life) openPublisher(ctx context.Context) error {
 	}
 	l.publisher, err = stream.OpenPublisher(ctx, nc, stream.PublisherOptions{
 		Cluster: l.cfg.Cluster, Node: l.cfg.Node, MaxBytes: int64(l.cfg.Stream.MaxBytes),
-		Zstd: l.cfg.Stream.Compression == "zstd", Notes: l.cfg.Policies(), Logger: l.log,
+		Zstd: l.cfg.Stream.Compression == "zstd", Notes: notes(l.cfg), Logger: l.log,
 	})
 	return err
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/pgbridge/pgbridge/apply"
 	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/stream"
+	"github.com/pgbridge/pgbridge/topology"
 )
 
 // peer reads one other node's transactions into apply: from its own stream, or from that of a neighbour that hands them on.
@@ -30,6 +31,7 @@ type peer struct {
 	// agreed is the writer epoch whose policies are this node's; disagrees: those of the newest are not.
 	agreed    uint64
 	disagrees atomic.Bool
+	graph     atomic.Pointer[string] // in what the neighbour's topology differs from ours; nil: in nothing
 }
 
 // run reads until ctx ends. What goes wrong with one peer's stream concerns that peer alone: it is said,
@@ -154,6 +156,13 @@ func (p *peer) agree(ctx context.Context, r *stream.Reader, epoch uint64) error 
 		if theirs, ok := notes[key]; ok && theirs != own[key] {
 			p.disagrees.Store(true)
 			return fmt.Errorf("%s of node %s is %q, and here it is %q; let all nodes have the same, and start them again", key, p.name, theirs, own[key])
+		}
+	}
+	p.graph.Store(nil)
+	if theirs, ok := notes[topologyNote]; ok {
+		if d := topology.Difference(p.cfg.Graph().String(), theirs); d != "" {
+			p.graph.Store(&d)
+			p.log.Warn("topologies differ", "node", p.name, "difference", d)
 		}
 	}
 	p.agreed = epoch

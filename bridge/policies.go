@@ -7,6 +7,16 @@ import (
 	"github.com/pgbridge/pgbridge/conflict"
 )
 
+// topologyNote is the note by which a node tells others of the graph that it was given.
+const topologyNote = "topology"
+
+// notes are what all nodes must have alike, or should: a stream's notes tell its readers.
+func notes(cfg *config.Config) map[string]string {
+	all := cfg.Policies()
+	all[topologyNote] = cfg.Graph().String()
+	return all
+}
+
 // mergePolicies hands the configured policies to apply. Their names were checked when the configuration was read.
 func mergePolicies(cfg *config.Config) []apply.MergePolicy {
 	var all []apply.MergePolicy

@@ -131,6 +131,7 @@ func (b *bridge) report(ctx context.Context) *Report {
 				Mend: "let that node's bridge run and be reached; SELECT * FROM pgbridge.owed shows the rows, and that node's log what is in the way there"})
 		}
 	}
+	r.Alarms = append(r.Alarms, l.topologyAlarms()...)
 	for _, o := range l.applier.Status() {
 		r.Links = append(r.Links, l.reportLink(o))
 		if link := &r.Links[len(r.Links)-1]; link.Disagrees {
@@ -142,6 +143,20 @@ func (b *bridge) report(ctx context.Context) *Report {
 		}
 	}
 	return r
+}
+
+// topologyAlarms tells of neighbours that were given another graph.
+func (l *life) topologyAlarms() (all []Alarm) {
+	told := map[string]bool{}
+	for _, p := range l.peers {
+		if d := p.graph.Load(); d != nil && !told[p.name] {
+			told[p.name] = true
+			all = append(all, Alarm{Code: "topology-differs", Severity: SeverityError,
+				Text: fmt.Sprintf("the topology of node %s is not this one's: %s", p.name, *d),
+				Mend: "give all nodes the same topology, and start their bridges again; what has no way meanwhile waits"})
+		}
+	}
+	return all
 }
 
 func (b *bridge) reportSlot(ctx context.Context, r *Report) {

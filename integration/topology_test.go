@@ -1,6 +1,8 @@
 package integration
 
 import (
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/pgbridge/pgbridge/integration/cluster"
@@ -83,4 +85,36 @@ func TestLargeTransactionsAreHandedOn(t *testing.T) {
 			t.Errorf("node %s has %s", n.Name, got)
 		}
 	}
+}
+
+// TestTopologiesThatDiffer: who was given another graph than a neighbour says so, with the difference.
+func TestTopologiesThatDiffer(t *testing.T) {
+	t.Parallel()
+	keys := map[string]string{"topology.kind": "ring"}
+	c := cluster.New(t, cluster.Options{Nodes: 4, Schema: `CREATE TABLE t (id int PRIMARY KEY)`, Config: keys})
+	c.WaitConverged()
+	a, b := c.Node("a"), c.Node("b")
+	b.Stop()
+	keys["topology.kind"], keys["topology.center"] = "star", "b"
+	b.Start()
+	differs := func(n *cluster.Node, node, text string) {
+		t.Helper()
+		n.AwaitStatus(func(r *cluster.Report) bool {
+			return slices.ContainsFunc(r.Alarms, func(x cluster.Alarm) bool {
+				return x.Code == "topology-differs" && strings.Contains(x.Text, "of node "+node) && strings.Contains(x.Text, text)
+			})
+		})
+	}
+	a.Exec(`INSERT INTO t VALUES (1)`)
+	differs(b, "a", "only here: b-d; only there: a-d, c-d")
+	differs(a, "b", "only here: a-d, c-d; only there: b-d")
+	b.Stop()
+	delete(keys, "topology.center")
+	keys["topology.kind"] = "ring"
+	b.Start()
+	a.Exec(`INSERT INTO t VALUES (2)`)
+	for _, n := range []*cluster.Node{a, b} {
+		n.AwaitStatus(func(r *cluster.Report) bool { return r.Waiting == "" && len(r.Alarms) == 0 })
+	}
+	c.WaitConverged()
 }
