@@ -397,7 +397,7 @@ func (a *Applier) openWorker(ctx context.Context, ids *remotes, i int, policy co
 // keepMemorySQL has the session's process allocate and free a large piece of memory. From then on glibc gives memory back
 // to the system only above twice that size (its dynamic mmap threshold: man mallopt, M_MMAP_THRESHOLD), instead of after
 // each COPY, to fetch it again page by page for the next one.
-const keepMemorySQL = "SELECT octet_length(repeat(repeat('x', 1 << 16), 1 << 6))"
+const keepMemorySQL = "SELECT octet_length(repeat(repeat('x', 1 << 16), 1 << 8))"
 
 // prepareFixed prepares the statements that every transaction needs.
 func (w *worker) prepareFixed(ctx context.Context) error {

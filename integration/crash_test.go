@@ -13,14 +13,24 @@ import (
 
 // TestCrashes kills bridges (and with each the NATS server inside it) and PostgreSQL servers at random
 // moments under load, and starts them again as a supervisor would; nobody else touches anything. Nothing
-// may be lost, nothing may be there twice.
+// may be lost, nothing may be there twice. In a ring of four each node hands on what another one writes: what was applied
+// and not handed on yet is read again.
 func TestCrashes(t *testing.T) {
 	t.Parallel()
-	kills := 10
-	if pgtest.Soak() {
-		kills = 120
+	run := func(name string, kills int, o cluster.Options) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o.Schema, o.Own, o.Processes = loadSchema, true, true
+			crashes(t, cluster.New(t, o), kills)
+		})
 	}
-	crashes(t, cluster.New(t, cluster.Options{Schema: loadSchema, Own: true, Processes: true}), kills)
+	ring := cluster.Options{Nodes: 4, Config: map[string]string{"topology.kind": "ring"}}
+	if !pgtest.Soak() { // the other tests with kills have a mesh
+		run("ring", 8, ring)
+		return
+	}
+	run("mesh", 120, cluster.Options{})
+	run("ring", 80, ring)
 }
 
 // crashes kills at random moments under load, so many times.
