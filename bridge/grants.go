@@ -47,6 +47,7 @@ func grantSQL(ctx context.Context, o capture.SetupOptions, tables []string) (gra
 	for _, m := range made.FindAllStringSubmatch(strings.Join(tables, ";"), -1) {
 		g.after = append(g.after, fmt.Sprintf("ALTER TABLE %s OWNER TO %s", m[1], r.Name))
 	}
+	g.after = append(g.after, fmt.Sprintf("ALTER FUNCTION pgbridge.wait(text, interval) OWNER TO %s", r.Name))
 	g.after = append(g.after, fmt.Sprintf("ALTER PUBLICATION %s OWNER TO %s", o.Publication, r.Name))
 	return g, nil
 }
