@@ -98,17 +98,8 @@ func TestSeenWritesAreNoConflict(t *testing.T) {
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
 	p.do(`INSERT INTO t VALUES (1, 'x')`)
 	p.to.Exec(t, `UPDATE t SET v = 'local' WHERE id = 1`)
-	stamp := p.to.Value(t, `SELECT (extract(epoch FROM pg_xact_commit_timestamp(xmin) - '2000-01-01 UTC') * 1000000)::int8 FROM t`)
-	p.wal.mu.Lock()
-	p.wal.mark = func(seq uint64) (uint64, bool) {
-		if seq < 1 {
-			return 0, false
-		}
-		return xmin(t, p), true
-	}
-	p.wal.mu.Unlock()
+	up := p.seen()
 	p.from.Exec(t, `UPDATE t SET v = 'had seen it' WHERE id = 1`)
-	up := origin.Vector{{Origin: origin.Origin{Node: "b", Epoch: 1}, Seq: 1, Stamp: parseStamp(t, stamp)}}
 	p.ship(up, false)
 	p.await()
 	if got := p.to.Value(t, `SELECT v FROM t`); got != "had seen it" {
@@ -125,17 +116,8 @@ func TestDeclaredWritesMayHaveRespelledTheKey(t *testing.T) {
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), `CREATE TABLE t (id numeric PRIMARY KEY, v text)`)
 	p.do(`INSERT INTO t SELECT i + 0.0, 'x' FROM generate_series(1, 3) i`)
 	p.to.Exec(t, `UPDATE t SET id = id + 0.00, v = 'local'`)
-	stamp := p.to.Value(t, `SELECT (extract(epoch FROM pg_xact_commit_timestamp(xmin) - '2000-01-01 UTC') * 1000000)::int8 FROM t LIMIT 1`)
-	p.wal.mu.Lock()
-	p.wal.mark = func(seq uint64) (uint64, bool) {
-		if seq < 1 {
-			return 0, false
-		}
-		return xmin(t, p), true
-	}
-	p.wal.mu.Unlock()
+	up := p.seen()
 	p.from.Exec(t, `UPDATE t SET v = 'of another node'`) // to the receiver, a run
-	up := origin.Vector{{Origin: origin.Origin{Node: "b", Epoch: 1}, Seq: 1, Stamp: parseStamp(t, stamp)}}
 	p.ship(up, false)
 	p.await()
 	if got := p.to.Value(t, `SELECT string_agg(id || v, ' ' ORDER BY id) FROM t`); got != "1.0of another node 2.0of another node 3.0of another node" {
@@ -144,6 +126,22 @@ func TestDeclaredWritesMayHaveRespelledTheKey(t *testing.T) {
 	if st := p.status(); st.Careful != 0 || st.Conflicts != 0 {
 		t.Errorf("status %+v", st)
 	}
+}
+
+// seen has capture know the receiver's last transaction, which wrote table t, as its first, and returns what one declares that
+// has seen it.
+func (p *pair) seen() origin.Vector {
+	p.t.Helper()
+	stamp := p.to.Value(p.t, `SELECT (extract(epoch FROM pg_xact_commit_timestamp(xmin) - '2000-01-01 UTC') * 1000000)::int8 FROM t LIMIT 1`)
+	p.wal.mu.Lock()
+	defer p.wal.mu.Unlock()
+	p.wal.mark = func(seq uint64) (uint64, bool) {
+		if seq < 1 {
+			return 0, false
+		}
+		return xmin(p.t, p), true
+	}
+	return origin.Vector{{Origin: origin.Origin{Node: "b", Epoch: 1}, Seq: 1, Stamp: parseStamp(p.t, stamp)}}
 }
 
 // TestDeleteTakesBackAnOlderRemoteInsert: capture meets a local delete only after apply has inserted the

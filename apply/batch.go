@@ -198,10 +198,7 @@ const ownMarkBytes = 64 << 10
 // replication origin (markStatement).
 func (w *worker) sendMarked() error {
 	b, out := w.current, w.planner.out
-	w.progress.mu.Lock()
-	up, now := w.progress.announced.Clone(), w.progress.now()
-	w.progress.mu.Unlock()
-	up.Advance(b.txns[len(b.txns)-1].t.entry())
+	up, now := w.progress.announcing(b.txns[len(b.txns)-1].t.entry())
 	w.sending = append(w.sending[:0], w.beginMessages...)
 	w.sending = appendRun(w.sending, w.markStatement.name, []param{binaryParam(wire.AppendMarker(nil, up, now.done, nil))})
 	w.sending = append(w.sending, out[len(w.beginMessages):]...)

@@ -25,17 +25,8 @@ func (a *Applier) ResumeSeq(ctx context.Context, o origin.Origin) (uint64, error
 
 // WaitApplied waits until o's transactions up to seq count as applied here; the error is ctx's cause.
 func (a *Applier) WaitApplied(ctx context.Context, o origin.Origin, seq uint64) error {
-	for {
-		applied, changed := a.progress.watch()
-		if applied.Covers(o, seq) {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
+	nobody := origin.Origin{}
+	return a.progress.hold(ctx, origin.Vector{{Origin: o, Seq: seq}}, nobody, nobody, func(origin.Entry) {})
 }
 
 // Seen returns what a session that begins now sees: all that was applied or committed here before the call. It waits until

@@ -182,18 +182,29 @@ const (
 	markCommitSQL = markSQL + `, pg_current_xact_id()::text`
 )
 
+// announcing returns what a marker tells that announces the entries: these with all that was announced, and what is
+// applied now.
+func (p *progress) announcing(entries ...origin.Entry) (up origin.Vector, now applied) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	up = p.announced.Clone()
+	for _, e := range entries {
+		up.Advance(e)
+	}
+	return up, p.now()
+}
+
 func (m *markers) write(ctx context.Context, batch []markRequest, flush bool) (uint64, applied, error) {
 	p := m.progress
-	p.mu.Lock()
-	up, now := p.announced.Clone(), p.now()
-	p.mu.Unlock()
 	var lost []wire.Loss
+	var entries []origin.Entry
 	for _, r := range batch {
 		if r.up.Seq != 0 {
-			up.Advance(r.up)
+			entries = append(entries, r.up)
 		}
 		lost = append(lost, r.lost...)
 	}
+	up, now := p.announcing(entries...)
 	sql := markSQL
 	if flush && m.flushArg {
 		sql = markFlushSQL
