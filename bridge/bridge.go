@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -56,8 +57,9 @@ type bridge struct {
 	log     *slog.Logger
 	server  *stream.Server // nil: external NATS
 	started time.Time
-	everRan bool    // a life has come to run
-	current current // the life that runs, for status
+	everRan bool         // a life has come to run
+	waits   atomic.Int32 // over HTTP, for tokens
+	current current      // the life that runs, for status
 }
 
 const (

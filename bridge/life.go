@@ -94,7 +94,7 @@ func (l *life) start(s stages, g *errgroup.Group) {
 		part(s.reading, g, "read from "+p.name, asks(p.run))
 	}
 	for _, r := range l.relays {
-		part(s.working, g, "publish frames of "+r.origin.Node, r.pub.Run)
+		part(s.working, g, "publish frames of "+r.origin.Node, r.publish)
 		part(s.working, g, "hand on frames of "+r.origin.Node, asks(r.run))
 		part(s.working, g, "retention of frames of "+r.origin.Node, r.retain)
 	}

@@ -112,7 +112,7 @@ func (p *peer) read(ctx context.Context, r *stream.Reader, find bool) error {
 	}
 	p.applier.Restart(p.origin)
 	if p.relay != nil {
-		p.relay.begin(p.name)
+		p.relay.begin()
 	}
 	p.agreed = 0
 	return r.Run(ctx, from, func(ctx context.Context, m stream.Message) error {

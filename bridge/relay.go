@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -15,14 +16,12 @@ import (
 	"github.com/pgbridge/pgbridge/wire"
 )
 
-// relayBytes bounds what waits to be applied before it is handed on, and to be stored. Beyond it the origin is not read.
-const relayBytes = 32 << 20
-
-// A stream of frames that are handed on has no limit of the broker's, which would set as much disk aside for each. When it
-// holds more than stream.max_bytes, a quarter of its oldest frames goes: a node that needs them has been away for too long.
-
-// relayPurge is the time between two looks at what need not be kept any more.
-const relayPurge = 10 * time.Second
+const (
+	// relayBytes bounds what waits to be applied before it is handed on, and to be stored. Beyond it the origin is not read.
+	relayBytes = 32 << 20
+	// relayPurge is the time between two looks at what need not be kept any more.
+	relayPurge = 10 * time.Second
+)
 
 // relay hands one other node's frames on, record for record, when this node has applied what they hold (PROOF.md R24): to
 // neighbours that have no link to that node, and to those that have lost it. They stay until every node has them.
@@ -31,26 +30,26 @@ type relay struct {
 	origin origin.Origin
 	pub    *stream.Publisher
 	reader *stream.Reader // of the same stream, to find places in it
+	fenced uint64         // the last frame of the fence, which goes as a whole
 
 	mu      sync.Mutex // guards what follows
 	queue   []received
 	bytes   int64
 	changed chan struct{}
 	last    uint64 // the origin's seq behind what was taken last
-
-	// Of the neighbour that the origin is read from; touched by the reading goroutine only.
-	sender string
-	taken  uint64 // stream sequence there
+	reading uint64 // raised whenever reading begins anew: stream sequences of before say nothing then
 
 	// Touched by run only: where frames from the oldest open run on stand.
 	places []place
+
+	givenUp atomic.Bool // frames that not every node has, for want of room
 }
 
 // received is a frame that waits to be handed on.
 type received struct {
-	sender string
-	seq    uint64 // stream sequence there
-	frame  *wire.Frame
+	reading uint64
+	seq     uint64 // stream sequence at the sender
+	frame   *wire.Frame
 }
 
 // place says where a frame of a sender's stream stands in ours.
@@ -86,17 +85,20 @@ func (r *relay) fence(ctx context.Context) error {
 			r.last = tail.LastSeq
 		}
 		f.Fence, f.WriterEpoch, f.Back, f.FirstSeq = true, r.node.WriterEpoch, 0, 0
-		if _, err := r.pub.Fence(ctx, f); !errors.Is(err, stream.ErrTailMoved) {
+		last, err := r.pub.Fence(ctx, f)
+		if !errors.Is(err, stream.ErrTailMoved) {
+			r.fenced = last
 			return err
 		}
 	}
 }
 
-// begin says that the origin's frames come from a sender's stream from now on, perhaps some of them again.
-func (r *relay) begin(sender string) {
-	if sender != r.sender {
-		r.sender, r.taken = sender, 0
-	}
+// begin says that reading begins anew: from another neighbour, or from one whose stream has changed. What comes again is
+// handed on again, which nobody minds: transactions are known by their seqs, chunks by their place in the run.
+func (r *relay) begin() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.reading++
 }
 
 // upTo is the origin's seq behind what was taken last.
@@ -106,32 +108,41 @@ func (r *relay) upTo() uint64 {
 	return r.last
 }
 
-// take takes a frame that has come from the sender. It waits while too much waits.
+// take takes a frame that has come, with its stream sequence at the sender. It waits while too much waits.
 func (r *relay) take(ctx context.Context, seq uint64, f *wire.Frame) error {
-	if f.Fence || seq <= r.taken {
+	if f.Fence {
 		return nil
 	}
 	if slices.Contains(f.Hops, r.cfg.Node) {
 		return fmt.Errorf("frame of %s has come round by %v", r.origin, f.Hops)
 	}
+	size := int64(len(f.Body))
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for len(r.queue) > 0 && r.bytes+int64(len(f.Body)) > relayBytes {
+	if err := r.await(ctx, func() bool { return len(r.queue) == 0 || r.bytes+size <= relayBytes }); err != nil {
+		return err
+	}
+	r.queue = append(r.queue, received{r.reading, seq, f})
+	r.bytes += size
+	r.last = max(r.last, f.LastSeq)
+	r.signal()
+	return nil
+}
+
+// await waits until ok holds; mu is held when it is asked and when await returns.
+func (r *relay) await(ctx context.Context, ok func() bool) error {
+	for !ok() {
 		changed := r.changed
 		r.mu.Unlock()
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			r.mu.Lock()
-			return context.Cause(ctx)
 		}
 		r.mu.Lock()
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 	}
-	r.taken = seq
-	r.queue = append(r.queue, received{r.sender, seq, f})
-	r.bytes += int64(len(f.Body))
-	r.last = max(r.last, f.LastSeq)
-	r.signal()
 	return nil
 }
 
@@ -143,44 +154,44 @@ func (r *relay) signal() {
 
 // run hands on what was taken, in order, when it is applied.
 func (r *relay) run(ctx context.Context) error {
-	sender := ""
+	var reading uint64
 	for {
 		x, err := r.next(ctx)
 		if err == nil {
 			err = r.applier.WaitApplied(ctx, r.origin, x.frame.LastSeq)
 		}
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
+		if err == nil {
+			if x.reading != reading {
+				reading, r.places = x.reading, nil
 			}
-			return err
+			err = r.handOn(ctx, x)
 		}
-		if x.sender != sender {
-			sender, r.places = x.sender, nil
-		}
-		if err := r.handOn(ctx, x); err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			// Not as its own error: that this stream is lost or foreign ends no bridge, since all of it can be had again.
-			return fmt.Errorf("hand on frames of %s: %v", r.origin, err)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			return relayFault(err)
 		}
 	}
+}
+
+// publish runs the publisher of the stream.
+func (r *relay) publish(ctx context.Context) error { return relayFault(r.pub.Run(ctx)) }
+
+// relayFault takes from an error that a stream is lost: that of an own one ends the bridge, but all of this one can be had
+// again, and the next life begins it anew.
+func relayFault(err error) error {
+	if errors.Is(err, stream.ErrStreamLost) {
+		return errors.New(err.Error())
+	}
+	return err
 }
 
 func (r *relay) next(ctx context.Context) (received, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for len(r.queue) == 0 {
-		changed := r.changed
-		r.mu.Unlock()
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			r.mu.Lock()
-			return received{}, context.Cause(ctx)
-		}
-		r.mu.Lock()
+	if err := r.await(ctx, func() bool { return len(r.queue) > 0 }); err != nil {
+		return received{}, err
 	}
 	x := r.queue[0]
 	r.queue[0] = received{}
@@ -249,13 +260,25 @@ func (r *relay) retain(ctx context.Context) error {
 	}
 }
 
-// limit keeps the stream below stream.max_bytes.
+// limit keeps the stream below stream.max_bytes, which the broker is not told: it would set as much disk aside for each such
+// stream. Beyond it a quarter of the oldest frames goes: a node that needs them has been away for too long.
 func (r *relay) limit(ctx context.Context) error {
 	info, err := r.pub.Info(ctx)
 	if err != nil || info.Bytes <= uint64(r.cfg.Stream.MaxBytes) {
 		return err
 	}
-	r.log.Error("frames are given up that a node which is away needs from here; it will have to join anew, or get them from another one",
-		"origin", r.origin.String(), "bytes", info.Bytes)
-	return r.pub.Purge(ctx, info.First+(info.Last-info.First)/4)
+	if !r.givenUp.Swap(true) {
+		r.log.Error("frames are given up that not every node has", "origin", r.origin.String(), "bytes", info.Bytes)
+	}
+	return r.pub.Purge(ctx, max(info.First+(info.Last-info.First)/4, r.fenced+1))
+}
+
+// alarm tells of frames that were given up since the bridge started; nil if none were.
+func (r *relay) alarm() *Alarm {
+	if !r.givenUp.Load() {
+		return nil
+	}
+	return &Alarm{Code: "frames-given-up", Severity: SeverityError,
+		Text: fmt.Sprintf("what this node hands on of node %s was more than stream.max_bytes, and the oldest was given up: a node that needs it from here cannot go on", r.origin.Node),
+		Mend: "raise stream.max_bytes; give a node whose link waits for it a link to one that has it, or let it join anew"}
 }

@@ -2,36 +2,41 @@ package bridge
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"strings"
 	"testing"
 
 	"github.com/pgbridge/pgbridge/config"
 	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/stream"
 	"github.com/pgbridge/pgbridge/wire"
 )
+
+var quiet = slog.New(slog.DiscardHandler)
 
 func testRelay() *relay {
 	return &relay{life: &life{bridge: &bridge{cfg: &config.Config{Node: "b"}}}, origin: origin.Origin{Node: "a", Epoch: 1},
 		changed: make(chan struct{})}
 }
 
-func TestRelayTakesEachFrameOnce(t *testing.T) {
+// TestRelayTakesWhatComes: also with stream sequences that came before, as of a sender whose broker has lost its last frames.
+func TestRelayTakesWhatComes(t *testing.T) {
 	r := testRelay()
 	take := func(seq, last uint64, hops ...string) error {
 		return r.take(t.Context(), seq, &wire.Frame{Header: wire.Header{LastSeq: last, Hops: hops}})
 	}
-	r.begin("a")
-	for _, seq := range []uint64{1, 2, 2, 1, 3} {
+	r.begin()
+	for _, seq := range []uint64{1, 2, 3} {
 		if err := take(seq, 10*seq); err != nil {
 			t.Fatal(err)
 		}
 	}
-	r.begin("a") // read again from the same stream
-	r.begin("c") // another neighbour, whose stream has numbers of its own
-	if err := take(1, 40, "a"); err != nil {
+	r.begin()
+	if err := take(2, 40, "a"); err != nil {
 		t.Fatal(err)
 	}
-	if len(r.queue) != 4 || r.upTo() != 40 || r.queue[3].sender != "c" {
+	if len(r.queue) != 4 || r.upTo() != 40 || r.queue[3].reading == r.queue[2].reading {
 		t.Errorf("%d frames wait, up to transaction %d", len(r.queue), r.upTo())
 	}
 	if err := take(2, 50, "a", "b", "c"); err == nil || !strings.Contains(err.Error(), "come round") {
@@ -39,9 +44,70 @@ func TestRelayTakesEachFrameOnce(t *testing.T) {
 	}
 }
 
+// TestRelayGivesUpTheOldest: what nobody may purge yet goes when it is too much, with an alarm; what is newer stays.
+func TestRelayGivesUpTheOldest(t *testing.T) {
+	server, err := stream.StartServer(stream.ServerOptions{Listen: "127.0.0.1:0", StoreDir: t.TempDir(), Logger: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	nc, err := server.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	l := testRelay().life
+	l.cfg.Cluster, l.cfg.Topology.Nodes, l.cfg.Stream.MaxBytes = "x", map[string]string{"a": "", "b": "", "c": ""}, 1<<20
+	l.log, l.node.WriterEpoch = quiet, 1
+	r, err := l.openRelay(t.Context(), nc, origin.Origin{Node: "a", Epoch: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.pub.Run(ctx) }()
+	defer func() {
+		cancel()
+		<-done
+	}()
+	for seq := uint64(1); seq <= 100; seq++ {
+		x := received{1, seq, &wire.Frame{Header: wire.Header{Cluster: "x", Sender: "a", Origin: r.origin, WriterEpoch: 5, FirstSeq: seq, LastSeq: seq},
+			Body: make([]byte, 16<<10)}}
+		if err := r.handOn(ctx, x); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for changed := r.pub.Changed(); r.pub.InFlight() > 0; changed = r.pub.Changed() {
+		<-changed
+	}
+	before, err := r.pub.Info(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for r.alarm() == nil || before.Bytes > 1<<20 {
+		if err := r.limit(ctx); err != nil {
+			t.Fatal(err)
+		}
+		after, err := r.pub.Info(ctx)
+		if err != nil || after.First <= before.First || after.Last != before.Last {
+			t.Fatalf("of frames %d to %d are left %d to %d, %v", before.First, before.Last, after.First, after.Last, err)
+		}
+		before = after
+	}
+	if err := r.limit(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := r.pub.Info(ctx); err != nil || after.First != before.First {
+		t.Errorf("frames %d on are left of %d, though there is room, %v", after.First, before.First, err)
+	}
+	if _, err := r.reader.Find(ctx, r.origin, 1); !errors.Is(err, stream.ErrGap) {
+		t.Errorf("who needs what was given up is told: %v", err)
+	}
+}
+
 func TestRelayWaitsForRoom(t *testing.T) {
 	r := testRelay()
-	r.begin("a")
+	r.begin()
 	big := func(seq uint64) *wire.Frame {
 		return &wire.Frame{Header: wire.Header{LastSeq: seq}, Body: make([]byte, relayBytes*2/3)}
 	}
@@ -74,5 +140,15 @@ func TestRelayKnowsWhereRunsBegin(t *testing.T) {
 		if got := r.oldest(x.back); got != x.ours {
 			t.Errorf("their frame %d is our %d, want %d", x.back, got, x.ours)
 		}
+	}
+}
+
+// TestARelaysStreamMayBeLost: what it held can be had again.
+func TestARelaysStreamMayBeLost(t *testing.T) {
+	if permanent(named("publish", relayFault(named("stream", stream.ErrStreamLost)))) {
+		t.Error("the bridge would end with it")
+	}
+	if err := relayFault(named("stream", stream.ErrFenced)); !errors.Is(err, stream.ErrFenced) {
+		t.Errorf("another bridge has this node, and it says %v", err)
 	}
 }

@@ -132,6 +132,11 @@ func (b *bridge) report(ctx context.Context) *Report {
 		}
 	}
 	r.Alarms = append(r.Alarms, l.topologyAlarms()...)
+	for _, x := range l.relays {
+		if a := x.alarm(); a != nil {
+			r.Alarms = append(r.Alarms, *a)
+		}
+	}
 	for _, o := range l.applier.Status() {
 		r.Links = append(r.Links, l.reportLink(o))
 		if link := &r.Links[len(r.Links)-1]; link.Disagrees {

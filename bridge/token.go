@@ -101,7 +101,16 @@ func (b *bridge) serveToken(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintln(w, strings.ReplaceAll(v.String(), " ", ","))
 }
 
+// waitsAtOnce bounds the waits over HTTP: each has a connection to the database.
+const waitsAtOnce = 32
+
 func (b *bridge) serveWait(w http.ResponseWriter, r *http.Request) {
+	if b.waits.Add(1) > waitsAtOnce {
+		b.waits.Add(-1)
+		http.Error(w, fmt.Sprintf("%d wait already; use pgbridge.wait() in a session of your own", waitsAtOnce), http.StatusServiceUnavailable)
+		return
+	}
+	defer b.waits.Add(-1)
 	timeout := tokenPatience
 	if text := r.FormValue("timeout"); text != "" {
 		var err error

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/pgbridge/pgbridge/bridge"
 	"github.com/pgbridge/pgbridge/integration/cluster"
@@ -111,6 +114,34 @@ func TestWaitOverHTTP(t *testing.T) {
 		if code, text := get(path); code != want {
 			t.Errorf("%s: %d, %s; want %d", path, code, text, want)
 		}
+	}
+	crowd, end := context.WithCancel(t.Context())
+	var waiting errgroup.Group
+	refused := make(chan struct{}, 40)
+	for range 40 {
+		waiting.Go(func() error {
+			req, err := http.NewRequestWithContext(crowd, http.MethodGet, "http://"+listen+"/wait?for=b:5&timeout=1m", nil)
+			if err != nil {
+				return err
+			}
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				return nil // it waited until the end
+			}
+			defer resp.Body.Close()
+			if resp.StatusCode != http.StatusServiceUnavailable {
+				return fmt.Errorf("one in a crowd gets %d", resp.StatusCode)
+			}
+			refused <- struct{}{}
+			return nil
+		})
+	}
+	for range 8 {
+		<-refused
+	}
+	end()
+	if err := waiting.Wait(); err != nil {
+		t.Error(err)
 	}
 	if _, err := bridge.Token(t.Context(), b.Load()); !errors.Is(err, bridge.ErrNotRunning) {
 		t.Errorf("a token of a node without a bridge: %v", err)
