@@ -28,35 +28,69 @@ func (c *carefulRun) truncateMerged(ctx context.Context, m *mapping) error {
 	if err := c.flush(ctx); err != nil {
 		return err
 	}
-	rows, err := c.exec(ctx, "SELECT t.tableoid::text, t.ctid::text FROM "+t.rows+" t", nil, nil)
+	// Locked all at once, as their last writers left them: a row that a local session changed between a look and a lock would
+	// be overlooked, and be left on this node alone.
+	rows, err := c.exec(ctx, "SELECT t.tableoid::text, t.ctid::text FROM "+t.rows+" t FOR UPDATE", nil, nil)
+	if err != nil {
+		return fmt.Errorf("truncate %s: lock its rows: %w", t.quoted, err)
+	}
+	unknown, err := c.judgeTruncated(ctx, m, rows)
+	if err == nil && unknown && c.tries > 1 && len(c.unsure) > 0 {
+		var known bool
+		if known, err = c.holdOn(ctx); known {
+			unknown, err = c.judgeTruncated(ctx, m, rows)
+		}
+	}
+	if err == nil && unknown {
+		err = errUnknown
+	}
+	for _, r := range rows {
+		if err == nil {
+			err = c.lockedRow(ctx, m, r, func(k wire.KeyHash, where string, types []uint32, ps []param) error {
+				return c.journal.rework(ctx, c.conn.PgConn(), t, k, where, types, ps)
+			})
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("truncate %s: %w", t.quoted, err)
 	}
+	return nil
+}
+
+// judgeTruncated reports whether a local session has written one of the rows, which are locked, and the journal lacks that.
+func (c *carefulRun) judgeTruncated(ctx context.Context, m *mapping, rows [][][]byte) (unknown bool, err error) {
 	for _, r := range rows {
-		where, types, ps, err := rowAt(string(r[0]), string(r[1]))()
-		if err != nil {
+		err := c.lockedRow(ctx, m, r, func(k wire.KeyHash, where string, types []uint32, ps []param) error {
+			look, err := c.exec(ctx, "SELECT "+lookAtSQL(k)+" FROM "+m.local.rows+" t, "+lookVersion+" WHERE "+where, types, ps)
+			if err == nil && len(look) > 0 {
+				_, err = c.judgeMerged(m, k, look[0], false)
+			}
 			return err
-		}
-		if _, err := c.exec(ctx, "SELECT 1 FROM "+t.rows+" t WHERE "+where+" FOR UPDATE", types, ps); err != nil {
-			return fmt.Errorf("lock row of %s: %w", t.quoted, err)
-		}
-		k, found, err := c.keyHashOf(ctx, m, where, ps)
-		if err != nil || !found {
-			return err
-		}
-		// What a local session has written since must be in the journal too.
-		look, err := c.exec(ctx, "SELECT "+lookAtSQL(k)+" FROM "+t.rows+" t, "+lookVersion+" WHERE "+where, types, ps)
-		if err == nil && len(look) > 0 {
-			_, err = c.judgeMerged(m, k, look[0], false)
-		}
-		if err == nil {
-			err = c.journal.rework(ctx, c.conn.PgConn(), t, k, where, types, ps)
+		})
+		if errors.Is(err, errUnknown) {
+			unknown, err = true, nil
 		}
 		if err != nil {
-			return fmt.Errorf("truncate %s: %w", t.quoted, err)
+			return false, err
 		}
 	}
-	return nil
+	return unknown, nil
+}
+
+// lockedRow calls f with the key of a row whose place is at, and the condition that finds it.
+func (c *carefulRun) lockedRow(ctx context.Context, m *mapping, at [][]byte, f func(k wire.KeyHash, where string, types []uint32, ps []param) error) error {
+	where, types, ps, err := rowAt(string(at[0]), string(at[1]))()
+	if err != nil {
+		return err
+	}
+	k, found, err := c.keyHashOf(ctx, m, where, ps)
+	if err == nil && !found {
+		err = fmt.Errorf("the row at %s is locked and not there", at[1])
+	}
+	if err != nil {
+		return err
+	}
+	return f(k, where, types, ps)
 }
 
 // rework makes the row of key k that where finds what the journal makes of it, which may be that there is none. What has

@@ -352,3 +352,30 @@ func TestJournalIsCaughtUpAtAStart(t *testing.T) {
 	a.Links["b"].Heal()
 	c.WaitConverged()
 }
+
+// TestTruncateMeetsAnOpenWrite: a local session that has changed a row, and not committed yet, when another node's TRUNCATE
+// comes, does not save that row on its own node alone, nor those behind it.
+func TestTruncateMeetsAnOpenWrite(t *testing.T) {
+	t.Parallel()
+	c := cluster.New(t, cluster.Options{Nodes: 2, Schema: mergedSchema, Config: map[string]string{"conflict.tables": "*.wiped: n=delta"}})
+	a, b := c.Nodes[0], c.Nodes[1]
+	a.Exec(`INSERT INTO wiped SELECT i, 1, 'old' FROM generate_series(1, 20) i`)
+	c.WaitConverged()
+	user, err := pgtest.Connect(t, b.DSN).Begin(t.Context())
+	if err == nil {
+		_, err = user.Exec(t.Context(), `UPDATE wiped SET v = 'new' WHERE id = 10`)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Exec(`TRUNCATE wiped`)
+	b.Await(`SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgbridge % apply %' AND wait_event_type = 'Lock'
+		AND datname = current_database()`, "1")
+	if err := user.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.WaitConverged()
+	if rows := a.Query(`SELECT id FROM wiped`); len(rows) > 0 {
+		t.Errorf("rows %s are left of what was truncated", rows)
+	}
+}

@@ -41,9 +41,18 @@ func TestSchedulesOnServers(t *testing.T) {
 		count = longSchedules
 	}
 	first := uint64(seed(t))
+	t.Logf("schedules from seed %d on", first)
 	next, ran := first, 0
+	var batch []*sim.Schedule
+	defer func() {
+		if t.Failed() {
+			for _, s := range batch {
+				t.Log(logical(s))
+			}
+		}
+	}()
 	for ran < count {
-		var batch []*sim.Schedule
+		batch = nil
 		for len(batch) < min(schedulesAtOnce, count-ran) {
 			if s := sim.Generate(next); s.Nodes == scheduleNodes {
 				batch = append(batch, s)
@@ -52,10 +61,7 @@ func TestSchedulesOnServers(t *testing.T) {
 		}
 		p.play(batch, schedulesAtOnce*ran)
 		if ran += len(batch); t.Failed() {
-			for _, s := range batch {
-				t.Log(logical(s))
-			}
-			t.FailNow()
+			return
 		}
 	}
 	t.Logf("%d schedules from seed %d: %d transactions, %d restarts, %d cuts", ran, first, p.transactions, p.restarts, p.cuts)
