@@ -456,7 +456,7 @@ func (a *Applier) Run(ctx context.Context, wal WAL, streams Streams) error {
 		g.Go(func() error { return a.mender.run(ctx) })
 	}
 	g.Go(func() error { return a.watchParked(ctx) })
-	g.Go(func() error { return a.resends.run(ctx) })
+	g.Go(func() error { return a.resends.run(ctx, wal) })
 	for _, w := range a.workers {
 		w.wal, w.streams = wal, streams
 		g.Go(func() error { return w.run(ctx) })

@@ -1,7 +1,9 @@
 package apply
 
 import (
+	"context"
 	"encoding/binary"
+	"errors"
 	"testing"
 
 	"github.com/pgbridge/pgbridge/conflict"
@@ -113,4 +115,41 @@ func TestMergedRowsAreForgotten(t *testing.T) {
 	p.same(`SELECT * FROM t ORDER BY id`)
 	reads()
 	awaitValue(t, p, `SELECT count(*) FROM pgbridge.journal`, "0")
+}
+
+// TestOneOfSeveralTruncatesIsForgotten: a TRUNCATE that all have seen takes nothing of the journal with it while the table has
+// a later one in it: by that one, an update of a row whose insert is not in the journal would be one of a row that is gone.
+func TestOneOfSeveralTruncatesIsForgotten(t *testing.T) {
+	t.Parallel()
+	p := newMergedPair(t, conflict.DeleteLatest)
+	j := &journal{conn: p.to.Connect(t), own: nodeB, origins: p.a.journal.origins, catalog: p.a.catalog, wiped: map[wiped]origin.Vector{}}
+	// purge has it forget what it may when all have seen a's transactions up to seq.
+	purge := func(seq uint64) {
+		t.Helper()
+		if err := p.stop(); !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+		j.heard, j.absence, j.progress, j.locks = p.a.heard, p.a.absence, p.a.progress, newKeyLocks(1)
+		j.absence.told(nil, origin.Vector{{Origin: nodeA, Seq: seq}})
+		if err := j.purge(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.do(`TRUNCATE t`)
+	p.do(`TRUNCATE t`)
+	p.do(`INSERT INTO t VALUES (1, 1)`)
+	purge(1)
+	p.start()
+	p.do(`INSERT INTO t VALUES (2, 2)`)
+	purge(3)
+	if got := p.to.Value(t, `SELECT string_agg(seq || ' ' || kind::text, ', ' ORDER BY seq) FROM pgbridge.journal`); got != "2 T, 3 I, 4 I" {
+		t.Errorf("the journal holds %s", got)
+	}
+	p.start()
+	p.do(`UPDATE t SET n = n + 1`)
+	p.same(`SELECT * FROM t ORDER BY id`)
+	purge(5)
+	if got := p.to.Value(t, `SELECT count(*) FROM pgbridge.journal`); got != "0" {
+		t.Errorf("the journal holds %s writes that all have seen", got)
+	}
 }

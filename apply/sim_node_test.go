@@ -509,6 +509,12 @@ func (n *simNode) fold(k wire.KeyHash, stable map[origin.Origin]uint64) {
 
 // purgeTruncates is journal.purgeTruncates.
 func (n *simNode) purgeTruncates(stable map[origin.Origin]uint64) {
+	if len(n.books.truncates) > 1 && !n.w.broken.forgetsForAll {
+		last := slices.MaxFunc(n.books.truncates, func(a, b journaled) int { return later(a.write, b.write) })
+		n.bridge(func(b *simBooks) {
+			b.truncates = slices.DeleteFunc(slices.Clone(b.truncates), func(t journaled) bool { return t.write.Seq != last.write.Seq || t.write.Origin != last.write.Origin })
+		})
+	}
 	for _, t := range slices.Clone(n.books.truncates) {
 		if t.write.Seq > stable[t.write.Origin] {
 			continue

@@ -37,6 +37,9 @@ type simBroken struct {
 	ownsOwed        bool // a row is written again for another node though it is owed itself
 	forgetsUnlocked bool // what a TRUNCATE judged is forgotten while transactions are applied to these rows
 	truncateGoes    bool // a TRUNCATE of a merged table is forgotten though rows in the journal are older
+	forgetsForAll   bool // what one TRUNCATE judged is forgotten though the table has others
+	sendsUnsettled  bool // a row is written again for another node though a local delete may still take it back
+	keepsGone       bool // who is asked for a row that is gone does not answer as long as it is owed that row
 	ignoresOwed     bool // what is here is taken for the latest, though a later version is owed
 	mergeByArrival  bool // merged rows go by the order in which writes came
 }
@@ -512,7 +515,7 @@ func (n *simNode) settle(round int64) {
 
 // closing writes a marker if there is anything to tell.
 func (n *simNode) closing() {
-	if n.read == len(n.pg.WAL) && !n.told.Includes(n.seenHere()) {
+	if n.read == len(n.pg.WAL) && !(n.told.Includes(n.seenHere()) && n.progress.readBack(n).Includes(n.progress.vector())) {
 		n.flush()
 	}
 }

@@ -23,6 +23,9 @@ func Generate(seed uint64) *Schedule {
 		if g.patches && g.chance(60) {
 			g.s.Events = append(g.s.Events, g.owed(e.Node, e.Peer)...)
 		}
+		if g.tidal && g.chance(40) {
+			g.s.Events = append(g.s.Events, g.tides()...)
+		}
 	}
 	return g.s
 }
@@ -37,9 +40,12 @@ type generator struct {
 	kill    bool  // bridges are killed
 	purge   bool  // what is stable is forgotten
 	wipe    bool  // tables are truncated
+	wipes   bool  // one after the other
+	tidal   bool  // now and then nearly all that is under way arrives, and nodes hear that it has
 	partly  bool  // large values are left unchanged
 	patches bool  // mostly
 	lag     bool  // capture is late
+	late    bool  // own writes are late in the journal
 	merged  int   // of 5 statements, how many are of the merged table
 	gone    int   // of 8 statements, how many delete
 	reach   int64 // how far clocks step
@@ -71,6 +77,16 @@ func (g *generator) settings() {
 		s.Full, s.Filled, s.InTurn, s.Keys = false, true, false, 1
 		g.partly, g.patches, g.merged, g.gone, g.busy = true, true, 0, 1, 10
 	}
+	// With one other node alone, what this one has applied is soon what all have seen.
+	shape := rand.New(rand.NewPCG(s.Seed, 2))
+	if shape.IntN(5) == 0 {
+		s.Nodes = 2
+	}
+	g.late = shape.IntN(3) == 0
+	if shape.IntN(10) == 0 {
+		g.wipes, g.purge, g.merged = true, true, max(g.merged, 3)
+	}
+	g.tidal = g.purge && shape.IntN(3) == 0
 	for range s.Nodes {
 		s.Skew = append(s.Skew, g.ahead())
 	}
@@ -109,7 +125,9 @@ func (g *generator) event() Event {
 	case n < 83:
 		e.Kind = Take
 	case n < 87:
-		e.Kind = Journal
+		if e.Kind = Journal; g.late && !g.chance(8) {
+			e.Kind = Apply
+		}
 	case n < 91:
 		e.Kind, e.N = Mark, g.r.Int64N(2)
 	case n < 92:
@@ -143,10 +161,45 @@ func (g *generator) trouble(e *Event) {
 	}
 }
 
+// tides lets users write a little, brings nearly everything to nearly everybody, and the news of it, so that some of it can
+// be forgotten, and so on.
+func (g *generator) tides() []Event {
+	var all []Event
+	do := func(k Kind, at, with int, n int64) { all = append(all, Event{Kind: k, Node: at, Peer: with, N: n}) }
+	for range 2 + g.r.IntN(6) {
+		for range g.r.IntN(5) {
+			at := g.node()
+			all = append(all, Event{Kind: Begin, Node: at, Peer: (at + 1) % g.s.Nodes, Ops: []Op{g.op()}})
+			for range 4 {
+				do(Step, at, (at+1)%g.s.Nodes, 0)
+			}
+		}
+		first := g.node()
+		for i := range g.s.Nodes {
+			at := (first + i) % g.s.Nodes
+			for with := range g.s.Nodes {
+				if with != at {
+					do(Deliver, at, with, 9)
+					for range 10 {
+						do(Apply, at, with, 0)
+					}
+				}
+			}
+			for _, k := range []Kind{Flush, Capture, Journal, Mark, Flush, Capture, Purge} {
+				do(k, at, (at+1)%g.s.Nodes, 9)
+			}
+		}
+	}
+	return slices.DeleteFunc(all, func(e Event) bool { return g.chance(30) || e.Kind == Purge && !g.chance(3) })
+}
+
 // owed is what hardly comes about by chance: a node cannot write what another one's update made of a row, is sent the row
 // again, and meanwhile its users go on from what it has; a third node hears of it all in some order. Some of the steps are
 // left out.
 func (g *generator) owed(node, peer int) []Event {
+	if g.s.Nodes == 2 {
+		return nil
+	}
 	third := 0
 	for third == node || third == peer {
 		third++
@@ -205,7 +258,7 @@ func (g *generator) op() Op {
 	case n == 22 && g.s.Keys > 1:
 		o.Kind = Move
 		o.To = 1 + r.IntN(g.s.Keys)
-	case n == 23 && g.wipe:
+	case n == 23 && g.wipe, n >= 20 && g.wipes:
 		o.Kind = Truncate
 	}
 	return o
