@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/rowkey"
 	"github.com/pgbridge/pgbridge/wire"
 )
 
@@ -26,6 +28,9 @@ type resender struct {
 	own     origin.Origin
 	log     *slog.Logger
 	owed    *owed
+	absence *absence
+	wal     WAL // nil until run
+	digests *rowkey.Digests
 	catalog *catalog
 	workers []*worker
 
@@ -67,7 +72,8 @@ func newResender(own origin.Origin, o *owed) *resender {
 
 func (a *Applier) openResender() {
 	d := newResender(a.own, a.owed)
-	d.opts, d.log, d.catalog, d.workers = &a.opts, a.opts.Logger, a.catalog, a.workers
+	d.opts, d.log, d.absence, d.catalog, d.workers = &a.opts, a.opts.Logger, a.absence, a.catalog, a.workers
+	d.digests = rowkey.NewDigests(a.catalog.ask)
 	a.resends = d
 	for _, w := range a.workers {
 		w.inbox.resends = d
@@ -121,7 +127,8 @@ func (d *resender) hearAnswer(payload []byte, need origin.Vector) error {
 }
 
 // run works until ctx ends or the connection is lost.
-func (d *resender) run(ctx context.Context) error {
+func (d *resender) run(ctx context.Context, wal WAL) error {
+	d.wal = wal
 	defer func() {
 		if d.conn != nil {
 			d.conn.Close(context.WithoutCancel(ctx))
@@ -259,7 +266,7 @@ func (d *resender) resendAll(ctx context.Context) (left bool, err error) {
 				answers = append(answers, wire.AppendAnswer(nil, wire.Answer{To: r.by, ID: r.ID}))
 				continue
 			case err == nil:
-				err = errors.New("it is owed to this node, too, or in quarantine")
+				err = errors.New("it is owed to this node, too, or in quarantine, or a local delete may still take it back")
 			case !errors.As(err, &pg) || lost(err) || ctx.Err() != nil:
 				return false, err
 			}
@@ -286,8 +293,9 @@ func (d *resender) resendAll(ctx context.Context) (left bool, err error) {
 }
 
 // resend writes one row again, with new values of all that may be stored out of line, so that the WAL has them. It reports
-// false if the row is not this node's to write: one that is owed to it, or that is in quarantine. A row that is not there
-// needs nothing: the delete stands in the stream. tables are those that were read before, for this turn.
+// false if the row is not this node's to write: one that is owed to it, that is in quarantine, or that a local delete takes
+// back which capture has not read yet (PROOF.md R19): written again, it would stay. A row that is not there needs nothing: the
+// delete stands in the stream. tables are those that were read before, for this turn.
 func (d *resender) resend(ctx context.Context, ask *wire.Ask, tables map[tableName]*table) (done bool, err error) {
 	name := tableName{ask.Schema, ask.Table}
 	t := tables[name]
@@ -326,9 +334,9 @@ func (d *resender) resendIn(ctx context.Context, tx pgx.Tx, t *table, ask *wire.
 	key := fmt.Sprintf("pg_catalog.json_populate_record(NULL::%s, $1::json) k", t.quoted)
 	var hidden bool
 	err = tx.QueryRow(ctx, fmt.Sprintf(`SELECT EXISTS (SELECT FROM pgbridge.quarantine q, %[1]s WHERE q.schema = $2 AND q.name = $3 AND %[2]s)
-		OR EXISTS (SELECT FROM pgbridge.owed w, pg_catalog.json_populate_record(NULL::%[3]s, w.key) o, %[1]s WHERE w.schema = $2 AND w.name = $3 AND %[4]s
-			AND NOT EXISTS (SELECT FROM %[5]s t CROSS JOIN LATERAL pg_xact_commit_timestamp_origin(t.xmin) c
-				WHERE %[6]s AND c.roident = 0 AND COALESCE(%[7]s, true) AND w.writer IS DISTINCT FROM t.xmin::text))`,
+		OR EXISTS (SELECT FROM %[5]s t CROSS JOIN LATERAL pg_xact_commit_timestamp_origin(t.xmin) c, pgbridge.owed w,
+			pg_catalog.json_populate_record(NULL::%[3]s, w.key) o, %[1]s WHERE w.schema = $2 AND w.name = $3 AND %[4]s AND %[6]s
+			AND (c.roident = 0 AND COALESCE(%[7]s, true) AND w.writer IS DISTINCT FROM t.xmin::text) IS NOT TRUE)`,
 		key, strings.Join(kept, " AND "), t.quoted, strings.Join(owedSame, " AND "), t.rows, strings.Join(same, " AND "), genuine),
 		string(ask.Key), t.schema, t.name).Scan(&hidden)
 	if err != nil || hidden {
@@ -353,10 +361,28 @@ func (d *resender) resendIn(ctx context.Context, tx pgx.Tx, t *table, ask *wire.
 	if err := rows.Err(); err != nil || !found {
 		return err == nil, err
 	}
+	if unsettled, err := d.unsettled(ctx, tx.Conn().PgConn(), t, key, strings.Join(same, " AND "), ask); err != nil || unsettled {
+		return false, err
+	}
 	var set []string
 	for i, name := range wide {
 		set = append(set, fmt.Sprintf("%s = $%d", name, i+2))
 	}
 	sql := fmt.Sprintf("UPDATE %s t SET %s FROM %s WHERE %s", t.rows, strings.Join(set, ", "), key, strings.Join(same, " AND "))
 	return true, tx.Conn().PgConn().ExecParams(ctx, sql, values, nil, nil, nil).Read().Err
+}
+
+// unsettled reports whether a local delete may still take back the row, which is locked.
+func (d *resender) unsettled(ctx context.Context, conn *pgconn.PgConn, t *table, key, same string, ask *wire.Ask) (bool, error) {
+	cols, formats := t.keyColumns()
+	r := conn.ExecParams(ctx, fmt.Sprintf("SELECT %s FROM %s t, %s WHERE %s", cols, t.rows, key, same), [][]byte{[]byte(ask.Key)}, nil, nil, formats).Read()
+	if r.Err != nil || len(r.Rows) == 0 {
+		return true, r.Err
+	}
+	k, err := d.digests.Hash(ctx, t.hasher, keyValues(r.Rows[0], formats))
+	if err != nil {
+		return false, err
+	}
+	d.absence.settle(d.owed.progress.readBack(d.wal))
+	return d.absence.unsettled(tableName{t.schema, t.name}, k, registration{origin: d.own, seq: math.MaxUint64}, d.wal.Passed()), nil
 }

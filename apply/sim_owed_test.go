@@ -115,7 +115,13 @@ func (n *simNode) resendOne(r askedRow) bool {
 		if e.hash != n.w.tables[table].hash(key) || n.w.broken.ownsOwed {
 			continue
 		}
-		if v == nil || v.XID == n.w.owedOver[e.id] {
+		if v == nil && n.w.broken.keepsGone {
+			return false
+		}
+		if v == nil { // whatever took it is later, and on its way to all
+			continue
+		}
+		if v.XID == n.w.owedOver[e.id] {
 			return false
 		}
 		if c := n.pg.CommitOf(v); c == nil || c.Origin != 0 {
@@ -128,6 +134,11 @@ func (n *simNode) resendOne(r askedRow) bool {
 	}
 	u := &simUser{t: &simTxn{node: n.id, seen: slices.Clone(n.shown)}, session: n.pg.Begin(), sync: true, then: answer}
 	if n.pg.Locked(u.session, at, false) {
+		n.pg.Rollback(u.session)
+		return false
+	}
+	n.absence.settle(n.progress.readBack(n))
+	if t := n.w.tables[table]; n.absence.unsettled(t.mapping.name(), t.hash(key), registration{n.own, 1 << 62}, n.Passed()) && !n.w.broken.sendsUnsettled {
 		n.pg.Rollback(u.session)
 		return false
 	}
