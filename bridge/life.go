@@ -29,9 +29,11 @@ type life struct {
 	tables    *capture.TableWatch
 	publisher *stream.Publisher
 	outbox    *outbox
-	peers     []*peer
-	relays    []*relay
-	conns     []*nats.Conn
+	// neighbours are asked from whom to read.
+	neighbours *neighbours
+	peers      []*peer
+	relays     []*relay
+	conns      []*nats.Conn
 }
 
 // run builds the parts in the order in which they need each other, and runs them.
@@ -55,6 +57,7 @@ func (l *life) run(ctx context.Context) (err error) {
 	if err := l.openRelays(ctx); err != nil {
 		return err
 	}
+	l.openNeighbours()
 	if err := l.openPeers(); err != nil {
 		return err
 	}
@@ -90,8 +93,9 @@ func (l *life) start(s stages, g *errgroup.Group) {
 	part(s.capturing, g, "capture", l.runCapture)
 	part(s.working, g, "retention", asks(l.retain))
 	part(s.working, g, "tables", l.tables.Run)
+	part(s.reading, g, "neighbours", asks(l.neighbours.run))
 	for _, p := range l.peers {
-		part(s.reading, g, "read from "+p.name, asks(p.run))
+		part(s.reading, g, "read what "+p.origin.Node+" writes", asks(p.run))
 	}
 	for _, r := range l.relays {
 		part(s.working, g, "publish frames of "+r.origin.Node, r.publish)
@@ -285,11 +289,11 @@ func (l *life) others() (all []origin.Origin) {
 	return all
 }
 
-// openRelays lets this node hand on what others write, where a neighbour gets that from here.
+// openRelays lets this node hand on what others write, where a neighbour gets that from here, or may if a node dies.
 func (l *life) openRelays(ctx context.Context) error {
 	g := l.cfg.Graph()
 	for _, o := range l.others() {
-		if !g.HandsOn(l.cfg.Node, o.Node) {
+		if !l.rerouted() && !g.HandsOn(l.cfg.Node, o.Node) {
 			continue
 		}
 		r, err := l.openRelay(ctx, l.conns[0], o)
@@ -301,15 +305,14 @@ func (l *life) openRelays(ctx context.Context) error {
 	return nil
 }
 
-// openPeers decides from which neighbour each other node's transactions are read.
+// openPeers makes a reader of each other node's transactions.
 func (l *life) openPeers() error {
 	g := l.cfg.Graph()
 	for _, o := range l.others() {
-		next := g.Next(l.cfg.Node, o.Node)
-		if next == "" {
+		if g.Next(l.cfg.Node, o.Node) == "" {
 			return &configError{fmt.Sprintf("no way leads from %s to %s; correct topology.links", l.cfg.Node, o.Node)}
 		}
-		p := &peer{life: l, name: next, url: l.cfg.Topology.Nodes[next], origin: o}
+		p := &peer{life: l, origin: o}
 		for _, r := range l.relays {
 			if r.origin == o {
 				p.relay = r

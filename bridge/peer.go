@@ -16,56 +16,95 @@ import (
 	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/stream"
 	"github.com/pgbridge/pgbridge/topology"
+	"github.com/pgbridge/pgbridge/wire"
 )
 
-// peer reads one other node's transactions into apply: from its own stream, or from that of a neighbour that hands them on.
+// peer reads one other node's transactions into apply: from its own stream, or from that of a node that hands them on, whichever
+// way is open.
 type peer struct {
 	*life
-	name, url string // of the neighbour
-	origin    origin.Origin
-	relay     *relay // hands on what is read; nil: nobody needs that
-	reader    atomic.Pointer[stream.Reader]
-	conn      atomic.Pointer[nats.Conn] // nil before run has begun
-	problem   atomic.Pointer[string]    // why nothing is read; nil if something is
-	seen      atomic.Uint64             // own transactions that the peer's frames say it has; for status
-	// agreed is the writer epoch whose policies are this node's; disagrees: those of the newest are not.
-	agreed    uint64
+	origin  origin.Origin
+	relay   *relay                   // hands on what is read; nil: nobody needs that
+	at      atomic.Pointer[upstream] // nil while nothing is read
+	problem atomic.Pointer[string]   // why nothing is read; nil if something is
+	seen    atomic.Uint64            // own transactions that the peer's frames say it has; for status
+	// disagrees: the newest policies of the node that is read from are not this node's.
 	disagrees atomic.Bool
-	graph     atomic.Pointer[string] // in what the neighbour's topology differs from ours; nil: in nothing
+	graph     atomic.Pointer[difference] // in what that node's topology differs from ours; nil: in nothing
 }
 
-// run reads until ctx ends. What goes wrong with one peer's stream concerns that peer alone: it is said,
-// tried again, and the others go on.
+// difference is in what another node's topology differs.
+type difference struct{ node, text string }
+
+// upstream is a node that is read from.
+type upstream struct {
+	name   string
+	nc     *nats.Conn
+	reader *stream.Reader
+	agreed uint64 // the writer epoch whose policies are this node's
+	// aheads came ahead of the stream, which has not brought them yet.
+	aheads []*wire.Frame
+}
+
+// run reads until ctx ends, from one node after the other as ways open and close.
 func (p *peer) run(ctx context.Context) error {
-	nc, err := p.connect(p.url, p.name)
+	moved := false
+	for {
+		way, changed := p.neighbours.way(p.origin.Node)
+		if way == "" {
+			p.trouble("", fmt.Errorf("no node is reached that has what %s writes", p.origin.Node))
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return nil
+			}
+			continue
+		}
+		err := p.follow(ctx, way, moved)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		moved = true
+	}
+}
+
+// follow reads from one node until ctx ends, or it is to be read from another one. What goes wrong with one stream concerns it
+// alone: it is said, tried again, and the others go on.
+func (p *peer) follow(whole context.Context, way string, moved bool) error {
+	ctx, cancel := context.WithCancel(whole)
+	var aside sync.WaitGroup
+	defer aside.Wait()
+	defer cancel()
+	aside.Go(func() {
+		defer cancel()
+		p.neighbours.stays(ctx, p.origin.Node, way)
+	})
+	nc, err := p.connect(p.cfg.Topology.Nodes[way], way)
 	if err != nil {
 		return err
 	}
 	defer nc.Close()
-	r, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: p.cfg.Cluster, Sender: p.name, Origin: p.origin.Node, Ahead: p.cfg.Apply.Ahead, Logger: p.log})
+	r, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: p.cfg.Cluster, Sender: way, Origin: p.origin.Node, Ahead: p.cfg.Apply.Ahead, Logger: p.log})
 	if err != nil {
 		return err
 	}
-	p.reader.Store(r)
-	p.conn.Store(nc)
-	var clocks sync.WaitGroup
-	defer clocks.Wait()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	if p.direct() {
-		clocks.Go(func() { p.compareClocks(ctx, r) })
+	u := &upstream{name: way, nc: nc, reader: r}
+	p.at.Store(u)
+	defer p.at.Store(nil)
+	if p.direct(u) {
+		aside.Go(func() { p.compareClocks(ctx, u) })
 	}
-	find, pauses, most := false, pauses{}, p.applier.Received(p.origin)
+	find, pauses, most := moved, pauses{}, p.applier.Received(p.origin)
 	for {
-		err := p.read(ctx, r, find)
+		err := p.read(ctx, u, find)
 		if ctx.Err() != nil {
-			return nil
+			return p.handOnAhead(whole, u)
 		}
 		find = errors.Is(err, stream.ErrGap) || errors.Is(err, stream.ErrStreamChanged) || errors.Is(err, apply.ErrGap)
-		text := err.Error()
-		if old := p.problem.Swap(&text); old == nil || *old != text {
-			p.log.Warn("peer is not read", "sender", p.name, "err", text)
-		}
+		p.trouble(way, err)
 		// What was read before the fault is read again each time, so that only what is new counts.
 		got := p.applier.Received(p.origin)
 		pause := pauses.next(got > most)
@@ -73,40 +112,67 @@ func (p *peer) run(ctx context.Context) error {
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			return nil
+			return p.handOnAhead(whole, u)
 		}
 	}
 }
 
-// direct reports whether the neighbour is the origin itself.
-func (p *peer) direct() bool { return p.name == p.origin.Node }
+// handOnAhead hands on what has come ahead of a stream that is not read any more, and that others may never get from there: its
+// broker may have died before it stored it.
+func (p *peer) handOnAhead(ctx context.Context, u *upstream) error {
+	if p.relay == nil || ctx.Err() != nil {
+		return nil
+	}
+	p.relay.begin()
+	for _, f := range u.aheads {
+		last := p.relay.upTo()
+		if f.FirstSeq > last+1 || f.LastSeq <= last || f.LastSeq > p.applier.Received(p.origin) {
+			continue
+		}
+		if err := p.relay.take(ctx, 0, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// trouble says why nothing is read.
+func (p *peer) trouble(way string, err error) {
+	text := err.Error()
+	if old := p.problem.Swap(&text); old == nil || *old != text {
+		p.log.Warn("peer is not read", "origin", p.origin.Node, "sender", way, "err", text)
+	}
+}
+
+// direct reports whether the node that is read from is the origin itself.
+func (p *peer) direct(u *upstream) bool { return u.name == p.origin.Node }
 
 // begin says where to begin reading: at this node's position, or found by seq in a stream that does not go on there.
-func (p *peer) begin(ctx context.Context, r *stream.Reader, find bool) (uint64, error) {
-	from, err := p.applier.ResumeSeq(ctx, p.origin)
+func (p *peer) begin(ctx context.Context, u *upstream, find bool) (uint64, error) {
+	from, err := p.applier.ResumeSeq(context.WithoutCancel(ctx), p.origin) // a way that closes must not cost the session
 	if err != nil {
 		return 0, err
 	}
 	want := p.applier.Received(p.origin) + 1
 	if p.relay != nil && p.relay.upTo()+1 < want {
 		// Applied, but not handed on. If it is gone, all nodes have it.
-		from, err := r.Find(ctx, p.origin, p.relay.upTo()+1)
+		from, err := u.reader.Find(ctx, p.origin, p.relay.upTo()+1)
 		if err == nil || !errors.Is(err, stream.ErrGap) {
 			return from, named("find what is to be handed on of "+p.origin.Node, err)
 		}
 		find = true
 	}
-	if from != 0 && !find && p.direct() {
+	if from != 0 && !find && p.direct(u) {
 		return from, nil
 	}
-	if from, err = r.Find(ctx, p.origin, want); err != nil {
-		return 0, fmt.Errorf("find transaction %d of %s in the stream of %s: %w", want, p.origin.Node, p.name, err)
+	if from, err = u.reader.Find(ctx, p.origin, want); err != nil {
+		return 0, fmt.Errorf("find transaction %d of %s in the stream of %s: %w", want, p.origin.Node, u.name, err)
 	}
 	return from, nil
 }
 
-func (p *peer) read(ctx context.Context, r *stream.Reader, find bool) error {
-	from, err := p.begin(ctx, r, find)
+func (p *peer) read(ctx context.Context, u *upstream, find bool) error {
+	from, err := p.begin(ctx, u, find)
 	if err != nil {
 		return err
 	}
@@ -114,22 +180,26 @@ func (p *peer) read(ctx context.Context, r *stream.Reader, find bool) error {
 	if p.relay != nil {
 		p.relay.begin()
 	}
-	p.agreed = 0
-	return r.Run(ctx, from, func(ctx context.Context, m stream.Message) error {
+	u.agreed = 0
+	return u.reader.Run(ctx, from, func(ctx context.Context, m stream.Message) error {
 		if m.Ahead {
-			if m.Frame.WriterEpoch != p.agreed {
+			if m.Frame.WriterEpoch != u.agreed {
 				return nil
 			}
-			return p.applier.FeedAhead(ctx, p.origin, p.place(m.Seq), m.Frame)
+			if p.relay != nil {
+				u.aheads = append(u.aheads, m.Frame)
+			}
+			return p.applier.FeedAhead(ctx, p.origin, p.place(u, m.Seq), m.Frame)
 		}
-		if m.Frame.WriterEpoch != p.agreed {
-			if err := p.agree(ctx, r, m.Frame.WriterEpoch); err != nil {
+		u.aheads = slices.DeleteFunc(u.aheads, func(f *wire.Frame) bool { return f.LastSeq <= m.Frame.LastSeq })
+		if m.Frame.WriterEpoch != u.agreed {
+			if err := p.agree(ctx, u, m.Frame.WriterEpoch); err != nil {
 				return err
 			}
 		}
 		p.problem.Store(nil)
 		p.seen.Store(max(p.seen.Load(), m.Frame.Low.Seq(p.own)))
-		if err := p.applier.Feed(ctx, p.origin, p.place(m.Seq), m.Frame); err != nil || p.relay == nil {
+		if err := p.applier.Feed(ctx, p.origin, p.place(u, m.Seq), m.Frame); err != nil || p.relay == nil {
 			return err
 		}
 		return p.relay.take(ctx, m.Seq, m.Frame)
@@ -137,8 +207,8 @@ func (p *peer) read(ctx context.Context, r *stream.Reader, find bool) error {
 }
 
 // place is what apply remembers of a stream sequence: that of the origin's own stream.
-func (p *peer) place(seq uint64) uint64 {
-	if p.direct() {
+func (p *peer) place(u *upstream, seq uint64) uint64 {
+	if p.direct(u) {
 		return seq
 	}
 	return 0
@@ -146,8 +216,8 @@ func (p *peer) place(seq uint64) uint64 {
 
 // agree refuses to read a node that decides conflicts by other policies: nodes would end with different rows. It waits until they
 // are the same. One that does not say has none that are new.
-func (p *peer) agree(ctx context.Context, r *stream.Reader, epoch uint64) error {
-	notes, err := r.Notes(ctx)
+func (p *peer) agree(ctx context.Context, u *upstream, epoch uint64) error {
+	notes, err := u.reader.Notes(ctx)
 	if err != nil {
 		return err
 	}
@@ -155,17 +225,17 @@ func (p *peer) agree(ctx context.Context, r *stream.Reader, epoch uint64) error 
 	for _, key := range slices.Sorted(maps.Keys(own)) {
 		if theirs, ok := notes[key]; ok && theirs != own[key] {
 			p.disagrees.Store(true)
-			return fmt.Errorf("%s of node %s is %q, and here it is %q; let all nodes have the same, and start them again", key, p.name, theirs, own[key])
+			return fmt.Errorf("%s of node %s is %q, and here it is %q; let all nodes have the same, and start them again", key, u.name, theirs, own[key])
 		}
 	}
 	p.graph.Store(nil)
 	if theirs, ok := notes[topologyNote]; ok {
 		if d := topology.Difference(p.cfg.Graph().String(), theirs); d != "" {
-			p.graph.Store(&d)
-			p.log.Warn("topologies differ", "node", p.name, "difference", d)
+			p.graph.Store(&difference{u.name, d})
+			p.log.Warn("topologies differ", "node", u.name, "difference", d)
 		}
 	}
-	p.agreed = epoch
+	u.agreed = epoch
 	p.disagrees.Store(false)
 	return nil
 }
@@ -175,14 +245,14 @@ const clockPause = time.Minute
 
 // compareClocks measures how far the peer's clock is from this node's, for those who read the conflict history. A node's broker
 // runs beside its primary.
-func (p *peer) compareClocks(ctx context.Context, r *stream.Reader) {
+func (p *peer) compareClocks(ctx context.Context, u *upstream) {
 	for pause := time.Second; ; pause = min(2*pause, clockPause) { // the first ones may come while much else begins
-		ahead, within, err := r.Clock(ctx)
+		ahead, within, err := u.reader.Clock(ctx)
 		if err == nil {
-			err = p.applier.NoteClock(ctx, p.name, ahead, within)
+			err = p.applier.NoteClock(context.WithoutCancel(ctx), u.name, ahead, within)
 		}
 		if err != nil && ctx.Err() == nil {
-			p.log.Debug("clocks are not compared", "sender", p.name, "err", err.Error())
+			p.log.Debug("clocks are not compared", "sender", u.name, "err", err.Error())
 		}
 		select {
 		case <-time.After(pause):

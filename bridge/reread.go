@@ -88,12 +88,12 @@ func (s streams) rereadPeer(ctx context.Context, o origin.Origin, after uint64, 
 		if p.origin != o {
 			continue
 		}
-		nc := p.conn.Load()
-		if nc == nil || !nc.IsConnected() {
-			return fmt.Errorf("broker of %s is away", p.name)
+		at := p.at.Load()
+		if at == nil || !at.nc.IsConnected() {
+			return fmt.Errorf("nothing of %s is read", o.Node)
 		}
 		// A reader of its own: the peer's is reading.
-		r, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: s.cfg.Cluster, Sender: p.name, Origin: o.Node, Logger: s.log})
+		r, err := stream.NewReader(at.nc, stream.ReaderOptions{Cluster: s.cfg.Cluster, Sender: at.name, Origin: o.Node, Logger: s.log})
 		if err != nil {
 			return err
 		}

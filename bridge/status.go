@@ -132,6 +132,7 @@ func (b *bridge) report(ctx context.Context) *Report {
 		}
 	}
 	r.Alarms = append(r.Alarms, l.topologyAlarms()...)
+	r.Alarms = append(r.Alarms, l.neighbours.alarms()...)
 	for _, x := range l.relays {
 		if a := x.alarm(); a != nil {
 			r.Alarms = append(r.Alarms, *a)
@@ -154,10 +155,10 @@ func (b *bridge) report(ctx context.Context) *Report {
 func (l *life) topologyAlarms() (all []Alarm) {
 	told := map[string]bool{}
 	for _, p := range l.peers {
-		if d := p.graph.Load(); d != nil && !told[p.name] {
-			told[p.name] = true
+		if d := p.graph.Load(); d != nil && !told[d.node] {
+			told[d.node] = true
 			all = append(all, Alarm{Code: "topology-differs", Severity: SeverityError,
-				Text: fmt.Sprintf("the topology of node %s is not this one's: %s", p.name, *d),
+				Text: fmt.Sprintf("the topology of node %s is not this one's: %s", d.node, d.text),
 				Mend: "give all nodes the same topology, and start their bridges again; what has no way meanwhile waits"})
 		}
 	}
@@ -218,7 +219,8 @@ func (l *life) reportLink(o apply.OriginStatus) LinkReport {
 		if p.origin != o.Origin {
 			continue
 		}
-		r.Link, r.URL = p.name, p.shownURL()
+		r.Link, _ = p.neighbours.way(p.origin.Node)
+		r.URL = p.cfg.Redacted().Topology.Nodes[r.Link]
 		r.Disagrees = p.disagrees.Load()
 		if state, err := p.state(); err != nil {
 			r.State, r.Waiting = state, err.Error()
@@ -232,10 +234,8 @@ func (p *peer) state() (string, error) {
 	if reason := p.problem.Load(); reason != nil {
 		return "waiting", errors.New(*reason)
 	}
-	if r := p.reader.Load(); r != nil {
-		return r.State()
+	if at := p.at.Load(); at != nil {
+		return at.reader.State()
 	}
 	return "away", errors.New("not connected yet")
 }
-
-func (p *peer) shownURL() string { return p.cfg.Redacted().Topology.Nodes[p.name] }

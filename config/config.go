@@ -44,6 +44,8 @@ type Topology struct {
 	Center string
 	// Links are those of a graph, each as "a-b".
 	Links []string
+	// FailoverAfter is for how long a node must be silent to be routed around; 0: none is.
+	FailoverAfter time.Duration
 	// Nodes maps each node's name, this one's too, to the URL of the NATS server with its stream.
 	Nodes map[string]string
 }

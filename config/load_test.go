@@ -49,7 +49,7 @@ func TestTenLinesAreEnough(t *testing.T) {
 	want := &Config{
 		Cluster: "shop", Node: "a", DataDir: "/var/lib/pgbridge/a", Tables: []string{"*.*"}, ShutdownTimeout: 10 * time.Second,
 		Postgres: Postgres{DSN: "postgres://pgbridge@/app?host=/var/run/postgresql", AutoSetup: true},
-		Topology: Topology{Kind: "mesh", Nodes: map[string]string{
+		Topology: Topology{Kind: "mesh", FailoverAfter: 10 * time.Second, Nodes: map[string]string{
 			"a": "nats://127.0.0.1:4222", "b": "nats://127.0.0.1:4223", "c": "nats://127.0.0.1:4224"}},
 		NATS:    NATS{Embedded: Embedded{Listen: "127.0.0.1:4222", Sync: "always", MaxStore: 10 * GiB, MaxPayload: MiB}},
 		Stream:  Stream{MaxBytes: 8 * GiB, Compression: "none"},
@@ -84,7 +84,7 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 	values := map[string]string{
 		"cluster": "shop", "node": "b", "data_dir": "/data", "tables": "app.*, !app.log", "shutdown_timeout": "7s",
 		"postgres.dsn": "host=/tmp dbname=app", "postgres.auto_setup": "false",
-		"topology.kind": "graph", "topology.links": "a-b", "topology.nodes": "a=nats://10.0.0.1:4222,b=nats://10.0.0.2:4222",
+		"topology.kind": "graph", "topology.links": "a-b", "topology.failover_after": "3s", "topology.nodes": "a=nats://10.0.0.1:4222,b=nats://10.0.0.2:4222",
 		"nats.embedded.listen": "0.0.0.0:4222", "nats.embedded.allow_plaintext": "true", "nats.embedded.sync": "interval",
 		"nats.embedded.max_store": "1GiB", "nats.embedded.max_payload": "2MiB", "nats.token_file": token,
 		"stream.max_bytes": "512MiB", "stream.compression": "zstd",
@@ -109,7 +109,7 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 	want := &Config{
 		Cluster: "shop", Node: "b", DataDir: "/data", Tables: []string{"app.*", "!app.log"}, ShutdownTimeout: 7 * time.Second,
 		Postgres: Postgres{DSN: "host=/tmp dbname=app"},
-		Topology: Topology{Kind: "graph", Links: []string{"a-b"}, Nodes: map[string]string{"a": "nats://10.0.0.1:4222", "b": "nats://10.0.0.2:4222"}},
+		Topology: Topology{Kind: "graph", Links: []string{"a-b"}, FailoverAfter: 3 * time.Second, Nodes: map[string]string{"a": "nats://10.0.0.1:4222", "b": "nats://10.0.0.2:4222"}},
 		NATS: NATS{Embedded: Embedded{Listen: "0.0.0.0:4222", Sync: "interval", MaxStore: GiB, MaxPayload: 2 * MiB, AllowPlaintext: true},
 			Token: "s3cret", TokenFile: token},
 		Stream:  Stream{MaxBytes: 512 * MiB, Compression: "zstd"},

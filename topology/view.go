@@ -1,0 +1,242 @@
+package topology
+
+import (
+	"maps"
+	"slices"
+	"time"
+)
+
+// Hello is what a node says of itself, again and again, to whoever listens to it, and what it has heard of the others.
+// Nodes that get it pass it on in their own, so that all that are linked in whatever way know it.
+type Hello struct {
+	State
+	Others []State `json:"others,omitempty"`
+}
+
+// State is a node as it last said of itself.
+type State struct {
+	Node string `json:"node"`
+	// Life and N order a node's states: when its bridge began, and a count.
+	Life int64  `json:"life"`
+	N    uint64 `json:"n"`
+	// Hears are the nodes that it hears directly, sorted, or expects to hear, as long as it has only begun.
+	Hears []string `json:"hears,omitempty"`
+	// Has is up to which seq it has the transactions of each other node.
+	Has map[string]uint64 `json:"has,omitempty"`
+}
+
+// newer reports whether s is later than o of the same node.
+func (s *State) newer(o *State) bool { return s.Life > o.Life || s.Life == o.Life && s.N > o.N }
+
+// View is which nodes and links live, as one node knows it by hellos, and by which ways transactions come to it now. It
+// does no I/O and reads no clock: time is passed in, and must not go back. Not safe for concurrent use.
+//
+// There is no coordinator and no quorum. Nodes that know the same take the same ways; while what they know differs,
+// transactions may come twice, or wait, and nothing else: readers find their place by seq.
+type View struct {
+	own   string
+	graph *Graph
+	after time.Duration
+	began time.Time
+	state State
+	known map[string]*known
+	heard map[string]*streak
+	whole time.Time // when nobody was missing last
+}
+
+// known is another node's state, and when it was news.
+type known struct {
+	State
+	at time.Time
+}
+
+// streak is since when a node has been heard directly without a pause that is too long.
+type streak struct{ since, last time.Time }
+
+// NewView returns the view of node own, which begins at a time and takes for dead what it has not heard of for after. Until
+// that has passed it takes for alive what it has not heard of yet.
+func NewView(own string, g *Graph, after time.Duration, began time.Time) *View {
+	return &View{own: own, graph: g, after: after, began: began, state: State{Node: own, Life: began.UnixNano()},
+		known: map[string]*known{}, heard: map[string]*streak{}}
+}
+
+// Hear takes in a hello that came from the node that made it. It reports whether it told of links that were not known so.
+func (v *View) Hear(h *Hello, now time.Time) (news bool) {
+	if h.Node == v.own || !v.graph.Has(h.Node) {
+		return false
+	}
+	s := v.heard[h.Node]
+	if s == nil || now.Sub(s.last) > v.after {
+		s = &streak{since: now}
+		v.heard[h.Node], news = s, true
+	}
+	s.last = now
+	for _, x := range append(slices.Clone(h.Others), h.State) {
+		if x.Node == v.own || !v.graph.Has(x.Node) {
+			continue
+		}
+		old := v.known[x.Node]
+		if old != nil && !x.newer(&old.State) {
+			continue
+		}
+		news = news || old == nil || !slices.Equal(old.Hears, x.Hears)
+		v.known[x.Node] = &known{x, now}
+	}
+	return news
+}
+
+// Hello returns what to say now; has is up to which seq the transactions of each other node are here.
+func (v *View) Hello(has map[string]uint64, now time.Time) *Hello {
+	v.state.N++
+	v.state.Has, v.state.Hears = has, nil
+	for _, node := range v.graph.nodes {
+		if node != v.own && v.from(v.own, node, now) {
+			v.state.Hears = append(v.state.Hears, node)
+		}
+	}
+	h := &Hello{State: v.state}
+	for _, node := range slices.Sorted(maps.Keys(v.known)) {
+		switch age := now.Sub(v.known[node].at); {
+		case age <= v.after:
+			h.Others = append(h.Others, v.known[node].State)
+		case age > forgets*v.after:
+			delete(v.known, node) // it may have begun anew with a clock that was set back
+		}
+	}
+	return h
+}
+
+// forgets is after how many times the time of silence a node's last state is forgotten. Others pass it on for a while.
+const forgets = 20
+
+// young reports whether too little time has passed to take silence for death.
+func (v *View) young(now time.Time) bool { return now.Sub(v.began) <= v.after }
+
+// hears reports whether a node is heard directly. One that comes back counts when it has been heard for a while: a node that
+// flaps must not change everybody's ways each time.
+func (v *View) hears(node string, now time.Time) bool {
+	s := v.heard[node]
+	if s == nil {
+		return false
+	}
+	steady := v.young(s.since) || s.last.Sub(s.since) >= v.after/2
+	return steady && now.Sub(s.last) <= v.after
+}
+
+// alive reports whether a node has been heard of, or may yet be.
+func (v *View) alive(node string, now time.Time) bool {
+	if node == v.own {
+		return true
+	}
+	k := v.known[node]
+	if k == nil {
+		return v.young(now)
+	}
+	return now.Sub(k.at) <= v.after
+}
+
+// from reports whether node a hears node b, as far as is known.
+func (v *View) from(a, b string, now time.Time) bool {
+	expected := slices.Contains(v.graph.near[a], b)
+	if a == v.own {
+		return v.hears(b, now) || expected && v.heard[b] == nil && v.young(now)
+	}
+	k := v.known[a]
+	if k == nil {
+		return expected && v.young(now)
+	}
+	return slices.Contains(k.Hears, b)
+}
+
+// Live returns the nodes that live and the links between them that carry both ways: the configured ones, and others for as
+// long as nodes keep them up.
+func (v *View) Live(now time.Time) *Graph { return v.live(now, true) }
+
+func (v *View) live(now time.Time, temporary bool) *Graph {
+	var nodes []string
+	for _, node := range v.graph.nodes {
+		if v.alive(node, now) {
+			nodes = append(nodes, node)
+		}
+	}
+	var links []Link
+	for i, a := range nodes {
+		for _, b := range nodes[i+1:] {
+			if (temporary || slices.Contains(v.graph.near[a], b)) && v.from(a, b, now) && v.from(b, a, now) {
+				links = append(links, Link{a, b})
+			}
+		}
+	}
+	return New(nodes, links)
+}
+
+// Ways returns, for each other node, from which node its transactions are to be read now, "" if from none. What a node wrote
+// that cannot be reached spreads from the one among the others that has most of it.
+func (v *View) Ways(now time.Time) map[string]string {
+	g := v.Live(now)
+	reach := g.distances(v.own)
+	ways := map[string]string{}
+	for _, o := range v.graph.nodes {
+		if o == v.own {
+			continue
+		}
+		root := o
+		if _, ok := reach[o]; !ok {
+			root = v.furthest(o, reach)
+		}
+		if root != v.own {
+			ways[o] = g.Next(v.own, root)
+		} else if slices.Contains(v.graph.near[v.own], o) {
+			ways[o] = o // its stream may be there though it is not
+		} else {
+			ways[o] = ""
+		}
+	}
+	return ways
+}
+
+// furthest returns which of the nodes has most of what o wrote, the first one by name of several.
+func (v *View) furthest(o string, among map[string]int) string {
+	best, most := v.own, v.state.Has[o]
+	for _, node := range slices.Sorted(maps.Keys(among)) {
+		if k := v.known[node]; node != v.own && k != nil {
+			if has := k.Has[o]; has > most || has == most && node < best {
+				best, most = node, has
+			}
+		}
+	}
+	return best
+}
+
+// Unreached returns the nodes that cannot be reached, sorted.
+func (v *View) Unreached(now time.Time) []string {
+	part := v.Live(now).distances(v.own)
+	return slices.DeleteFunc(slices.Clone(v.graph.nodes), func(node string) bool { _, ok := part[node]; return ok })
+}
+
+// Missing returns the nodes that cannot be reached and that it is up to this one to look for, sorted. Of those that can reach
+// each other the first one by name looks, and each next one when that has not helped for a while: not everybody has a way to
+// everybody.
+func (v *View) Missing(now time.Time) []string {
+	part := v.Live(now).distances(v.own)
+	missing := v.Unreached(now)
+	if len(missing) == 0 || v.young(now) {
+		v.whole = now
+		return nil
+	}
+	turn := time.Duration(0)
+	for node := range part {
+		if node < v.own {
+			turn += 2 * v.after
+		}
+	}
+	if now.Sub(v.whole) < turn {
+		return nil
+	}
+	return missing
+}
+
+// Needed reports whether links beside the configured ones are what joins the nodes that this one reaches.
+func (v *View) Needed(now time.Time) bool {
+	return len(v.live(now, false).distances(v.own)) < len(v.Live(now).distances(v.own))
+}
