@@ -24,20 +24,25 @@ type neighbours struct {
 
 	mu      sync.Mutex // guards what follows
 	view    *topology.View
-	ways    map[string]string // by node: from whom it is read
-	changed chan struct{}     // closed and replaced when ways change
+	ways    map[string]way // by node
+	changed chan struct{}  // closed and replaced when ways change
 	watches map[string]*watch
 	probe   string // the node that was looked for last
 	joined  time.Time
 }
 
+// way is how another node's transactions are read.
+type way struct {
+	from string // the node that is read from, "" if from none
+	lost bool   // the one who writes them is not reached by any way: what it has sent to some only must spread
+}
+
 // watch is a connection to another node's broker, to hear that node.
 type watch struct {
-	nc      *nats.Conn
-	named   bool // the graph has a link to the node
-	knocked bool
-	since   time.Time
-	last    time.Time // when it was heard last; zero: never
+	nc    *nats.Conn
+	named bool // the graph has a link to the node
+	since time.Time
+	last  time.Time // when it was heard last; zero: never
 }
 
 const (
@@ -55,16 +60,16 @@ func (b *bridge) rerouted() bool {
 }
 
 func (l *life) openNeighbours() {
-	n := &neighbours{life: l, nc: l.conns[0], changed: make(chan struct{}), ways: map[string]string{}, watches: map[string]*watch{}}
+	n := &neighbours{life: l, nc: l.conns[0], changed: make(chan struct{}), ways: map[string]way{}, watches: map[string]*watch{}}
 	g := l.cfg.Graph()
 	for _, o := range l.others() {
-		n.ways[o.Node] = g.Next(l.cfg.Node, o.Node)
+		n.ways[o.Node] = way{from: g.Next(l.cfg.Node, o.Node)}
 	}
 	l.neighbours = n
 }
 
-// way returns from which node to read what node o writes, "" if from none, and a channel that is closed when ways change.
-func (n *neighbours) way(o string) (string, <-chan struct{}) {
+// way returns how to read what node o writes, and a channel that is closed when ways change.
+func (n *neighbours) way(o string) (way, <-chan struct{}) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.ways[o], n.changed
@@ -85,11 +90,11 @@ func (n *neighbours) alarms() (all []Alarm) {
 	return all
 }
 
-// stays returns when what o writes is to be read from another node than way, or ctx ends.
-func (n *neighbours) stays(ctx context.Context, o, way string) {
+// stays returns when what o writes is to be read in another way, or ctx ends.
+func (n *neighbours) stays(ctx context.Context, o string, w way) {
 	for {
 		now, changed := n.way(o)
-		if now != way {
+		if now != w {
 			return
 		}
 		select {
@@ -192,10 +197,14 @@ func (n *neighbours) hello(now time.Time, said chan<- struct{}) error {
 	}
 	n.mu.Lock()
 	h := n.view.Hello(has, now)
-	if ways := n.view.Ways(now); !maps.Equal(ways, n.ways) {
+	ways, unreached := map[string]way{}, n.view.Unreached(now)
+	for o, from := range n.view.Ways(now) {
+		ways[o] = way{from, slices.Contains(unreached, o)}
+	}
+	if !maps.Equal(ways, n.ways) {
 		for _, o := range slices.Sorted(maps.Keys(ways)) {
 			if ways[o] != n.ways[o] {
-				n.log.Info("way has changed", "origin", o, "from", n.ways[o], "to", ways[o])
+				n.log.Info("way has changed", "origin", o, "from", n.ways[o].from, "to", ways[o].from, "lost", ways[o].lost)
 			}
 		}
 		n.ways = ways

@@ -42,8 +42,15 @@ type upstream struct {
 	nc     *nats.Conn
 	reader *stream.Reader
 	agreed uint64 // the writer epoch whose policies are this node's
-	// aheads came ahead of the stream, which has not brought them yet.
-	aheads []*wire.Frame
+
+	mu     sync.Mutex
+	aheads []early // what the stream has not brought yet, guarded by mu
+}
+
+// early is a frame that came ahead of its stream.
+type early struct {
+	*wire.Frame
+	at time.Time
 }
 
 // run reads until ctx ends, from one node after the other as ways open and close.
@@ -51,7 +58,7 @@ func (p *peer) run(ctx context.Context) error {
 	moved := false
 	for {
 		way, changed := p.neighbours.way(p.origin.Node)
-		if way == "" {
+		if way.from == "" {
 			p.trouble("", fmt.Errorf("no node is reached that has what %s writes", p.origin.Node))
 			select {
 			case <-changed:
@@ -71,29 +78,33 @@ func (p *peer) run(ctx context.Context) error {
 	}
 }
 
-// follow reads from one node until ctx ends, or it is to be read from another one. What goes wrong with one stream concerns it
+// follow reads in one way until ctx ends, or the way is another one. What goes wrong with one stream concerns it
 // alone: it is said, tried again, and the others go on.
-func (p *peer) follow(whole context.Context, way string, moved bool) error {
+func (p *peer) follow(whole context.Context, w way, moved bool) error {
 	ctx, cancel := context.WithCancel(whole)
 	var aside sync.WaitGroup
 	defer aside.Wait()
 	defer cancel()
 	aside.Go(func() {
 		defer cancel()
-		p.neighbours.stays(ctx, p.origin.Node, way)
+		p.neighbours.stays(ctx, p.origin.Node, w)
 	})
-	nc, err := p.connect(p.cfg.Topology.Nodes[way], way)
+	nc, err := p.connect(p.cfg.Topology.Nodes[w.from], w.from)
 	if err != nil {
 		return err
 	}
 	defer nc.Close()
-	r, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: p.cfg.Cluster, Sender: way, Origin: p.origin.Node, Ahead: p.cfg.Apply.Ahead, Logger: p.log})
+	r, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: p.cfg.Cluster, Sender: w.from, Origin: p.origin.Node, Ahead: p.cfg.Apply.Ahead, Logger: p.log})
 	if err != nil {
 		return err
 	}
-	u := &upstream{name: way, nc: nc, reader: r}
+	u := &upstream{name: w.from, nc: nc, reader: r}
 	p.at.Store(u)
+	p.problem.Store(nil)
 	defer p.at.Store(nil)
+	if p.relay != nil && p.rerouted() {
+		aside.Go(func() { p.watchAhead(ctx, u) })
+	}
 	if p.direct(u) {
 		aside.Go(func() { p.compareClocks(ctx, u) })
 	}
@@ -101,10 +112,10 @@ func (p *peer) follow(whole context.Context, way string, moved bool) error {
 	for {
 		err := p.read(ctx, u, find)
 		if ctx.Err() != nil {
-			return p.handOnAhead(whole, u)
+			return p.handOnAhead(whole, u, 0)
 		}
 		find = errors.Is(err, stream.ErrGap) || errors.Is(err, stream.ErrStreamChanged) || errors.Is(err, apply.ErrGap)
-		p.trouble(way, err)
+		p.trouble(w.from, err)
 		// What was read before the fault is read again each time, so that only what is new counts.
 		got := p.applier.Received(p.origin)
 		pause := pauses.next(got > most)
@@ -112,28 +123,68 @@ func (p *peer) follow(whole context.Context, way string, moved bool) error {
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			return p.handOnAhead(whole, u)
+			return p.handOnAhead(whole, u, 0)
 		}
 	}
 }
 
-// handOnAhead hands on what has come ahead of a stream that is not read any more, and that others may never get from there: its
+// handOnAhead hands on what came ahead of the stream so long ago and has not come from there: others may never get it there. Its
 // broker may have died before it stored it.
-func (p *peer) handOnAhead(ctx context.Context, u *upstream) error {
+func (p *peer) handOnAhead(ctx context.Context, u *upstream, ago time.Duration) error {
 	if p.relay == nil || ctx.Err() != nil {
 		return nil
 	}
-	p.relay.begin()
-	for _, f := range u.aheads {
+	u.mu.Lock()
+	aheads := slices.Clone(u.aheads)
+	u.mu.Unlock()
+	for _, f := range aheads {
 		last := p.relay.upTo()
-		if f.FirstSeq > last+1 || f.LastSeq <= last || f.LastSeq > p.applier.Received(p.origin) {
+		if time.Since(f.at) < ago || f.FirstSeq > last+1 || f.LastSeq <= last || f.LastSeq > p.applier.Received(p.origin) {
 			continue
 		}
-		if err := p.relay.take(ctx, 0, f); err != nil {
+		p.log.Info("handed on though the author's broker has not stored it", "origin", p.origin.Node, "seq", f.LastSeq)
+		if err := p.relay.take(ctx, 0, f.Frame); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// watchAhead hands on what an author's broker does not bring. Most often that is since the author has died.
+func (p *peer) watchAhead(ctx context.Context, u *upstream) {
+	after := p.cfg.Topology.FailoverAfter
+	tick := time.NewTicker(after / 4)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			_ = p.handOnAhead(ctx, u, after) // only ctx ends it
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// aheadsLimit bounds the frames that are remembered until the stream brings them: a broker stores them in no time, or not at all.
+const aheadsLimit = 1000
+
+// tookAhead remembers a frame that came ahead of the stream; one that has grown takes the place of what it was.
+func (u *upstream) tookAhead(f *wire.Frame) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	switch n := len(u.aheads); {
+	case n > 0 && u.aheads[n-1].FirstSeq == f.FirstSeq:
+		u.aheads[n-1].Frame = f
+	case n < aheadsLimit:
+		u.aheads = append(u.aheads, early{f, time.Now()})
+	}
+}
+
+// took forgets what the stream has brought now.
+func (u *upstream) took(f *wire.Frame) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.aheads = slices.DeleteFunc(u.aheads, func(e early) bool { return e.LastSeq <= f.LastSeq })
 }
 
 // trouble says why nothing is read.
@@ -187,11 +238,11 @@ func (p *peer) read(ctx context.Context, u *upstream, find bool) error {
 				return nil
 			}
 			if p.relay != nil {
-				u.aheads = append(u.aheads, m.Frame)
+				u.tookAhead(m.Frame)
 			}
 			return p.applier.FeedAhead(ctx, p.origin, p.place(u, m.Seq), m.Frame)
 		}
-		u.aheads = slices.DeleteFunc(u.aheads, func(f *wire.Frame) bool { return f.LastSeq <= m.Frame.LastSeq })
+		u.took(m.Frame)
 		if m.Frame.WriterEpoch != u.agreed {
 			if err := p.agree(ctx, u, m.Frame.WriterEpoch); err != nil {
 				return err

@@ -48,7 +48,7 @@ type relay struct {
 // received is a frame that waits to be handed on.
 type received struct {
 	reading uint64
-	seq     uint64 // stream sequence at the sender
+	seq     uint64 // stream sequence at the sender; 0 of a frame that came ahead of the stream
 	frame   *wire.Frame
 }
 
@@ -108,7 +108,7 @@ func (r *relay) upTo() uint64 {
 	return r.last
 }
 
-// take takes a frame that has come, with its stream sequence at the sender. It waits while too much waits.
+// take takes a frame that has come, with its stream sequence at the sender, 0 if it came ahead of the stream. It waits while too much waits.
 func (r *relay) take(ctx context.Context, seq uint64, f *wire.Frame) error {
 	if f.Fence {
 		return nil
@@ -209,10 +209,15 @@ func (r *relay) handOn(ctx context.Context, x received) error {
 	f.OriginWriter = x.frame.RunWriter()
 	f.Hops = append(slices.Clone(x.frame.Hops), x.frame.Sender)
 	f.Sender, f.WriterEpoch = r.cfg.Node, r.node.WriterEpoch
-	r.places = append(r.places, place{x.seq, r.pub.Next()})
-	if f.Back != 0 {
+	if x.seq != 0 {
+		r.places = append(r.places, place{x.seq, r.pub.Next()})
+	}
+	switch {
+	case f.Back != 0 && len(r.places) > 0:
 		f.Back = r.oldest(x.frame.Back)
-	} else {
+	case f.Back != 0:
+		f.Back = 0
+	default:
 		r.places = r.places[:0]
 	}
 	_, err := r.pub.Publish(ctx, &f)

@@ -219,7 +219,8 @@ func (l *life) reportLink(o apply.OriginStatus) LinkReport {
 		if p.origin != o.Origin {
 			continue
 		}
-		r.Link, _ = p.neighbours.way(p.origin.Node)
+		w, _ := p.neighbours.way(p.origin.Node)
+		r.Link = w.from
 		r.URL = p.cfg.Redacted().Topology.Nodes[r.Link]
 		r.Disagrees = p.disagrees.Load()
 		if state, err := p.state(); err != nil {

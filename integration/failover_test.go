@@ -1,6 +1,8 @@
 package integration
 
 import (
+	"fmt"
+	"math/rand"
 	"slices"
 	"testing"
 	"time"
@@ -21,7 +23,7 @@ func TestDeadNodeIsRoutedAround(t *testing.T) {
 		soak     bool
 		topology map[string]string
 	}{
-		{name: "ring of 5", nodes: 5, dead: "c", from: "b", to: "d", topology: map[string]string{"topology.kind": "ring"}},
+		{name: "ring of 5", nodes: 5, dead: "c", from: "b", to: "d", soak: true, topology: map[string]string{"topology.kind": "ring"}},
 		{name: "star of 4", nodes: 4, dead: "b", from: "a", to: "d", topology: map[string]string{"topology.kind": "star", "topology.center": "b"}},
 		{name: "mesh of 3", nodes: 3, dead: "b", from: "a", to: "c", soak: true, topology: map[string]string{"topology.kind": "mesh"}},
 		{name: "two stars", nodes: 6, dead: "d", from: "a", to: "e", soak: true, topology: map[string]string{"topology.kind": "graph", "topology.links": "a-b,a-c,a-d,d-e,d-f"}},
@@ -50,6 +52,60 @@ func TestDeadNodeIsRoutedAround(t *testing.T) {
 			c.Nodes = all
 			dead.Launch()
 			c.WaitConverged() // with what the dead node's users wrote meanwhile
+		})
+	}
+}
+
+// TestKillsAreRoutedAround kills one node after the other, brings each back, and says how long it took until what any other node
+// wrote was everywhere again. In the long run, 20 kills for each topology.
+func TestKillsAreRoutedAround(t *testing.T) {
+	if !pgtest.Soak() {
+		t.Skip("takes long; TestDeadNodeIsRoutedAround is the short form")
+	}
+	const after = 2 * time.Second
+	for _, x := range []struct {
+		name     string
+		nodes    int
+		topology map[string]string
+	}{
+		{"mesh of 3", 3, map[string]string{"topology.kind": "mesh"}},
+		{"ring of 5", 5, map[string]string{"topology.kind": "ring"}},
+		{"star of 5", 5, map[string]string{"topology.kind": "star", "topology.center": "c"}},
+		{"two stars", 6, map[string]string{"topology.kind": "graph", "topology.links": "a-b,a-c,a-d,d-e,d-f"}},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			x.topology["topology.failover_after"] = after.String()
+			c := cluster.New(t, cluster.Options{Nodes: x.nodes, Schema: `CREATE TABLE seen (what text, node text, PRIMARY KEY (what, node))`,
+				Config: x.topology, Processes: true})
+			r := rand.New(rand.NewSource(seed(t)))
+			all := c.Nodes
+			written := func(what string) {
+				for _, n := range c.Nodes {
+					n.Exec(`INSERT INTO seen VALUES ($1, $2)`, what, n.Name)
+				}
+				for _, n := range c.Nodes {
+					n.Await(fmt.Sprintf(`SELECT count(*) FROM seen WHERE what = '%s'`, what), fmt.Sprint(len(c.Nodes)))
+				}
+			}
+			var took []time.Duration
+			for i := range 20 {
+				c.Nodes = all
+				written(fmt.Sprintf("before %d", i))
+				dead := all[r.Intn(len(all))]
+				dead.Exec(`INSERT INTO seen VALUES ($1, $2)`, fmt.Sprintf("last %d", i), dead.Name)
+				begun := time.Now()
+				dead.Kill()
+				c.Nodes = slices.DeleteFunc(slices.Clone(all), func(n *cluster.Node) bool { return n == dead })
+				written(fmt.Sprintf("without %s %d", dead.Name, i))
+				took = append(took, time.Since(begun))
+				c.WaitConverged()
+				c.Nodes = all
+				dead.Launch()
+				c.WaitConverged()
+			}
+			slices.Sort(took)
+			t.Logf("%d kills: flowing again after %s in the median, %s at most; failover_after %s", len(took),
+				took[len(took)/2].Round(10*time.Millisecond), took[len(took)-1].Round(10*time.Millisecond), after)
 		})
 	}
 }
