@@ -152,6 +152,7 @@ func TestFoundRulesAreNeeded(t *testing.T) {
 		"one-of-several-truncates.txt":     {forgetsForAll: true},
 		"unsettled-row-is-sent.txt":        {sendsUnsettled: true},
 		"owed-to-each-other.txt":           {keepsGone: true},
+		"purge-before-an-own-write.txt":    {purgesAhead: true},
 	} {
 		for file, s := range foundSchedules(t, pattern) {
 			if p.play(t.Context(), s, broken).fault == "" {
