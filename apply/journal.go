@@ -372,7 +372,7 @@ func (j *journal) hash(m *mapping, tuple []wire.Value) (wire.KeyHash, error) {
 	return m.local.hasher.Hash(j.key, nil), err
 }
 
-// flush writes what was collected. A row's base comes first: the first that is given stays.
+// flush writes what was collected. A row's base comes first: the first that is given stays, with the exception of ownBaseSQL.
 func (j *journal) flush(ctx context.Context) error {
 	seen := map[wire.KeyHash]bool{}
 	j.bases = slices.DeleteFunc(j.bases, func(b journalBase) bool {
@@ -381,7 +381,7 @@ func (j *journal) flush(ctx context.Context) error {
 		return again
 	})
 	if len(j.bases) > 0 {
-		if err := j.exec(ctx, baseSQL, baseTypes, baseParams(j.bases)); err != nil {
+		if err := j.exec(ctx, ownBaseSQL, baseTypes, baseParams(j.bases)); err != nil {
 			return err
 		}
 	}

@@ -160,6 +160,13 @@ type journalBase struct {
 const baseSQL = `INSERT INTO pgbridge.journal_base (hi, lo, schema, name, cells)
 SELECT * FROM unnest($1::int8[], $2::int8[], $3::text[], $4::text[], $5::bytea[]) ON CONFLICT DO NOTHING`
 
+// ownBaseSQL is baseSQL for own writes, which come late. That there was no row, though nobody inserted one since, is what a
+// remote delete found which came behind a local one that capture had not read: what the local one found counts.
+const ownBaseSQL = `INSERT INTO pgbridge.journal_base AS b (hi, lo, schema, name, cells)
+SELECT * FROM unnest($1::int8[], $2::int8[], $3::text[], $4::text[], $5::bytea[])
+ON CONFLICT (hi, lo) DO UPDATE SET cells = EXCLUDED.cells WHERE b.cells IS NULL AND EXCLUDED.cells IS NOT NULL
+	AND NOT EXISTS (SELECT FROM pgbridge.journal j WHERE j.hi = EXCLUDED.hi AND j.lo = EXCLUDED.lo AND j.kind = 'I')`
+
 var baseTypes = []uint32{oidInt8Array, oidInt8Array, oidTextArray, oidTextArray, oidByteaArray}
 
 // baseParams are the parameters of baseSQL.

@@ -154,3 +154,28 @@ func TestOneOfSeveralTruncatesIsForgotten(t *testing.T) {
 		t.Errorf("the journal holds %s writes that all have seen", got)
 	}
 }
+
+// TestOwnDeleteTellsOfTheRow: an own delete that comes into the journal behind a remote one, which found no row any more, tells
+// what the row was; behind a remote insert it does not.
+func TestOwnDeleteTellsOfTheRow(t *testing.T) {
+	t.Parallel()
+	for kind, want := range map[string]string{"D": "f", "I": "t"} {
+		t.Run(kind, func(t *testing.T) {
+			p := newMergedPair(t, conflict.UpdateWins)
+			p.do(`INSERT INTO t VALUES (2, 1)`) // describes the table
+			tab, err := p.a.catalog.table(t.Context(), "public", "t")
+			if err != nil {
+				t.Fatal(err)
+			}
+			k := tab.hasher.Hash(intKey(1), nil)
+			p.to.Exec(t, `INSERT INTO pgbridge.journal_base VALUES ($1, $2, 'public', 't', NULL)`, int64(k.Hi), int64(k.Lo))
+			p.to.Exec(t, `INSERT INTO pgbridge.journal VALUES ($1, $2, (SELECT id FROM pgbridge.position), 1, 1, 1, $3, $4, '')`, int64(k.Hi), int64(k.Lo), kind,
+				wire.AppendVector(wire.AppendVector(nil, nil), nil))
+			p.deleted(1, 7, p.last+1000, nil)
+			awaitValue(t, p, `SELECT count(*) FROM pgbridge.journal WHERE origin = 0`, "1")
+			if got := p.to.Value(t, `SELECT cells IS NULL FROM pgbridge.journal_base WHERE hi = $1 AND lo = $2`, int64(k.Hi), int64(k.Lo)); got != want {
+				t.Errorf("the row is not known: %s, want %s", got, want)
+			}
+		})
+	}
+}

@@ -35,6 +35,17 @@ type simTomb struct {
 // simCommit is what one commit of the bridge's changes in its tables.
 type simCommit func(*simBooks)
 
+// putOwn is put for own writes, as ownBaseSQL does it.
+func (b *simBooks) putOwn(bases []journalBase, writes []journaled) {
+	for _, base := range bases {
+		l := b.lineages[base.key]
+		if l != nil && l.based && l.base == nil && !slices.ContainsFunc(l.writes, func(w conflict.Logged) bool { return w.Kind == conflict.Insert }) {
+			l.base = base.cells
+		}
+	}
+	b.put(bases, writes)
+}
+
 // put takes writes into the journal, as baseSQL and journalSQL do: what is there stays.
 func (b *simBooks) put(bases []journalBase, writes []journaled) {
 	row := func(k wire.KeyHash) *lineage {
@@ -322,7 +333,11 @@ func (n *simNode) keep() bool {
 		}
 		writes, bases, done := n.faulty(j.writes), j.bases, t.entry()
 		n.bridge(func(b *simBooks) {
-			b.put(bases, writes)
+			if n.w.broken.keepsNoRow {
+				b.put(bases, writes)
+			} else {
+				b.putOwn(bases, writes)
+			}
 			b.done = done
 		})
 		j.advance(done)
