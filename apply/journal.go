@@ -50,7 +50,6 @@ type journal struct {
 	writes   []journaled
 	bases    []journalBase
 	key      []wire.Value
-	due      *forgettable // nil: nothing is to be purged
 	// wiped are the TRUNCATEs that all nodes have seen, with what had been applied here by then.
 	wiped map[wiped]origin.Vector
 }
@@ -162,13 +161,8 @@ func (j *journal) run(ctx context.Context) error {
 		case f := <-j.frames:
 			err = j.take(ctx, f)
 		case <-purge.C:
-			if j.due == nil {
-				j.due = j.forgettable()
-			}
-		case <-ctx.Done():
-		}
-		if err == nil && ctx.Err() == nil {
 			err = j.purge(ctx)
+		case <-ctx.Done():
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)

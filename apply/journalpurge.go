@@ -38,32 +38,14 @@ func (j *journal) stableSeq(o origin.Origin) uint64 {
 	return seq
 }
 
-// forgettable is up to where every node has seen what each origin wrote, by the journal's ids, and the own transaction that the
-// journal must have reached for that to count: an own write that came into it behind what was forgotten, and that others had
-// gone on from, would be taken for the beginning.
-type forgettable struct {
-	ids  []int32
-	seqs []int64
-	need uint64
-}
-
-func (j *journal) forgettable() *forgettable {
-	f := &forgettable{}
-	for id, o := range j.origins {
-		f.ids, f.seqs = append(f.ids, id), append(f.seqs, int64(j.stableSeq(o)))
-	}
-	f.need = j.wal.Captured()
-	return f
-}
-
-// purge forgets what every node has seen, once the journal has come far enough. As long as the journal holds a TRUNCATE of a table, it keeps the table's rows:
+// purge forgets what every node has seen. As long as the journal holds a TRUNCATE of a table, it keeps the table's rows:
 // who inserted a row behind the TRUNCATE must be known, or a later update would be taken for one of a row that is gone.
 func (j *journal) purge(ctx context.Context) error {
-	if j.due == nil || j.upTo() < j.due.need {
-		return nil
+	var ids []int32
+	var seqs []int64
+	for id, o := range j.origins {
+		ids, seqs = append(ids, id), append(seqs, int64(j.stableSeq(o)))
 	}
-	ids, seqs := j.due.ids, j.due.seqs
-	j.due = nil
 	wiped, err := j.purgeTruncates(ctx, ids, seqs)
 	if err != nil {
 		return fmt.Errorf("purge journal: %w", err)

@@ -129,9 +129,8 @@ func TestOneOfSeveralTruncatesIsForgotten(t *testing.T) {
 		if err := p.stop(); !errors.Is(err, context.Canceled) {
 			t.Fatal(err)
 		}
-		j.heard, j.absence, j.progress, j.locks, j.wal = p.a.heard, p.a.absence, p.a.progress, newKeyLocks(1), p.wal
+		j.heard, j.absence, j.progress, j.locks = p.a.heard, p.a.absence, p.a.progress, newKeyLocks(1)
 		j.absence.told(nil, origin.Vector{{Origin: nodeA, Seq: seq}})
-		j.due = j.forgettable()
 		if err := j.purge(t.Context()); err != nil {
 			t.Fatal(err)
 		}

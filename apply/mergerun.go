@@ -56,7 +56,8 @@ func (c *carefulRun) judgeMerged(m *mapping, k wire.KeyHash, row [][]byte, inser
 			return look{}, errUnknown
 		}
 		// A local delete that capture has yet to read is made good later (R18); one that it has read must be in the journal.
-		if _, deleted := c.absence.tombstone(m.name(), k); deleted && c.journal.upTo() < c.wal.Captured() {
+		// So must one whose tombstone is forgotten since all have seen it, the transaction's author too.
+		if _, deleted := c.absence.tombstone(m.name(), k); deleted && c.journal.upTo() < c.wal.Captured() || c.journal.upTo() < c.t.up.Seq(c.journal.own) {
 			return look{}, errUnknown
 		}
 		return look{local: conflict.Local{Absent: true}}, nil

@@ -464,9 +464,6 @@ func (n *simNode) purge() {
 	if slices.ContainsFunc(n.books.tombs, gone) {
 		n.bridge(func(b *simBooks) { b.tombs = slices.DeleteFunc(slices.Clone(b.tombs), gone) })
 	}
-	if n.journal.upTo() < n.seq && !n.w.broken.purgesAhead {
-		return
-	}
 	for o := range stable { // as journal.stableSeq
 		if o != n.own {
 			stable[o] = min(stable[o], n.absence.saidSeq(o))

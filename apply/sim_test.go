@@ -152,7 +152,6 @@ func TestFoundRulesAreNeeded(t *testing.T) {
 		"one-of-several-truncates.txt":     {forgetsForAll: true},
 		"unsettled-row-is-sent.txt":        {sendsUnsettled: true},
 		"owed-to-each-other.txt":           {keepsGone: true},
-		"purge-before-an-own-write.txt":    {purgesAhead: true},
 		"delete-behind-a-delete.txt":       {keepsNoRow: true},
 	} {
 		for file, s := range foundSchedules(t, pattern) {

@@ -40,7 +40,6 @@ type simBroken struct {
 	forgetsForAll   bool // what one TRUNCATE judged is forgotten though the table has others
 	sendsUnsettled  bool // a row is written again for another node though a local delete may still take it back
 	keepsGone       bool // who is asked for a row that is gone does not answer as long as it is owed that row
-	purgesAhead     bool // what all have seen goes from the journal though own writes are still to come into it
 	keepsNoRow      bool // what a remote delete found behind a local one counts as the beginning
 	ignoresOwed     bool // what is here is taken for the latest, though a later version is owed
 	mergeByArrival  bool // merged rows go by the order in which writes came
