@@ -27,6 +27,7 @@ type neighbours struct {
 	ways    map[string]way // by node
 	changed chan struct{}  // closed and replaced when ways change
 	watches map[string]*watch
+	closed  bool   // nobody is listened to any more
 	probe   string // the node that was looked for last
 	joined  time.Time
 }
@@ -39,8 +40,8 @@ type way struct {
 
 // watch is a connection to another node's broker, to hear that node.
 type watch struct {
-	nc    *nats.Conn
-	named bool // the graph has a link to the node
+	nc    *nats.Conn // nil as long as it is being made
+	named bool       // the graph has a link to the node
 	since time.Time
 	last  time.Time // when it was heard last; zero: never
 }
@@ -122,12 +123,12 @@ func (n *neighbours) run(ctx context.Context) error {
 		return err
 	}
 	defer stop()
-	for _, node := range n.cfg.Graph().Neighbours(n.cfg.Node) {
-		n.listen(node, said)
-	}
 	tick := time.NewTicker(min(after/hellosAfter, mostHello))
 	defer tick.Stop()
 	for {
+		for _, node := range n.cfg.Graph().Neighbours(n.cfg.Node) {
+			n.listen(node, said)
+		}
 		if err := n.hello(time.Now(), said); err != nil {
 			n.log.Debug("hello is not said", "err", err.Error())
 		}
@@ -143,10 +144,18 @@ func (n *neighbours) run(ctx context.Context) error {
 func (n *neighbours) close() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for _, w := range n.watches {
+	n.closed = true
+	for node := range n.watches {
+		n.unwatch(node)
+	}
+}
+
+// unwatch needs mu held.
+func (n *neighbours) unwatch(node string) {
+	if w := n.watches[node]; w.nc != nil {
 		w.nc.Close()
 	}
-	clear(n.watches)
+	delete(n.watches, node)
 }
 
 // listen begins to hear a node, if it is not heard yet. One without a configured link is given up again when it is not needed.
@@ -154,18 +163,36 @@ func (n *neighbours) listen(node string, said chan<- struct{}) {
 	url, ok := n.cfg.Topology.Nodes[node]
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !ok || node == n.cfg.Node || n.watches[node] != nil {
+	if !ok || n.closed || node == n.cfg.Node || n.watches[node] != nil {
 		return
 	}
+	w := &watch{named: slices.Contains(n.cfg.Graph().Neighbours(n.cfg.Node), node), since: time.Now()}
+	n.watches[node] = w
+	go n.open(node, url, w, said) // which takes long where packets get lost
+}
+
+// open makes the connection of a watch. It comes too late if the watch was given up meanwhile.
+func (n *neighbours) open(node, url string, w *watch, said chan<- struct{}) {
 	nc, err := n.connect(url, node)
 	if err == nil {
 		_, err = stream.Listen(nc, stream.HelloSubject(n.cfg.Cluster, node), func(data []byte) { n.hear(node, data, said) })
 	}
-	if err != nil {
-		n.log.Debug("node cannot be listened to", "node", node, "err", err.Error())
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	current := n.watches[node] == w
+	if current && err == nil {
+		w.nc = nc
 		return
 	}
-	n.watches[node] = &watch{nc: nc, named: slices.Contains(n.cfg.Graph().Neighbours(n.cfg.Node), node), since: time.Now()}
+	if nc != nil {
+		nc.Close()
+	}
+	if err != nil {
+		n.log.Debug("node cannot be listened to", "node", node, "err", err.Error())
+	}
+	if current {
+		delete(n.watches, node) // it is tried again
+	}
 }
 
 func (n *neighbours) hear(node string, data []byte, said chan<- struct{}) {
@@ -232,8 +259,7 @@ func (n *neighbours) tidy(now time.Time) {
 	for node, w := range n.watches {
 		silent := now.Sub(w.last) > 2*after && now.Sub(w.since) > probeFor*min(after/hellosAfter, mostHello)
 		if !w.named && (silent || now.Sub(n.joined) > 2*after && now.Sub(w.since) > 2*after) {
-			w.nc.Close()
-			delete(n.watches, node)
+			n.unwatch(node)
 		}
 	}
 }
@@ -252,7 +278,7 @@ func (n *neighbours) look(missing []string, now time.Time, said chan<- struct{})
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, node := range missing {
-		if w := n.watches[node]; w != nil && !w.named && w.nc.IsConnected() {
+		if w := n.watches[node]; w != nil && !w.named && w.nc != nil && w.nc.IsConnected() {
 			_ = stream.Say(w.nc, stream.KnockSubject(n.cfg.Cluster, node), []byte(n.cfg.Node))
 		}
 	}
