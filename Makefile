@@ -61,7 +61,7 @@ $(STATICCHECK):
 	@mv build/tmp-bin/staticcheck $@ && rmdir build/tmp-bin
 
 unit: postgres ## each package by itself, with the race detector; the simulation without it, which would take minutes
-	go test -race -count=1 -timeout 20m -parallel 4 -skip '^TestSimulation' $(UNIT)
+	go test -race -count=1 -timeout 20m -skip '^TestSimulation' $(UNIT)
 	go test -count=1 -run '^TestSimulation' ./apply
 
 integration: postgres ## bridges between real primaries; RUN=TestName picks some, RACE=-race

@@ -314,7 +314,8 @@ func TestBundleWaitsForNoUser(t *testing.T) {
 		p.from.Exec(t, fmt.Sprintf(`UPDATE t SET v = 'remote' WHERE id = %d`, i+1))
 	}
 	p.ship(nil, false)
-	awaitValue(t, p, `SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype IN ('transactionid', 'tuple')`, "1")
+	awaitValue(t, p, `SELECT count(*) FROM pg_locks JOIN pg_stat_activity a USING (pid) WHERE a.datname = current_database() AND NOT granted
+		AND locktype IN ('transactionid', 'tuple')`, "1")
 	p.to.Exec(t, `UPDATE t SET v = 'another user' WHERE id = 1`)
 	if _, err := user.Exec(t.Context(), `COMMIT`); err != nil {
 		t.Fatal(err)

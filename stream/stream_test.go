@@ -69,6 +69,11 @@ func open(t testing.TB, nc *nats.Conn, o PublisherOptions) *Publisher {
 		o.AckTimeout = 2 * time.Second
 	}
 	p, err := OpenPublisher(testContext(t), nc, o)
+	for errors.Is(err, errAway) { // a link that was cut is so for a moment before the client knows
+		if err = awaitConnected(testContext(t), nc); err == nil {
+			p, err = OpenPublisher(testContext(t), nc, o)
+		}
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
