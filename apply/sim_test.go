@@ -150,9 +150,9 @@ func TestFoundRulesAreNeeded(t *testing.T) {
 		"write-behind-a-truncate-*.txt":    {truncateGoes: true},
 		"purge-while-a-write-lands.txt":    {forgetsUnlocked: true},
 		"one-of-several-truncates.txt":     {forgetsForAll: true},
-		"unsettled-row-is-sent.txt":        {sendsUnsettled: true},
+		"unsettled-row-is-sent-*.txt":      {sendsUnsettled: true},
 		"owed-to-each-other.txt":           {keepsGone: true},
-		"delete-behind-a-delete.txt":       {keepsNoRow: true},
+		"delete-behind-a-delete-*.txt":     {keepsNoRow: true},
 	} {
 		for file, s := range foundSchedules(t, pattern) {
 			if p.play(t.Context(), s, broken).fault == "" {
