@@ -73,14 +73,16 @@ func (c *carefulRun) steps(ctx context.Context, pending []step) error {
 	if !c.blind {
 		c.register(pending)
 	}
-	clear(c.rows)
-	unknown, err := c.lookAll(ctx, pending)
-	if err == nil && unknown && c.tries > 1 && len(c.unsure) > 0 && merges(pending) {
-		var known bool
-		if known, err = c.holdOn(ctx); known {
-			clear(c.rows)
-			unknown, err = c.lookAll(ctx, pending)
-		}
+	look := func() (bool, error) {
+		clear(c.rows)
+		return c.lookAll(ctx, pending)
+	}
+	var unknown bool
+	var err error
+	if merges(pending) {
+		unknown, err = c.orHoldOn(ctx, look)
+	} else {
+		unknown, err = look()
 	}
 	if err != nil {
 		return err

@@ -34,22 +34,18 @@ func (c *carefulRun) truncateMerged(ctx context.Context, m *mapping) error {
 	if err != nil {
 		return fmt.Errorf("truncate %s: lock its rows: %w", t.quoted, err)
 	}
-	unknown, err := c.judgeTruncated(ctx, m, rows)
-	if err == nil && unknown && c.tries > 1 && len(c.unsure) > 0 {
-		var known bool
-		if known, err = c.holdOn(ctx); known {
-			unknown, err = c.judgeTruncated(ctx, m, rows)
-		}
+	locked, err := c.lockedRows(ctx, m, rows)
+	if err != nil {
+		return fmt.Errorf("truncate %s: %w", t.quoted, err)
 	}
+	// What a local session has written since must be in the journal too.
+	unknown, err := c.orHoldOn(ctx, func() (bool, error) { return c.judgeTruncated(ctx, m, locked) })
 	if err == nil && unknown {
 		err = errUnknown
 	}
-	for _, r := range rows {
-		if err == nil {
-			err = c.lockedRow(ctx, m, r, func(k wire.KeyHash, where string, types []uint32, ps []param) error {
-				return c.journal.rework(ctx, c.conn.PgConn(), t, k, where, types, ps)
-			})
-		}
+	for i := 0; i < len(locked) && err == nil; i++ {
+		r := &locked[i]
+		err = c.journal.rework(ctx, c.conn.PgConn(), t, r.key, r.where, r.types, r.ps)
 	}
 	if err != nil {
 		return fmt.Errorf("truncate %s: %w", t.quoted, err)
@@ -57,16 +53,42 @@ func (c *carefulRun) truncateMerged(ctx context.Context, m *mapping) error {
 	return nil
 }
 
-// judgeTruncated reports whether a local session has written one of the rows, which are locked, and the journal lacks that.
-func (c *carefulRun) judgeTruncated(ctx context.Context, m *mapping, rows [][][]byte) (unknown bool, err error) {
-	for _, r := range rows {
-		err := c.lockedRow(ctx, m, r, func(k wire.KeyHash, where string, types []uint32, ps []param) error {
-			look, err := c.exec(ctx, "SELECT "+lookAtSQL(k)+" FROM "+m.local.rows+" t, "+lookVersion+" WHERE "+where, types, ps)
-			if err == nil && len(look) > 0 {
-				_, err = c.judgeMerged(m, k, look[0], false)
-			}
-			return err
-		})
+// lockedRow is a row that this transaction has locked, so that it stays where the condition finds it.
+type lockedRow struct {
+	key   wire.KeyHash
+	where string
+	types []uint32
+	ps    []param
+}
+
+// lockedRows reads the keys of rows that are locked and stand at these places.
+func (c *carefulRun) lockedRows(ctx context.Context, m *mapping, places [][][]byte) ([]lockedRow, error) {
+	rows := make([]lockedRow, len(places))
+	for i, at := range places {
+		r := &rows[i]
+		var err error
+		if r.where, r.types, r.ps, err = rowAt(string(at[0]), string(at[1]))(); err != nil {
+			return nil, err
+		}
+		found := false
+		if r.key, found, err = c.keyHashOf(ctx, m, r.where, r.ps); err != nil {
+			return nil, err
+		}
+		if !found {
+			return nil, fmt.Errorf("the row at %s is locked and not there", at[1])
+		}
+	}
+	return rows, nil
+}
+
+// judgeTruncated reports whether a local session has written one of the rows, and the journal lacks that.
+func (c *carefulRun) judgeTruncated(ctx context.Context, m *mapping, rows []lockedRow) (unknown bool, err error) {
+	for i := range rows {
+		r := &rows[i]
+		look, err := c.exec(ctx, "SELECT "+lookAtSQL(r.key)+" FROM "+m.local.rows+" t, "+lookVersion+" WHERE "+r.where, r.types, r.ps)
+		if err == nil && len(look) > 0 {
+			_, err = c.judgeMerged(m, r.key, look[0], false)
+		}
 		if errors.Is(err, errUnknown) {
 			unknown, err = true, nil
 		}
@@ -75,22 +97,6 @@ func (c *carefulRun) judgeTruncated(ctx context.Context, m *mapping, rows [][][]
 		}
 	}
 	return unknown, nil
-}
-
-// lockedRow calls f with the key of a row whose place is at, and the condition that finds it.
-func (c *carefulRun) lockedRow(ctx context.Context, m *mapping, at [][]byte, f func(k wire.KeyHash, where string, types []uint32, ps []param) error) error {
-	where, types, ps, err := rowAt(string(at[0]), string(at[1]))()
-	if err != nil {
-		return err
-	}
-	k, found, err := c.keyHashOf(ctx, m, where, ps)
-	if err == nil && !found {
-		err = fmt.Errorf("the row at %s is locked and not there", at[1])
-	}
-	if err != nil {
-		return err
-	}
-	return f(k, where, types, ps)
 }
 
 // rework makes the row of key k that where finds what the journal makes of it, which may be that there is none. What has

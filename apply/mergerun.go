@@ -111,6 +111,19 @@ func (c *carefulRun) holdOn(ctx context.Context) (bool, error) {
 	return true, nil
 }
 
+// orHoldOn looks, and again if a local writer was unknown and is known after a moment, while the rows stay locked. Only an
+// attempt behind the first one holds on: most are known by then.
+func (c *carefulRun) orHoldOn(ctx context.Context, look func() (unknown bool, err error)) (unknown bool, err error) {
+	unknown, err = look()
+	if err != nil || !unknown || c.tries < 2 || len(c.unsure) == 0 {
+		return unknown, err
+	}
+	if known, err := c.holdOn(ctx); err != nil || !known {
+		return true, err
+	}
+	return look()
+}
+
 // loadMerged reads the rows of merged tables that pending touches, and their journal.
 func (c *carefulRun) loadMerged(ctx context.Context, pending []step) error {
 	c.merged = nil

@@ -58,7 +58,7 @@ func (p *peer) run(ctx context.Context) error {
 	moved := false
 	for {
 		way, changed := p.neighbours.way(p.origin.Node)
-		if way.from == "" {
+		if way.From == "" {
 			p.trouble("", fmt.Errorf("no node is reached that has what %s writes", p.origin.Node))
 			select {
 			case <-changed:
@@ -80,7 +80,7 @@ func (p *peer) run(ctx context.Context) error {
 
 // follow reads in one way until ctx ends, or the way is another one. What goes wrong with one stream concerns it
 // alone: it is said, tried again, and the others go on.
-func (p *peer) follow(whole context.Context, w way, moved bool) error {
+func (p *peer) follow(whole context.Context, w topology.Way, moved bool) error {
 	ctx, cancel := context.WithCancel(whole)
 	var aside sync.WaitGroup
 	defer aside.Wait()
@@ -89,16 +89,16 @@ func (p *peer) follow(whole context.Context, w way, moved bool) error {
 		defer cancel()
 		p.neighbours.stays(ctx, p.origin.Node, w)
 	})
-	nc, err := p.connect(p.cfg.Topology.Nodes[w.from], w.from)
+	nc, err := p.connect(p.cfg.Topology.Nodes[w.From], w.From)
 	if err != nil {
 		return err
 	}
 	defer nc.Close()
-	r, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: p.cfg.Cluster, Sender: w.from, Origin: p.origin.Node, Ahead: p.cfg.Apply.Ahead, Logger: p.log})
+	r, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: p.cfg.Cluster, Sender: w.From, Origin: p.origin.Node, Ahead: p.cfg.Apply.Ahead, Logger: p.log})
 	if err != nil {
 		return err
 	}
-	u := &upstream{name: w.from, nc: nc, reader: r}
+	u := &upstream{name: w.From, nc: nc, reader: r}
 	p.at.Store(u)
 	p.problem.Store(nil)
 	defer p.at.Store(nil)
@@ -108,14 +108,24 @@ func (p *peer) follow(whole context.Context, w way, moved bool) error {
 	if p.direct(u) {
 		aside.Go(func() { p.compareClocks(ctx, u) })
 	}
-	find, pauses, most := moved, pauses{}, p.applier.Received(p.origin)
+	p.readOn(ctx, u, moved)
+	return p.handOnAhead(whole, u, 0)
+}
+
+// readOn reads, again and again, until ctx ends.
+func (p *peer) readOn(ctx context.Context, u *upstream, find bool) {
+	pauses, most := pauses{}, p.applier.Received(p.origin)
 	for {
 		err := p.read(ctx, u, find)
 		if ctx.Err() != nil {
-			return p.handOnAhead(whole, u, 0)
+			return
 		}
+		gone := errors.Is(err, stream.ErrGap) && !find
 		find = errors.Is(err, stream.ErrGap) || errors.Is(err, stream.ErrStreamChanged) || errors.Is(err, apply.ErrGap)
-		p.trouble(w.from, err)
+		if gone { // the place that was remembered, which says nothing yet of the transactions
+			continue
+		}
+		p.trouble(u.name, err)
 		// What was read before the fault is read again each time, so that only what is new counts.
 		got := p.applier.Received(p.origin)
 		pause := pauses.next(got > most)
@@ -123,7 +133,7 @@ func (p *peer) follow(whole context.Context, w way, moved bool) error {
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			return p.handOnAhead(whole, u, 0)
+			return
 		}
 	}
 }

@@ -108,7 +108,8 @@ func (r *relay) upTo() uint64 {
 	return r.last
 }
 
-// take takes a frame that has come, with its stream sequence at the sender, 0 if it came ahead of the stream. It waits while too much waits.
+// take takes a frame that has come, with its stream sequence at the sender, 0 if it came ahead of the stream. It waits while
+// too much waits.
 func (r *relay) take(ctx context.Context, seq uint64, f *wire.Frame) error {
 	if f.Fence {
 		return nil
@@ -209,23 +210,24 @@ func (r *relay) handOn(ctx context.Context, x received) error {
 	f.OriginWriter = x.frame.RunWriter()
 	f.Hops = append(slices.Clone(x.frame.Hops), x.frame.Sender)
 	f.Sender, f.WriterEpoch = r.cfg.Node, r.node.WriterEpoch
-	if x.seq != 0 {
+	if x.seq != 0 { // what came ahead begins no run
 		r.places = append(r.places, place{x.seq, r.pub.Next()})
 	}
-	switch {
-	case f.Back != 0 && len(r.places) > 0:
+	if f.Back != 0 {
 		f.Back = r.oldest(x.frame.Back)
-	case f.Back != 0:
-		f.Back = 0
-	default:
+	} else {
 		r.places = r.places[:0]
 	}
 	_, err := r.pub.Publish(ctx, &f)
 	return err
 }
 
-// oldest gives where the frame stands in our stream that stands in the sender's at back, and forgets those before it.
+// oldest gives where the frame stands in our stream that stands in the sender's at back, and forgets those before it; 0 if
+// nothing of this reading stands there.
 func (r *relay) oldest(back uint64) uint64 {
+	if len(r.places) == 0 {
+		return 0
+	}
 	n, _ := slices.BinarySearchFunc(r.places, back, func(p place, back uint64) int {
 		if p.theirs < back {
 			return -1
