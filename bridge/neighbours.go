@@ -16,44 +16,22 @@ import (
 )
 
 // neighbours knows from which node each other node's transactions are to be read: by the configured graph, or, if dead nodes
-// are routed around, by the links that live. For that it says hello at its own broker, and listens at those of its
-// neighbours. Where the configured links join the living no more, it looks for the others itself.
+// are routed around, as its view has it. For that it says hello at its own broker, and listens at those of the nodes that the view
+// names.
 type neighbours struct {
 	*life
-	nc *nats.Conn // to the own broker
+	nc    *nats.Conn    // to the own broker
+	hurry chan struct{} // of capacity 1: something was heard that others should hear soon
 
-	mu      sync.Mutex // guards what follows
-	view    *topology.View
-	ways    map[string]way // by node
-	changed chan struct{}  // closed and replaced when ways change
-	watches map[string]*watch
-	closed  bool   // nobody is listened to any more
-	probe   string // the node that was looked for last
-	joined  time.Time
+	mu      sync.Mutex     // guards what follows
+	view    *topology.View // nil: dead nodes are not routed around
+	ways    map[string]topology.Way
+	changed chan struct{}     // closed and replaced when ways change
+	watches map[string]*watch // of the nodes that are listened to
 }
 
-// way is how another node's transactions are read.
-type way struct {
-	from string // the node that is read from, "" if from none
-	lost bool   // the one who writes them is not reached by any way: what it has sent to some only must spread
-}
-
-// watch is a connection to another node's broker, to hear that node.
-type watch struct {
-	nc    *nats.Conn // nil as long as it is being made
-	named bool       // the graph has a link to the node
-	since time.Time
-	last  time.Time // when it was heard last; zero: never
-}
-
-const (
-	// hellosAfter is how many hellos a node says in the time after which it is taken for dead, if it is silent; but one in
-	// mostHello at least.
-	hellosAfter = 10
-	mostHello   = time.Second
-	// probeFor is for how many hellos a node is listened to that is looked for.
-	probeFor = 3
-)
+// watch is a connection to another node's broker, to hear that node; nc is nil as long as it is being made.
+type watch struct{ nc *nats.Conn }
 
 // rerouted reports whether dead nodes are routed around: with two nodes there is no other way.
 func (b *bridge) rerouted() bool {
@@ -61,16 +39,20 @@ func (b *bridge) rerouted() bool {
 }
 
 func (l *life) openNeighbours() {
-	n := &neighbours{life: l, nc: l.conns[0], changed: make(chan struct{}), ways: map[string]way{}, watches: map[string]*watch{}}
+	n := &neighbours{life: l, nc: l.conns[0], hurry: make(chan struct{}, 1), changed: make(chan struct{}),
+		ways: map[string]topology.Way{}, watches: map[string]*watch{}}
 	g := l.cfg.Graph()
 	for _, o := range l.others() {
-		n.ways[o.Node] = way{from: g.Next(l.cfg.Node, o.Node)}
+		n.ways[o.Node] = topology.Way{From: g.Next(l.cfg.Node, o.Node)}
+	}
+	if l.rerouted() {
+		n.view = topology.NewView(l.cfg.Node, g, l.cfg.Topology.FailoverAfter, time.Now())
 	}
 	l.neighbours = n
 }
 
 // way returns how to read what node o writes, and a channel that is closed when ways change.
-func (n *neighbours) way(o string) (way, <-chan struct{}) {
+func (n *neighbours) way(o string) (topology.Way, <-chan struct{}) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.ways[o], n.changed
@@ -80,19 +62,18 @@ func (n *neighbours) way(o string) (way, <-chan struct{}) {
 func (n *neighbours) alarms() (all []Alarm) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.view == nil {
-		return nil
-	}
-	for _, node := range n.view.Unreached(time.Now()) {
-		all = append(all, Alarm{Code: "node-unreached", Severity: SeverityWarning,
-			Text: fmt.Sprintf("node %s has not been heard of for topology.failover_after of %s, by no way, and is routed around", node, n.cfg.Topology.FailoverAfter),
-			Mend: "let its bridge run and be reached; what it lacks is kept for it meanwhile, by the brokers of the others"})
+	for _, node := range slices.Sorted(maps.Keys(n.ways)) {
+		if n.ways[node].Lost {
+			all = append(all, Alarm{Code: "node-unreached", Severity: SeverityWarning,
+				Text: fmt.Sprintf("node %s has not been heard of for topology.failover_after of %s, by no way, and is routed around", node, n.cfg.Topology.FailoverAfter),
+				Mend: "let its bridge run and be reached; what it lacks is kept for it meanwhile, by the brokers of the others"})
+		}
 	}
 	return all
 }
 
 // stays returns when what o writes is to be read in another way, or ctx ends.
-func (n *neighbours) stays(ctx context.Context, o string, w way) {
+func (n *neighbours) stays(ctx context.Context, o string, w topology.Way) {
 	for {
 		now, changed := n.way(o)
 		if now != w {
@@ -108,74 +89,91 @@ func (n *neighbours) stays(ctx context.Context, o string, w way) {
 
 // run says hello and listens until ctx ends.
 func (n *neighbours) run(ctx context.Context) error {
-	if !n.rerouted() {
+	if n.view == nil {
 		<-ctx.Done()
 		return nil
 	}
-	after := n.cfg.Topology.FailoverAfter
-	n.mu.Lock()
-	n.view = topology.NewView(n.cfg.Node, n.cfg.Graph(), after, time.Now())
-	n.mu.Unlock()
-	said := make(chan struct{}, 1) // something was heard that others should hear soon
-	defer n.close()
-	stop, err := stream.Listen(n.nc, stream.KnockSubject(n.cfg.Cluster, n.cfg.Node), func(data []byte) { n.listen(string(data), said) })
+	defer n.listen(nil)
+	stop, err := stream.Listen(n.nc, stream.KnockSubject(n.cfg.Cluster, n.cfg.Node), n.knocked)
 	if err != nil {
 		return err
 	}
 	defer stop()
-	tick := time.NewTicker(min(after/hellosAfter, mostHello))
+	tick := time.NewTicker(n.view.Pause())
 	defer tick.Stop()
 	for {
-		for _, node := range n.cfg.Graph().Neighbours(n.cfg.Node) {
-			n.listen(node, said)
-		}
-		if err := n.hello(time.Now(), said); err != nil {
+		if err := n.hello(time.Now()); err != nil {
 			n.log.Debug("hello is not said", "err", err.Error())
 		}
 		select {
 		case <-tick.C:
-		case <-said:
+		case <-n.hurry:
 		case <-ctx.Done():
 			return nil
 		}
 	}
 }
 
-func (n *neighbours) close() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.closed = true
-	for node := range n.watches {
-		n.unwatch(node)
+// hello says what is known now, and does what follows from it.
+func (n *neighbours) hello(now time.Time) error {
+	has := map[string]uint64{}
+	for _, o := range n.applier.Status() {
+		has[o.Origin.Node] = o.Received // it will be applied, and handed on
 	}
+	n.mu.Lock()
+	h, look := n.view.Hello(has, now), n.view.Look(now)
+	n.take(look.Ways)
+	n.mu.Unlock()
+	n.listen(look.Listen)
+	n.knock(look.Knock)
+	data, err := json.Marshal(h)
+	if err != nil {
+		return err
+	}
+	return stream.Say(n.nc, stream.HelloSubject(n.cfg.Cluster, n.cfg.Node), data)
 }
 
-// unwatch needs mu held.
-func (n *neighbours) unwatch(node string) {
-	if w := n.watches[node]; w.nc != nil {
-		w.nc.Close()
-	}
-	delete(n.watches, node)
-}
-
-// listen begins to hear a node, if it is not heard yet. One without a configured link is given up again when it is not needed.
-func (n *neighbours) listen(node string, said chan<- struct{}) {
-	url, ok := n.cfg.Topology.Nodes[node]
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if !ok || n.closed || node == n.cfg.Node || n.watches[node] != nil {
+// take needs mu held.
+func (n *neighbours) take(ways map[string]topology.Way) {
+	if maps.Equal(ways, n.ways) {
 		return
 	}
-	w := &watch{named: slices.Contains(n.cfg.Graph().Neighbours(n.cfg.Node), node), since: time.Now()}
-	n.watches[node] = w
-	go n.open(node, url, w, said) // which takes long where packets get lost
+	for _, o := range slices.Sorted(maps.Keys(ways)) {
+		if ways[o] != n.ways[o] {
+			n.log.Info("way has changed", "origin", o, "from", n.ways[o].From, "to", ways[o].From, "lost", ways[o].Lost)
+		}
+	}
+	n.ways = ways
+	close(n.changed)
+	n.changed = make(chan struct{})
+}
+
+// listen listens to these nodes and to no others.
+func (n *neighbours) listen(nodes []string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for node, w := range n.watches {
+		if !slices.Contains(nodes, node) {
+			if w.nc != nil {
+				w.nc.Close()
+			}
+			delete(n.watches, node)
+		}
+	}
+	for _, node := range nodes {
+		if n.watches[node] == nil {
+			w := &watch{}
+			n.watches[node] = w
+			go n.open(node, w) // which takes long where packets get lost
+		}
+	}
 }
 
 // open makes the connection of a watch. It comes too late if the watch was given up meanwhile.
-func (n *neighbours) open(node, url string, w *watch, said chan<- struct{}) {
-	nc, err := n.connect(url, node)
+func (n *neighbours) open(node string, w *watch) {
+	nc, err := n.connect(n.cfg.Topology.Nodes[node], node)
 	if err == nil {
-		_, err = stream.Listen(nc, stream.HelloSubject(n.cfg.Cluster, node), func(data []byte) { n.hear(node, data, said) })
+		_, err = stream.Listen(nc, stream.HelloSubject(n.cfg.Cluster, node), func(data []byte) { n.hear(node, data) })
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -195,7 +193,7 @@ func (n *neighbours) open(node, url string, w *watch, said chan<- struct{}) {
 	}
 }
 
-func (n *neighbours) hear(node string, data []byte, said chan<- struct{}) {
+func (n *neighbours) hear(node string, data []byte) {
 	var h topology.Hello
 	if err := json.Unmarshal(data, &h); err != nil || h.Node != node {
 		n.log.Debug("hello cannot be read", "node", node)
@@ -203,83 +201,29 @@ func (n *neighbours) hear(node string, data []byte, said chan<- struct{}) {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	w := n.watches[node]
-	if w == nil {
+	if n.watches[node] == nil || !n.view.Hear(&h, time.Now()) {
 		return
 	}
-	w.last = time.Now()
-	if n.view.Hear(&h, w.last) {
-		select {
-		case said <- struct{}{}:
-		default:
-		}
+	select {
+	case n.hurry <- struct{}{}:
+	default:
 	}
 }
 
-// hello says what is known now, looks at which ways are open, and for nodes that are missing.
-func (n *neighbours) hello(now time.Time, said chan<- struct{}) error {
-	has := map[string]uint64{}
-	for _, o := range n.applier.Status() {
-		has[o.Origin.Node] = o.Received // it will be applied, and handed on
-	}
-	n.mu.Lock()
-	h := n.view.Hello(has, now)
-	ways, unreached := map[string]way{}, n.view.Unreached(now)
-	for o, from := range n.view.Ways(now) {
-		ways[o] = way{from, slices.Contains(unreached, o)}
-	}
-	if !maps.Equal(ways, n.ways) {
-		for _, o := range slices.Sorted(maps.Keys(ways)) {
-			if ways[o] != n.ways[o] {
-				n.log.Info("way has changed", "origin", o, "from", n.ways[o].from, "to", ways[o].from, "lost", ways[o].lost)
-			}
-		}
-		n.ways = ways
-		close(n.changed)
-		n.changed = make(chan struct{})
-	}
-	missing := n.view.Missing(now)
-	n.tidy(now)
-	n.mu.Unlock()
-	n.look(missing, now, said)
-	data, err := json.Marshal(h)
-	if err != nil {
-		return err
-	}
-	return stream.Say(n.nc, stream.HelloSubject(n.cfg.Cluster, n.cfg.Node), data)
-}
-
-// tidy gives up listening to nodes without a configured link: to those that do not answer, and when the configured links do.
-// mu is held.
-func (n *neighbours) tidy(now time.Time) {
-	after := n.cfg.Topology.FailoverAfter
-	if n.joined.IsZero() || n.view.Needed(now) {
-		n.joined = now
-	}
-	for node, w := range n.watches {
-		silent := now.Sub(w.last) > 2*after && now.Sub(w.since) > probeFor*min(after/hellosAfter, mostHello)
-		if !w.named && (silent || now.Sub(n.joined) > 2*after && now.Sub(w.since) > 2*after) {
-			n.unwatch(node)
-		}
-	}
-}
-
-// look looks for one of the missing nodes, the next one each time, and knocks at those that answer.
-func (n *neighbours) look(missing []string, now time.Time, said chan<- struct{}) {
-	if len(missing) == 0 {
-		return
-	}
-	n.mu.Lock()
-	at, _ := slices.BinarySearch(missing, n.probe+"\x00")
-	n.probe = missing[at%len(missing)]
-	node := n.probe
-	n.mu.Unlock()
-	n.listen(node, said)
+// knock asks nodes that were looked for to listen back, at the brokers of those that are there.
+func (n *neighbours) knock(nodes []string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for _, node := range missing {
-		if w := n.watches[node]; w != nil && !w.named && w.nc != nil && w.nc.IsConnected() {
-			_ = stream.Say(w.nc, stream.KnockSubject(n.cfg.Cluster, node), []byte(n.cfg.Node))
+	for _, node := range nodes {
+		if w := n.watches[node]; w != nil && w.nc != nil && w.nc.IsConnected() {
+			_ = stream.Say(w.nc, stream.KnockSubject(n.cfg.Cluster, node), []byte(n.cfg.Node)) // and again at the next hello
 		}
 	}
+}
+
+// knocked is called with the name of a node that asks to be listened to.
+func (n *neighbours) knocked(node []byte) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.view.Knocked(string(node), time.Now())
 }

@@ -220,7 +220,7 @@ func (l *life) reportLink(o apply.OriginStatus) LinkReport {
 			continue
 		}
 		w, _ := p.neighbours.way(p.origin.Node)
-		r.Link = w.from
+		r.Link = w.From
 		r.URL = p.cfg.Redacted().Topology.Nodes[r.Link]
 		r.Disagrees = p.disagrees.Load()
 		if state, err := p.state(); err != nil {

@@ -15,8 +15,9 @@ var topologies = []struct {
 	nodes  int
 	config map[string]string
 }{
+	{"mesh of 3", 3, map[string]string{"topology.kind": "mesh"}},
 	{"ring of 3", 3, map[string]string{"topology.kind": "ring"}},
-	{"ring of 4", 4, map[string]string{"topology.kind": "ring"}},
+	{"ring of 5", 5, map[string]string{"topology.kind": "ring"}},
 	{"star of 5", 5, map[string]string{"topology.kind": "star", "topology.center": "c"}},
 	{"two stars", 6, map[string]string{"topology.kind": "graph", "topology.links": "a-b,a-c,a-d,d-e,d-f"}},
 	{"ring of 8", 8, map[string]string{"topology.kind": "ring"}},

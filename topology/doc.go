@@ -4,5 +4,7 @@
 // It is pure: every node computes the same ways from the same graph, so that nobody has to agree on anything. Each
 // origin's frames take a tree of shortest ways, and so cross every link that they use once.
 //
-// There are no goroutines and no I/O here. Begin reading with [Graph].
+// Where nodes and links die, a [View] says which ones live, by what nodes say of each other, and which ways are open.
+//
+// There are no goroutines, no clock and no I/O here. Begin reading with [Graph].
 package topology

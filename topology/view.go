@@ -41,8 +41,16 @@ type View struct {
 	state State
 	known map[string]*known
 	heard map[string]*streak
-	whole time.Time // when nobody was missing last
+	sought
 }
+
+const (
+	// hellos is how many a node says in the time after which it is taken for dead, or more: mostPause is the longest pause.
+	hellos    = 10
+	mostPause = time.Second
+	// forgets is after how many times the time of silence a node's last state is forgotten. Others pass it on for a while.
+	forgets = 20
+)
 
 // known is another node's state, and when it was news.
 type known struct {
@@ -57,8 +65,11 @@ type streak struct{ since, last time.Time }
 // that has passed it takes for alive what it has not heard of yet.
 func NewView(own string, g *Graph, after time.Duration, began time.Time) *View {
 	return &View{own: own, graph: g, after: after, began: began, state: State{Node: own, Life: began.UnixNano()},
-		known: map[string]*known{}, heard: map[string]*streak{}}
+		known: map[string]*known{}, heard: map[string]*streak{}, sought: sought{extra: map[string]time.Time{}}}
 }
+
+// Pause is the time from one hello to the next.
+func (v *View) Pause() time.Duration { return min(v.after/hellos, mostPause) }
 
 // Hear takes in a hello that came from the node that made it. It reports whether it told of links that were not known so.
 func (v *View) Hear(h *Hello, now time.Time) (news bool) {
@@ -106,9 +117,6 @@ func (v *View) Hello(has map[string]uint64, now time.Time) *Hello {
 	return h
 }
 
-// forgets is after how many times the time of silence a node's last state is forgotten. Others pass it on for a while.
-const forgets = 20
-
 // young reports whether too little time has passed to take silence for death.
 func (v *View) young(now time.Time) bool { return now.Sub(v.began) <= v.after }
 
@@ -148,11 +156,9 @@ func (v *View) from(a, b string, now time.Time) bool {
 	return slices.Contains(k.Hears, b)
 }
 
-// Live returns the nodes that live and the links between them that carry both ways: the configured ones, and others for as
-// long as nodes keep them up.
-func (v *View) Live(now time.Time) *Graph { return v.live(now, true) }
-
-func (v *View) live(now time.Time, temporary bool) *Graph {
+// live returns the nodes that live and the links between them that carry both ways: the configured ones, and, if extra ones
+// count, others for as long as nodes keep them up.
+func (v *View) live(now time.Time, extra bool) *Graph {
 	var nodes []string
 	for _, node := range v.graph.nodes {
 		if v.alive(node, now) {
@@ -162,81 +168,10 @@ func (v *View) live(now time.Time, temporary bool) *Graph {
 	var links []Link
 	for i, a := range nodes {
 		for _, b := range nodes[i+1:] {
-			if (temporary || slices.Contains(v.graph.near[a], b)) && v.from(a, b, now) && v.from(b, a, now) {
+			if (extra || slices.Contains(v.graph.near[a], b)) && v.from(a, b, now) && v.from(b, a, now) {
 				links = append(links, Link{a, b})
 			}
 		}
 	}
 	return New(nodes, links)
-}
-
-// Ways returns, for each other node, from which node its transactions are to be read now, "" if from none. What a node wrote
-// that cannot be reached spreads from the one among the others that has most of it.
-func (v *View) Ways(now time.Time) map[string]string {
-	g := v.Live(now)
-	reach := g.distances(v.own)
-	ways := map[string]string{}
-	for _, o := range v.graph.nodes {
-		if o == v.own {
-			continue
-		}
-		root := o
-		if _, ok := reach[o]; !ok {
-			root = v.furthest(o, reach)
-		}
-		if root != v.own {
-			ways[o] = g.Next(v.own, root)
-		} else if slices.Contains(v.graph.near[v.own], o) {
-			ways[o] = o // its stream may be there though it is not
-		} else {
-			ways[o] = ""
-		}
-	}
-	return ways
-}
-
-// furthest returns which of the nodes has most of what o wrote, the first one by name of several.
-func (v *View) furthest(o string, among map[string]int) string {
-	best, most := v.own, v.state.Has[o]
-	for _, node := range slices.Sorted(maps.Keys(among)) {
-		if k := v.known[node]; node != v.own && k != nil {
-			if has := k.Has[o]; has > most || has == most && node < best {
-				best, most = node, has
-			}
-		}
-	}
-	return best
-}
-
-// Unreached returns the nodes that cannot be reached, sorted.
-func (v *View) Unreached(now time.Time) []string {
-	part := v.Live(now).distances(v.own)
-	return slices.DeleteFunc(slices.Clone(v.graph.nodes), func(node string) bool { _, ok := part[node]; return ok })
-}
-
-// Missing returns the nodes that cannot be reached and that it is up to this one to look for, sorted. Of those that can reach
-// each other the first one by name looks, and each next one when that has not helped for a while: not everybody has a way to
-// everybody.
-func (v *View) Missing(now time.Time) []string {
-	part := v.Live(now).distances(v.own)
-	missing := v.Unreached(now)
-	if len(missing) == 0 || v.young(now) {
-		v.whole = now
-		return nil
-	}
-	turn := time.Duration(0)
-	for node := range part {
-		if node < v.own {
-			turn += 2 * v.after
-		}
-	}
-	if now.Sub(v.whole) < turn {
-		return nil
-	}
-	return missing
-}
-
-// Needed reports whether links beside the configured ones are what joins the nodes that this one reaches.
-func (v *View) Needed(now time.Time) bool {
-	return len(v.live(now, false).distances(v.own)) < len(v.Live(now).distances(v.own))
 }
