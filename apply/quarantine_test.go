@@ -173,26 +173,42 @@ func TestAllKindsOfUniques(t *testing.T) {
 			}
 		}
 		v := newVersions(t, server, tables, uniques)
-		for _, k := range kinds {
-			for _, order := range []string{"fwd", "back"} {
-				table := k.name + order
-				cols := "id, e, f"
-				first := fmt.Sprintf("INSERT INTO %s (%s) VALUES (1, %s)", table, cols, k.first)
-				second := fmt.Sprintf("INSERT INTO %s (%s) VALUES (2, %s)", table, cols, k.second)
-				if order == "fwd" {
-					v.write("a", 1, first)
-					v.write("c", 2, second)
-				} else {
-					v.write("c", 2, second)
-					v.write("a", 1, first)
+		// Each step is one transaction for all tables.
+		step := func(name string, at int, orders []string, sql func(i int, table string) string) {
+			var all strings.Builder
+			for i, k := range kinds {
+				for _, order := range orders {
+					all.WriteString(sql(i, k.name+order) + ";")
 				}
-				v.write("d", 3, fmt.Sprintf("INSERT INTO %s (%s) VALUES (3, %s)", table, cols, k.third))
-				v.shows(table, "2 3", "1")
-				v.write("d", 4, fmt.Sprintf("UPDATE %s SET %s WHERE id = 2", table, k.moves))
-				v.shows(table, "1 2 3", "")
-				v.same("SELECT * FROM " + table + " ORDER BY id")
+			}
+			v.write(name, at, "BEGIN;"+all.String()+"COMMIT")
+		}
+		insert := func(id int, values func(i int) string) func(int, string) string {
+			return func(i int, table string) string {
+				return fmt.Sprintf("INSERT INTO %s (id, e, f) VALUES (%d, %s)", table, id, values(i))
 			}
 		}
+		first, second := insert(1, func(i int) string { return kinds[i].first }), insert(2, func(i int) string { return kinds[i].second })
+		fwd, back := []string{"fwd"}, []string{"back"}
+		step("a", 1, fwd, first)
+		step("c", 2, fwd, second)
+		step("c", 2, back, second)
+		step("a", 1, back, first)
+		step("d", 3, []string{"fwd", "back"}, insert(3, func(i int) string { return kinds[i].third }))
+		each := func(f func(table string)) {
+			for _, k := range kinds {
+				f(k.name + "fwd")
+				f(k.name + "back")
+			}
+		}
+		each(func(table string) { v.shows(table, "2 3", "1") })
+		step("d", 4, []string{"fwd", "back"}, func(i int, table string) string {
+			return fmt.Sprintf("UPDATE %s SET %s WHERE id = 2", table, kinds[i].moves)
+		})
+		each(func(table string) {
+			v.shows(table, "1 2 3", "")
+			v.same("SELECT * FROM " + table + " ORDER BY id")
+		})
 	})
 }
 

@@ -93,8 +93,8 @@ func (r *relay) fence(ctx context.Context) error {
 	}
 }
 
-// begin says that reading begins anew: from another neighbour, or from one whose stream has changed. What comes again is
-// handed on again, which nobody minds: transactions are known by their seqs, chunks by their place in the run.
+// begin says that reading begins anew: from another neighbour, or from one whose stream has changed. Chunks that come again are
+// handed on again, which nobody minds: they are known by their place in the run.
 func (r *relay) begin() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -120,6 +120,10 @@ func (r *relay) take(ctx context.Context, seq uint64, f *wire.Frame) error {
 	// Where ways change, a node may read what it has handed on: no frame goes round. What is missing in its stream it has lost
 	// since.
 	if slices.Contains(f.Hops, r.cfg.Node) && f.LastSeq <= r.last {
+		return nil
+	}
+	// Reading that begins anew brings again what was taken. Only where a run is open is that needed, for the place of its begin.
+	if f.FirstSeq != 0 && f.LastSeq <= r.last && f.Back == 0 {
 		return nil
 	}
 	if err := r.await(ctx, func() bool { return len(r.queue) == 0 || r.bytes+size <= relayBytes }); err != nil {

@@ -46,6 +46,30 @@ func TestRelayTakesWhatComes(t *testing.T) {
 	}
 }
 
+// TestRelayTakesFramesOnce: what reading brings again that begins anew, as on another connection, is not handed on again, unless
+// a run is open in it or it has no transactions, but news.
+func TestRelayTakesFramesOnce(t *testing.T) {
+	r := testRelay()
+	for i, x := range []struct {
+		header wire.Header
+		taken  bool
+	}{
+		{wire.Header{FirstSeq: 1, LastSeq: 2}, true},
+		{wire.Header{FirstSeq: 3, LastSeq: 4, Back: 2}, true},
+		{wire.Header{FirstSeq: 1, LastSeq: 2}, false},
+		{wire.Header{FirstSeq: 3, LastSeq: 4, Back: 2}, true},
+		{wire.Header{LastSeq: 4}, true},
+		{wire.Header{FirstSeq: 4, LastSeq: 5}, true},
+		{wire.Header{FirstSeq: 4, LastSeq: 5}, false},
+	} {
+		r.begin()
+		r.queue = nil
+		if err := r.take(t.Context(), uint64(i), &wire.Frame{Header: x.header}); err != nil || (len(r.queue) == 1) != x.taken {
+			t.Errorf("frame %d: %v; %d taken, want that %t", i, err, len(r.queue), x.taken)
+		}
+	}
+}
+
 // TestRelayGivesUpTheOldest: what nobody may purge yet goes when it is too much, with an alarm; what is newer stays.
 func TestRelayGivesUpTheOldest(t *testing.T) {
 	server, err := stream.StartServer(stream.ServerOptions{Listen: "127.0.0.1:0", StoreDir: t.TempDir(), Logger: quiet})

@@ -31,31 +31,42 @@ INSERT INTO account SELECT i, 0 FROM generate_series(1, 200) i;
 // machine leaves nothing for what is to be tested, and shows only how long a backlog lasts.
 const loadPace = 10 * time.Millisecond
 
-// load writes on every node at once until it is stopped, and counts what was committed.
+// load writes on every node at once while it runs, and counts what was committed. Beside that an observer on each node looks for
+// what must never be seen: a child whose parent is not there.
 type load struct {
 	t       testing.TB
+	c       *cluster.Cluster
+	writers int
 	seed    int64
+	next    []atomic.Int64  // by node: numbers its rows
 	commits []atomic.Uint64 // by node
 	unsure  []atomic.Uint64 // by node: the connection was lost during COMMIT
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
 }
 
-// startLoad starts writers sessions on every node. patient ones go on when their server goes away.
+// startLoad starts writers sessions on every node. They go on when their server goes away and comes back.
 func startLoad(t testing.TB, c *cluster.Cluster, writers int, seed int64) *load {
-	ctx, cancel := context.WithCancel(context.Background())
-	l := &load{t: t, seed: seed, cancel: cancel,
+	l := &load{t: t, c: c, writers: writers, seed: seed, next: make([]atomic.Int64, len(c.Nodes)),
 		commits: make([]atomic.Uint64, len(c.Nodes)), unsure: make([]atomic.Uint64, len(c.Nodes))}
 	t.Logf("load seed %d", seed)
-	t.Cleanup(l.stop)
-	for i, n := range c.Nodes {
-		var next atomic.Int64
-		for w := range writers {
-			r := rand.New(rand.NewSource(seed + int64(1000*i+w)))
-			l.wg.Go(func() { l.session(ctx, n, i, r, &next) })
-		}
-	}
+	t.Cleanup(func() { l.stop() })
+	l.start()
 	return l
+}
+
+// start starts the load, also again after a stop.
+func (l *load) start() {
+	ctx, cancel := context.WithCancel(context.Background())
+	l.cancel = cancel
+	for i, n := range l.c.Nodes {
+		for range l.writers {
+			l.seed++
+			r := rand.New(rand.NewSource(l.seed))
+			l.wg.Go(func() { l.session(ctx, n, i, r) })
+		}
+		l.wg.Go(func() { l.observe(ctx, n) })
+	}
 }
 
 // stop ends the load and waits for its sessions.
@@ -64,8 +75,27 @@ func (l *load) stop() {
 	l.wg.Wait()
 }
 
-// session writes on one connection, and opens another one when it is lost.
-func (l *load) session(ctx context.Context, n *cluster.Node, i int, r *rand.Rand, next *atomic.Int64) {
+// observed is how often an observer looks.
+const observed = 200 * time.Millisecond
+
+// observe looks for children without parents, which nothing ever deletes, until ctx ends.
+func (l *load) observe(ctx context.Context, n *cluster.Node) {
+	l.connected(ctx, n, observed, func(conn *pgx.Conn) {
+		var orphans int
+		err := conn.QueryRow(ctx, `SELECT count(*) FROM child c WHERE NOT EXISTS (SELECT FROM parent p WHERE p.id = c.parent)`).Scan(&orphans)
+		if err == nil && orphans > 0 {
+			l.t.Errorf("node %s shows %d children without parents", n.Name, orphans)
+		}
+	})
+}
+
+// session writes.
+func (l *load) session(ctx context.Context, n *cluster.Node, i int, r *rand.Rand) {
+	l.connected(ctx, n, loadPace, func(conn *pgx.Conn) { l.transaction(conn, n.Name, i, r) })
+}
+
+// connected does something in turn on one connection, and on another one when it is lost, until ctx ends.
+func (l *load) connected(ctx context.Context, n *cluster.Node, every time.Duration, do func(*pgx.Conn)) {
 	for ctx.Err() == nil {
 		conn, err := pgx.Connect(ctx, n.DSN)
 		if err != nil {
@@ -75,9 +105,9 @@ func (l *load) session(ctx context.Context, n *cluster.Node, i int, r *rand.Rand
 			}
 			continue
 		}
-		pace := time.NewTicker(loadPace)
+		pace := time.NewTicker(every)
 		for ctx.Err() == nil && !conn.IsClosed() {
-			l.transaction(conn, n.Name, i, r, next)
+			do(conn)
 			select {
 			case <-pace.C:
 			case <-ctx.Done():
@@ -90,7 +120,8 @@ func (l *load) session(ctx context.Context, n *cluster.Node, i int, r *rand.Rand
 
 // transaction runs one random transaction to its end, also when the load is being stopped: a commit that
 // is cancelled could not be counted.
-func (l *load) transaction(conn *pgx.Conn, node string, i int, r *rand.Rand, next *atomic.Int64) {
+func (l *load) transaction(conn *pgx.Conn, node string, i int, r *rand.Rand) {
+	next := &l.next[i]
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	tx, err := conn.Begin(ctx)

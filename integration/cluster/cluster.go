@@ -28,6 +28,7 @@ type Options struct {
 	// databases of shared servers.
 	Own      bool
 	Settings map[string]string // of own clusters
+	Clocks   bool              // of own clusters can be set, by PG.SetClock
 	// Processes runs bridges as processes of their own, which the test may kill, instead of in process.
 	Processes bool
 	// Config changes a node's configuration file's keys.
@@ -95,7 +96,7 @@ const sentinelTable = "CREATE TABLE pgb_sentinel (node text PRIMARY KEY, round i
 func (c *Cluster) add(i int) {
 	n := &Node{c: c, t: c.t, Name: string(rune('a' + i)), Major: c.opts.Majors[i%len(c.opts.Majors)], Links: map[string]*Link{}}
 	if c.opts.Own {
-		n.PG = pgtest.NewCluster(c.t, n.Major, c.opts.Settings)
+		n.PG = pgtest.NewClusterOf(c.t, n.Major, pgcluster.Options{Settings: c.opts.Settings, Clock: c.opts.Clocks})
 		n.DSN = n.PG.SocketDSN("postgres")
 		if c.Name == "" {
 			c.Name = "test"

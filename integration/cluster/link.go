@@ -1,7 +1,10 @@
 package cluster
 
 import (
+	"context"
 	"io"
+	"math"
+	"math/rand"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -9,23 +12,34 @@ import (
 	"time"
 )
 
-// Link is a TCP way from one node to another's broker that a test can cut, heal and slow down.
+// Link is a TCP way from one node to another's broker that a test can cut, heal, slow down, and make worse.
 type Link struct {
 	listener net.Listener
 	target   string
-	delay    atomic.Int64 // nanoseconds that every byte is late
+	delay    atomic.Int64  // nanoseconds that every byte is late
+	loss     atomic.Uint64 // share of packets that are lost, as bits of a float64
 	mu       sync.Mutex
 	cut      bool
-	conns    map[net.Conn]bool
+	mute     [2]chan struct{} // by Direction: closed when bytes go on; nil: they do
+	conns    map[net.Conn]context.CancelFunc
 	wg       sync.WaitGroup
 }
+
+// Direction is one of a link's.
+type Direction int
+
+// The directions: what the node sends to the other one's broker, and what it gets from there.
+const (
+	There Direction = iota
+	Back
+)
 
 func newLink(t testing.TB, target string) *Link {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	k := &Link{listener: l, target: target, conns: map[net.Conn]bool{}}
+	k := &Link{listener: l, target: target, conns: map[net.Conn]context.CancelFunc{}}
 	k.wg.Go(k.accept)
 	t.Cleanup(func() {
 		l.Close()
@@ -42,20 +56,52 @@ func (l *Link) Cut() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.cut = true
-	for c := range l.conns {
-		c.Close()
-	}
+	l.reset()
 }
 
-// Heal lets connections through again.
+// Heal takes away whatever was done to the link.
 func (l *Link) Heal() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.cut = false
+	l.delay.Store(0)
+	l.loss.Store(0)
+	for d, held := range l.mute {
+		if held != nil {
+			close(held)
+			l.mute[d] = nil
+		}
+	}
 }
 
 // Delay makes every byte arrive d later.
 func (l *Link) Delay(d time.Duration) { l.delay.Store(int64(d)) }
+
+// Lose loses a share of the packets. As TCP does, they are sent again after a while, and hold up what is behind them.
+func (l *Link) Lose(share float64) { l.loss.Store(math.Float64bits(share)) }
+
+// Mute holds back what is sent in one direction until the link is healed; connections stay open.
+func (l *Link) Mute(d Direction) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.mute[d] == nil {
+		l.mute[d] = make(chan struct{})
+	}
+}
+
+// Reset breaks the connections; new ones are let through.
+func (l *Link) Reset() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.reset()
+}
+
+func (l *Link) reset() {
+	for c, end := range l.conns {
+		end()
+		c.Close()
+	}
+}
 
 func (l *Link) accept() {
 	for {
@@ -69,7 +115,9 @@ func (l *Link) accept() {
 
 func (l *Link) serve(in net.Conn) {
 	defer in.Close()
-	if !l.keep(in) {
+	ctx, end := context.WithCancel(context.Background())
+	defer end()
+	if !l.keep(in, end) {
 		return
 	}
 	defer l.drop(in)
@@ -78,28 +126,28 @@ func (l *Link) serve(in net.Conn) {
 		return
 	}
 	defer out.Close()
-	if !l.keep(out) {
+	if !l.keep(out, end) {
 		return
 	}
 	defer l.drop(out)
 	done := make(chan struct{}, 2)
-	pump := func(to, from net.Conn) {
-		l.pump(to, from)
+	pump := func(to, from net.Conn, d Direction) {
+		l.pump(ctx, to, from, d)
 		to.Close()
 		from.Close()
 		done <- struct{}{}
 	}
-	l.wg.Go(func() { pump(out, in) })
-	l.wg.Go(func() { pump(in, out) })
+	l.wg.Go(func() { pump(out, in, There) })
+	l.wg.Go(func() { pump(in, out, Back) })
 	<-done
 	<-done
 }
 
-func (l *Link) keep(c net.Conn) bool {
+func (l *Link) keep(c net.Conn, end context.CancelFunc) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.cut {
-		l.conns[c] = true
+		l.conns[c] = end
 	}
 	return !l.cut
 }
@@ -110,8 +158,44 @@ func (l *Link) drop(c net.Conn) {
 	delete(l.conns, c)
 }
 
-// pump copies, each piece delayed by what Delay said when it came.
-func (l *Link) pump(to io.Writer, from io.Reader) {
+const (
+	// packet is about how many bytes are lost at once.
+	packet = 1448
+	// sentAgain is after what time Linux sends a packet again at the soonest.
+	sentAgain = 200 * time.Millisecond
+)
+
+// late is how much later than at once a piece of so many bytes arrives.
+func (l *Link) late(bytes int) time.Duration {
+	d := time.Duration(l.delay.Load())
+	loss, late := math.Float64frombits(l.loss.Load()), d
+	for range (bytes + packet - 1) / packet {
+		for again := sentAgain + 2*d; loss > 0 && rand.Float64() < loss; again *= 2 {
+			late += again
+		}
+	}
+	return late
+}
+
+// open waits until bytes go on in a direction, and reports false if the connection was broken before.
+func (l *Link) open(ctx context.Context, d Direction) bool {
+	for ctx.Err() == nil {
+		l.mu.Lock()
+		held := l.mute[d]
+		l.mu.Unlock()
+		if held == nil {
+			return true
+		}
+		select {
+		case <-held:
+		case <-ctx.Done():
+		}
+	}
+	return false
+}
+
+// pump copies, each piece as late as the link was when it came. ctx ends when the connection is broken.
+func (l *Link) pump(ctx context.Context, to io.Writer, from io.Reader, d Direction) {
 	type piece struct {
 		due time.Time
 		b   []byte
@@ -122,6 +206,9 @@ func (l *Link) pump(to io.Writer, from io.Reader) {
 		for p := range pieces {
 			if d := time.Until(p.due); d > 0 {
 				time.Sleep(d) // the delay itself
+			}
+			if !l.open(ctx, d) {
+				return
 			}
 			if _, err := to.Write(p.b); err != nil {
 				for range pieces {
@@ -134,7 +221,10 @@ func (l *Link) pump(to io.Writer, from io.Reader) {
 		b := make([]byte, 32<<10)
 		n, err := from.Read(b)
 		if n > 0 {
-			pieces <- piece{time.Now().Add(time.Duration(l.delay.Load())), b[:n]}
+			select {
+			case pieces <- piece{time.Now().Add(l.late(n)), b[:n]}:
+			case <-ctx.Done():
+			}
 		}
 		if err != nil {
 			close(pieces)

@@ -158,8 +158,8 @@ func (n *Node) statusText() string {
 	return string(b)
 }
 
-// Supervise starts the bridge's process again whenever it ends, until the test does.
-func (n *Node) Supervise() {
+// Supervise starts the bridge's process again whenever it ends, until the function that it returns is called, or the test ends.
+func (n *Node) Supervise() (leave func()) {
 	n.t.Helper()
 	stop := make(chan struct{})
 	done := make(chan struct{})
@@ -180,13 +180,17 @@ func (n *Node) Supervise() {
 				case <-stop:
 				}
 			case <-stop:
-				p.cmd.Process.Kill()
-				<-p.done
 				return
 			}
 		}
 	}()
-	n.t.Cleanup(func() { close(stop); <-done })
+	leave = sync.OnceFunc(func() {
+		close(stop)
+		<-done
+		n.process = p
+	})
+	n.t.Cleanup(func() { leave(); p.cmd.Process.Kill(); <-p.done })
+	return leave
 }
 
 // PeakMemory returns the highest resident memory of the bridge's process so far, in bytes.

@@ -40,6 +40,8 @@ type Options struct {
 	// Port is the TCP port on 127.0.0.1; 0 is a free one. It stays the same over
 	// Restart.
 	Port int
+	// Clock gives the server a clock that SetClock can set. It takes Linux and gcc.
+	Clock bool
 }
 
 // DefaultSettings returns what each cluster runs with unless Options.Settings
@@ -77,6 +79,7 @@ type Cluster struct {
 	dir       string
 	socketDir string
 	port      int
+	clock     bool
 	release   func() // gives up the lock on a directory that Start made; nil for another's
 
 	change sync.Mutex // held while the server is started or stopped
@@ -113,7 +116,7 @@ func create(ctx context.Context, o Options) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Cluster{install: o.Install, acc: acc, dir: o.Dir}
+	c := &Cluster{install: o.Install, acc: acc, dir: o.Dir, clock: o.Clock}
 	if c.dir == "" {
 		if c.dir, c.release, err = makeOwnDir(os.TempDir()); err != nil {
 			return nil, err
@@ -146,6 +149,11 @@ func (c *Cluster) layOut(from string) (err error) {
 	}
 	if err := c.include(); err != nil {
 		return err
+	}
+	if c.clock {
+		if err := c.makeClock(); err != nil {
+			return err
+		}
 	}
 	return c.makeSocketDir()
 }

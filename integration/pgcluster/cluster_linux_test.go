@@ -8,9 +8,12 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sys/unix"
+
+	"github.com/pgbridge/pgbridge/integration/pgcluster"
 )
 
 func TestKillLeavesNoChild(t *testing.T) {
@@ -89,5 +92,45 @@ func TestServerDiesWithItsProgram(t *testing.T) {
 	start(t, 18, nil)
 	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the next start leaves the killed program's directory %s there (%v)", dir, err)
+	}
+}
+
+func TestClockIsSet(t *testing.T) {
+	for _, major := range majors {
+		t.Run(fmt.Sprint(major), func(t *testing.T) {
+			in, err := pgcluster.Find(major)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, err := pgcluster.Start(t.Context(), pgcluster.Options{Install: in, Clock: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { c.Close() })
+			conn, err := pgx.Connect(t.Context(), c.SocketDSN("postgres"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close(context.Background())
+			if _, err := conn.Exec(t.Context(), "CREATE TABLE t ()"); err != nil {
+				t.Fatal(err)
+			}
+			for _, ahead := range []time.Duration{0, 10 * time.Minute, -10 * time.Minute} {
+				if err := c.SetClock(ahead); err != nil {
+					t.Fatal(err)
+				}
+				before := time.Now().Add(ahead)
+				var stamp time.Time
+				if _, err := conn.Exec(t.Context(), "INSERT INTO t DEFAULT VALUES"); err != nil {
+					t.Fatal(err)
+				}
+				if err := conn.QueryRow(t.Context(), "SELECT max(pg_xact_commit_timestamp(xmin)) FROM t WHERE xmin::text = (SELECT max(xmin::text::bigint)::text FROM t)").Scan(&stamp); err != nil {
+					t.Fatal(err)
+				}
+				if after := time.Now().Add(ahead); stamp.Before(before.Truncate(time.Microsecond)) || stamp.After(after) {
+					t.Errorf("%v ahead the commit's timestamp is %v, between %v and %v it should be", ahead, stamp, before, after)
+				}
+			}
+		})
 	}
 }

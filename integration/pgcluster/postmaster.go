@@ -25,6 +25,9 @@ func (c *Cluster) launch() (*postmaster, error) {
 	cmd := exec.Command(filepath.Join(c.install.BinDir, "postgres"), "-D", c.DataDir())
 	cmd.Dir = c.DataDir()
 	cmd.Env = serverEnv()
+	if c.clock {
+		cmd.Env = append(cmd.Env, "LD_PRELOAD="+c.clockLibrary(), "PGCLUSTER_CLOCK="+c.clockPath())
+	}
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = childAttr()
 	cmd.SysProcAttr.Setpgid = true // Ctrl-C is for us, we stop the server

@@ -146,7 +146,13 @@ func SharedServer(t testing.TB, major int) *Server {
 // test failed. settings overrides pgcluster.DefaultSettings, name by name.
 func NewCluster(t testing.TB, major int, settings map[string]string) *pgcluster.Cluster {
 	t.Helper()
-	c := startCluster(t, pgcluster.Options{Settings: settings}, major)
+	return NewClusterOf(t, major, pgcluster.Options{Settings: settings})
+}
+
+// NewClusterOf is NewCluster with more to say about it; Install is found.
+func NewClusterOf(t testing.TB, major int, o pgcluster.Options) *pgcluster.Cluster {
+	t.Helper()
+	c := startCluster(t, o, major)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("the log of PostgreSQL %d on port %d ends with\n%s", major, c.Port(), c.LogTail())

@@ -1,0 +1,251 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"math/rand"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pgbridge/pgbridge/integration/cluster"
+	"github.com/pgbridge/pgbridge/integration/pgtest"
+)
+
+// during lets a fault last. The time is the fault's size, not something that is waited for.
+func during(d time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	defer cancel()
+	<-ctx.Done()
+}
+
+// both does something to the links between two nodes.
+func both(a, b *cluster.Node, f func(*cluster.Link)) {
+	f(a.Links[b.Name])
+	f(b.Links[a.Name])
+}
+
+// mute loses all that one node sends to another one, on whichever connection.
+func mute(from, to *cluster.Node) {
+	from.Links[to.Name].Mute(cluster.There)
+	to.Links[from.Name].Mute(cluster.Back)
+}
+
+// far makes a link as bad as one over the ocean on a bad day.
+func far(l *cluster.Link) {
+	l.Delay(100 * time.Millisecond) // 200 ms for a way and back
+	l.Lose(0.02)
+}
+
+// TestNetworkFaults: under load on all nodes, whatever the network does, nothing is lost, nothing is there twice, and no
+// node ever shows an effect without its cause.
+func TestNetworkFaults(t *testing.T) {
+	t.Parallel()
+	lasts := 3 * time.Second
+	if pgtest.Soak() {
+		lasts = time.Minute
+	}
+	c := cluster.New(t, cluster.Options{Nodes: 4, Schema: loadSchema, Config: map[string]string{
+		"topology.kind": "ring", "topology.failover_after": failoverAfter.String()}})
+	l := startLoad(t, c, 1, seed(t))
+	each := func(f func(a, b *cluster.Node)) {
+		for i, a := range c.Nodes {
+			for _, b := range c.Nodes[i+1:] {
+				f(a, b)
+			}
+		}
+	}
+	for _, x := range []struct {
+		name  string
+		fault func()
+	}{
+		{"two halves", func() {
+			each(func(a, b *cluster.Node) {
+				if (a.Name < "c") != (b.Name < "c") {
+					both(a, b, (*cluster.Link).Cut)
+				}
+			})
+			during(lasts)
+		}},
+		{"nothing that b sends arrives", func() {
+			for _, n := range c.Nodes {
+				if n.Name != "b" {
+					mute(c.Node("b"), n)
+				}
+			}
+			during(lasts)
+		}},
+		{"nothing from c arrives at d", func() {
+			mute(c.Node("c"), c.Node("d"))
+			during(lasts)
+		}},
+		{"200 ms, and 2 % of the packets lost", func() {
+			each(func(a, b *cluster.Node) { both(a, b, far) })
+			during(lasts)
+		}},
+		{"connections reset each second", func() {
+			for range max(1, int(lasts/time.Second)) {
+				during(time.Second)
+				each(func(a, b *cluster.Node) { both(a, b, (*cluster.Link).Reset) })
+			}
+		}},
+	} {
+		l.start()
+		x.fault()
+		l.stop()
+		healAll(c)
+		c.WaitConverged()
+		requireCounts(t, c, l)
+		if t.Failed() {
+			t.Fatalf("after: %s", x.name)
+		}
+	}
+}
+
+// faults plays random faults on a cluster under load.
+type faults struct {
+	t     *testing.T
+	c     *cluster.Cluster
+	l     *load
+	r     *rand.Rand
+	kinds map[string]string // the cluster's configuration
+	log   []string
+}
+
+// TestRandomFaults plays schedules of random faults on random topologies: bridges and servers are killed and come back, links are
+// cut, muted, slow, and heal, and clocks step, all under load. In the end all nodes hold the same rows, and each
+// acknowledged write is there.
+func TestRandomFaults(t *testing.T) {
+	t.Parallel()
+	nodes, schedules := []int{4}, 10
+	if pgtest.Soak() {
+		nodes, schedules = []int{3, 4, 5, 6}, 50
+	}
+	for _, n := range nodes {
+		s := seed(t)
+		t.Logf("%d nodes, %d schedules from seed %d", n, schedules, s)
+		f := &faults{t: t, kinds: map[string]string{"topology.failover_after": failoverAfter.String(), "apply.max_clock_skew": "1h"}}
+		f.c = cluster.New(t, cluster.Options{Nodes: n, Schema: loadSchema, Own: true, Clocks: true, Processes: true, Config: f.kinds})
+		f.l = startLoad(t, f.c, 1, s)
+		f.l.stop()
+		for i := range schedules {
+			f.r = rand.New(rand.NewSource(s + int64(i)))
+			if i%5 == 0 {
+				f.rearrange()
+			}
+			f.play(3 + f.r.Intn(6))
+			if t.Failed() {
+				t.Fatalf("schedule %d of seed %d on %v: %s", i, s, f.kinds, strings.Join(f.log, "; "))
+			}
+		}
+	}
+}
+
+// rearrange gives the cluster another topology, as an operator would: all bridges are stopped for it.
+func (f *faults) rearrange() {
+	for _, n := range f.c.Nodes {
+		n.Stop()
+	}
+	for _, key := range []string{"topology.kind", "topology.center", "topology.links"} {
+		delete(f.kinds, key)
+	}
+	var kind string
+	switch f.r.Intn(4) {
+	case 0:
+		kind = "mesh"
+	case 1:
+		kind = "ring"
+	case 2:
+		kind = "star"
+		f.kinds["topology.center"] = f.node().Name
+	case 3:
+		kind = "graph"
+		var links []string
+		for i, n := range f.c.Nodes[1:] { // a tree, and some more
+			links = append(links, f.c.Nodes[f.r.Intn(i+1)].Name+"-"+n.Name)
+		}
+		for range f.r.Intn(3) {
+			if a, b := f.pair(); !slices.Contains(links, a.Name+"-"+b.Name) && !slices.Contains(links, b.Name+"-"+a.Name) {
+				links = append(links, a.Name+"-"+b.Name)
+			}
+		}
+		f.kinds["topology.links"] = strings.Join(links, ",")
+	}
+	f.kinds["topology.kind"] = kind
+	for _, n := range f.c.Nodes {
+		n.Launch()
+	}
+	f.c.WaitConverged()
+	f.t.Logf("topology: %v", f.kinds)
+}
+
+func (f *faults) node() *cluster.Node { return f.c.Nodes[f.r.Intn(len(f.c.Nodes))] }
+
+// pair is two nodes.
+func (f *faults) pair() (a, b *cluster.Node) {
+	p := f.r.Perm(len(f.c.Nodes))
+	return f.c.Nodes[p[0]], f.c.Nodes[p[1]]
+}
+
+// play plays a schedule of so many faults, and waits until all is well again.
+func (f *faults) play(faults int) {
+	f.log = nil
+	f.l.start()
+	for range faults {
+		f.log = append(f.log, f.fault())
+		during(time.Duration(f.r.Intn(800)) * time.Millisecond) // the random moment
+	}
+	f.l.stop()
+	healAll(f.c)
+	var leave []func()
+	for _, n := range f.c.Nodes {
+		if !n.Running() {
+			n.Launch()
+		}
+		leave = append(leave, n.Supervise())
+	}
+	f.c.WaitConverged()
+	requireCounts(f.t, f.c, f.l)
+	for _, leave := range leave {
+		leave()
+	}
+}
+
+// fault does one thing, and tells what.
+func (f *faults) fault() string {
+	a, b := f.pair()
+	ab := a.Name + "-" + b.Name
+	switch f.r.Intn(10) {
+	case 0, 1:
+		a.Kill()
+		return "kill " + a.Name
+	case 2:
+		crash(f.t, a, f.r)
+		return "crash the server of " + a.Name
+	case 3, 4:
+		for _, n := range f.c.Nodes {
+			if !n.Running() {
+				n.Launch()
+				return "revive " + n.Name
+			}
+		}
+		healAll(f.c)
+		return "heal all"
+	case 5, 6:
+		both(a, b, (*cluster.Link).Cut)
+		return "cut " + ab
+	case 7:
+		mute(a, b)
+		return "mute " + ab
+	case 8:
+		both(a, b, far)
+		return "slow " + ab
+	default:
+		ahead := time.Duration(f.r.Intn(1200)-600) * time.Second
+		if err := a.PG.SetClock(ahead); err != nil {
+			f.t.Fatal(err)
+		}
+		return fmt.Sprintf("clock of %s %v ahead", a.Name, ahead)
+	}
+}
