@@ -441,12 +441,12 @@ func (a *Applier) Flush(ctx context.Context) error {
 // Run applies until ctx ends or the database is lost. It closes all connections.
 func (a *Applier) Run(ctx context.Context, wal WAL, streams Streams) error {
 	defer a.close()
+	a.keeper.wal, a.resends.wal = wal, wal
 	a.wal.Store(&wal)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.markers.run(ctx, wal) })
 	g.Go(func() error { return a.takes.run(ctx) })
 	g.Go(func() error { return a.sweep(ctx, wal) })
-	a.keeper.wal = wal
 	g.Go(func() error { return a.keeper.work(ctx) })
 	if a.journal != nil {
 		a.journal.wal, a.journal.streams = wal, streams
@@ -456,7 +456,7 @@ func (a *Applier) Run(ctx context.Context, wal WAL, streams Streams) error {
 		g.Go(func() error { return a.mender.run(ctx) })
 	}
 	g.Go(func() error { return a.watchParked(ctx) })
-	g.Go(func() error { return a.resends.run(ctx, wal) })
+	g.Go(func() error { return a.resends.run(ctx) })
 	for _, w := range a.workers {
 		w.wal, w.streams = wal, streams
 		g.Go(func() error { return w.run(ctx) })

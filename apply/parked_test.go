@@ -79,7 +79,7 @@ func TestRefusedTransactionsAreParkedWhole(t *testing.T) {
 	const dropped = `DROP TRIGGER no ON r`
 	const plain = `CREATE TABLE r (id int PRIMARY KEY, v text)`
 	const parts = plain + ` PARTITION BY RANGE (id); CREATE TABLE r1 PARTITION OF r DEFAULT`
-	for _, c := range []struct{ name, there, here, code, cure string }{
+	cases := []struct{ name, there, here, code, cure string }{
 		{"check", plain, plain + `; ALTER TABLE r ADD CHECK (v <> 'bad')`, "23514", `ALTER TABLE r DROP CONSTRAINT r_v_check`},
 		{"unique in one partition", plain, parts + `; CREATE UNIQUE INDEX u ON r1 ((v = 'bad')) WHERE v = 'bad'; INSERT INTO r VALUES (99, 'bad')`, "23505", `DELETE FROM r WHERE id = 99`},
 		{"exclusion in one partition", plain, parts + `; ALTER TABLE r1 ADD CONSTRAINT x EXCLUDE USING btree ((v = 'bad') WITH =) WHERE (v = 'bad'); INSERT INTO r VALUES (99, 'bad')`, "23P01", `DELETE FROM r WHERE id = 99`},
@@ -89,23 +89,32 @@ func TestRefusedTransactionsAreParkedWhole(t *testing.T) {
 		{"trigger", plain, plain + `;` + fmt.Sprintf(raise, "") + fmt.Sprintf(trigger, "", "BEFORE", ""), "P0001", dropped},
 		{"trigger's own code", plain, plain + `;` + fmt.Sprintf(raise, "USING ERRCODE = 'PT404'") + fmt.Sprintf(trigger, "", "BEFORE", ""), "PT404", dropped},
 		{"at commit", plain, plain + `;` + fmt.Sprintf(raise, "") + fmt.Sprintf(trigger, "CONSTRAINT", "AFTER", "DEFERRABLE INITIALLY DEFERRED"), "P0001", dropped},
-	} {
+	}
+	schema := func(i int) string { return fmt.Sprintf("case_%d", i) }
+	there, here := parkedSchema, parkedSchema
+	for i, c := range cases {
+		enter := fmt.Sprintf("; CREATE SCHEMA %s; SET search_path = %[1]s; ", schema(i))
+		there += enter + c.there
+		here += enter + c.here
+	}
+	s := pgtest.SharedServer(t, pgtest.Newest(t))
+	p := newPairOf(t, s, s, there, here)
+	for i, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			s := pgtest.SharedServer(t, pgtest.Newest(t))
-			p := newPairOf(t, s, s, parkedSchema+`;`+c.there, parkedSchema+`;`+c.here)
-			p.do(`BEGIN; INSERT INTO other VALUES (1, 'with it'); INSERT INTO r VALUES (1, 'bad'); COMMIT`)
-			p.do(`INSERT INTO other VALUES (2, 'behind it')`)
-			wantRows(t, "other", p.to.Query(t, `SELECT id FROM other`), "2")
-			wantRows(t, "parked", p.parkedHere(), "a:1 "+c.code)
-			if st := p.status(); st.Parked != 1 || st.Waiting != "" || st.Seq != 2 {
+			bad, seq := p.name(1), p.seq
+			p.do(fmt.Sprintf(`BEGIN; INSERT INTO other VALUES (%d, 'with it'); INSERT INTO %s.r VALUES (1, 'bad'); COMMIT`, 2*i, schema(i)))
+			p.do(fmt.Sprintf(`INSERT INTO other VALUES (%d, 'behind it')`, 2*i+1))
+			wantRows(t, "other", p.to.Query(t, `SELECT id FROM other WHERE id >= $1`, 2*i), fmt.Sprint(2*i+1))
+			wantRows(t, "parked", p.parkedHere(), bad+" "+c.code)
+			if st := p.status(); st.Parked != 1 || st.Waiting != "" || st.Seq != seq+2 {
 				t.Errorf("status %+v", st)
 			}
-			p.request("a:1", requestRetry)
+			p.request(bad, requestRetry)
 			wantRows(t, "still parked", p.to.Query(t, `SELECT attempts, sqlstate FROM pgbridge.parked`), "1|"+c.code)
-			p.to.Exec(t, c.cure)
-			p.request("a:1", requestRetry)
+			p.to.Exec(t, fmt.Sprintf("SET search_path = %s; %s", schema(i), c.cure))
+			p.request(bad, requestRetry)
 			wantRows(t, "parked", p.parkedHere())
-			p.same(`SELECT id, v FROM r`)
+			p.same(`SELECT id, v FROM ` + schema(i) + `.r`)
 			p.same(`SELECT * FROM other ORDER BY id`)
 		})
 	}

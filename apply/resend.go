@@ -127,8 +127,7 @@ func (d *resender) hearAnswer(payload []byte, need origin.Vector) error {
 }
 
 // run works until ctx ends or the connection is lost.
-func (d *resender) run(ctx context.Context, wal WAL) error {
-	d.wal = wal
+func (d *resender) run(ctx context.Context) error {
 	defer func() {
 		if d.conn != nil {
 			d.conn.Close(context.WithoutCancel(ctx))

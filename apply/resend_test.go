@@ -21,6 +21,7 @@ func TestRowsAreWrittenAgain(t *testing.T) {
 			ALTER TABLE "Odd t" ALTER big SET STORAGE EXTERNAL, ALTER doc SET STORAGE EXTERNAL`)
 		p.to.Exec(t, `INSERT INTO "Odd t" VALUES (1.0, 'it''s', 1, repeat('b', 9000), json_build_object('x', repeat('j', 9000)), NULL, 'small')`)
 		d := p.a.resends
+		awaitTrue(t, func() bool { return p.a.wal.Load() != nil })
 		if err := d.open(t.Context()); err != nil {
 			t.Fatal(err)
 		}

@@ -113,7 +113,7 @@ func Exec(t testing.TB, dsn, sql string, args ...any) pgconn.CommandTag {
 
 // ExecShared is Exec on a connection that may have been used before: the session is
 // as a new one.
-func ExecShared(t testing.TB, dsn, sql string, args ...any) {
+func ExecShared(t testing.TB, dsn, sql string, args ...any) pgconn.CommandTag {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
 	defer cancel()
@@ -121,7 +121,8 @@ func ExecShared(t testing.TB, dsn, sql string, args ...any) {
 	if err != nil {
 		t.Fatalf("connect: %v", err)
 	}
-	if _, err := conn.Exec(ctx, sql, args...); err != nil {
+	tag, err := conn.Exec(ctx, sql, args...)
+	if err != nil {
 		conn.Close(ctx)
 		t.Fatalf("%s: %v", sql, err)
 	}
@@ -132,6 +133,7 @@ func ExecShared(t testing.TB, dsn, sql string, args ...any) {
 	if strings.Contains(sql, "ALTER ") {
 		closeIdle(dsn)
 	}
+	return tag
 }
 
 // Query runs one statement on a connection of its own and returns its rows as
@@ -264,22 +266,22 @@ func only(t testing.TB, sql string, rows []string) string {
 	return rows[0]
 }
 
-// Exec is the function Exec on this database.
+// Exec is ExecShared on this database.
 func (db *Database) Exec(t testing.TB, sql string, args ...any) pgconn.CommandTag {
 	t.Helper()
-	return Exec(t, db.DSN, sql, args...)
+	return ExecShared(t, db.DSN, sql, args...)
 }
 
-// Query is the function Query on this database.
+// Query is QueryShared on this database.
 func (db *Database) Query(t testing.TB, sql string, args ...any) []string {
 	t.Helper()
-	return Query(t, db.DSN, sql, args...)
+	return QueryShared(t, db.DSN, sql, args...)
 }
 
-// Value is the function Value on this database.
+// Value is ValueShared on this database.
 func (db *Database) Value(t testing.TB, sql string, args ...any) string {
 	t.Helper()
-	return Value(t, db.DSN, sql, args...)
+	return ValueShared(t, db.DSN, sql, args...)
 }
 
 // Connect is the function Connect on this database.
