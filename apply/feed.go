@@ -44,8 +44,12 @@ func (a *Applier) Seen(ctx context.Context, wal WAL) (origin.Vector, error) {
 	return v, nil
 }
 
-// StableSeq is the highest seq of o that every node is known to have applied.
-func (a *Applier) StableSeq(o origin.Origin) uint64 { return a.heard.stableSeq(o) }
+// EverywhereSeq is the highest seq of another origin o that is stable at every node, by the last Turn: nobody needs it any more.
+func (a *Applier) EverywhereSeq(o origin.Origin) uint64 { return a.heard.everywhereOf(o) }
+
+// Turn works out what EverywhereSeq says. own is the last own transaction that is durable in the stream, and low what its
+// frame says that had been seen.
+func (a *Applier) Turn(own uint64, low origin.Vector) { a.heard.turn(own, low) }
 
 // Feed takes in one frame of o's transactions, in order: of its own stream, or of another node's that hands it on, of which
 // streamSeq is 0. It blocks while o's inbox is full. Only one goroutine may feed an origin.

@@ -18,6 +18,10 @@ type hearsay struct {
 	// ours is, for every other origin, how its seq and what it had seen of this node's transactions rose
 	// together; oldest first.
 	ours map[origin.Origin][]sight
+	// seq is how far every other origin is applied here; round and everywhere are what turn goes by, and has found.
+	seq        map[origin.Origin]uint64
+	round      *round
+	everywhere origin.Vector
 	// parked is what the oldest parked transaction of an origin had seen: it is still to come (R23).
 	parked map[origin.Origin]origin.Vector
 }
@@ -25,13 +29,16 @@ type hearsay struct {
 // sight says that an origin's transactions behind seq had seen this node's up to own.
 type sight struct{ seq, own uint64 }
 
+// round is a look at what was stable at one moment: all transactions behind applied have seen it.
+type round struct{ applied, stable origin.Vector }
+
 // sightLimit bounds the sights that are kept of an origin; above it every second one is forgotten, which only
 // makes everywhereSeq coarser.
 const sightLimit = 10_000
 
 func newHearsay(own origin.Origin, others []origin.Origin) *hearsay {
 	h := &hearsay{own: own, low: map[origin.Origin]origin.Vector{}, ours: map[origin.Origin][]sight{},
-		parked: map[origin.Origin]origin.Vector{}}
+		seq: map[origin.Origin]uint64{}, parked: map[origin.Origin]origin.Vector{}}
 	for _, o := range others {
 		h.low[o] = nil
 	}
@@ -42,6 +49,7 @@ func newHearsay(own origin.Origin, others []origin.Origin) *hearsay {
 func (h *hearsay) hear(o origin.Origin, seq uint64, low origin.Vector) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.seq[o] = max(h.seq[o], seq)
 	if !low.Includes(h.low[o]) { // it grows along the stream; what is read again may be older
 		return
 	}
@@ -108,4 +116,33 @@ func (h *hearsay) everywhereSeq() uint64 {
 		h.ours[p] = slices.Delete(list, 0, n-1)
 	}
 	return seq
+}
+
+// turn works out up to where the others' transactions are stable at every node, as everywhereSeq does for the own ones: what was
+// stable at one moment is so everywhere when all nodes have applied what had been applied here by then. That is coarser, and takes no
+// memory. own is the last own transaction that is durable, and low what it had seen; those behind it have seen no less.
+func (h *hearsay) turn(own uint64, low origin.Vector) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.round != nil {
+		for _, e := range h.round.applied {
+			if h.stable(e.Origin) < e.Seq {
+				return
+			}
+		}
+		h.everywhere = h.round.stable
+	}
+	h.round = &round{}
+	h.round.applied.Advance(origin.Entry{Origin: h.own, Seq: own})
+	for o := range h.low {
+		h.round.applied.Advance(origin.Entry{Origin: o, Seq: h.seq[o]})
+		h.round.stable.Advance(origin.Entry{Origin: o, Seq: min(h.stable(o), low.Seq(o))})
+	}
+}
+
+// everywhereOf returns the highest seq of another origin that was stable at every node by the last turn.
+func (h *hearsay) everywhereOf(o origin.Origin) uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.everywhere.Seq(o)
 }

@@ -22,7 +22,7 @@ const pastLimit = 4 << 20
 // that were applied or committed here (section 7), so the row's true version is the latest write of its key
 // that stands in a stream: the own one, and those of the other origins but the worker's, whose own
 // transactions come in order. Only what the worker's transactions do not cover is needed, and that has not
-// been purged anywhere (hearsay.everywhereSeq).
+// been purged anywhere (hearsay.everywhereSeq, turn).
 type past struct {
 	local *table
 	// It tells of the transactions behind from, up to to; own ones are among them.

@@ -110,6 +110,71 @@ func TestStableEverywhereAgainstHistory(t *testing.T) {
 	}
 }
 
+// TestOthersAreStableEverywhereAgainstHistory: four nodes, of which one works out what it need not keep any more of what the others
+// wrote. No node may still meet a transaction of any whose author had not seen that.
+func TestOthersAreStableEverywhereAgainstHistory(t *testing.T) {
+	t.Parallel()
+	own := origin.Origin{Node: "own"}
+	others := []origin.Origin{{Node: "p"}, {Node: "q"}, {Node: "r"}}
+	all := append([]origin.Origin{own}, others...)
+	type frame struct {
+		seq uint64
+		low origin.Vector
+	}
+	var highest uint64
+	for seed := range uint64(200) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		h := newHearsay(own, others)
+		applied := map[origin.Origin]origin.Vector{} // by node
+		streams := map[origin.Origin][]frame{}
+		place := map[[2]origin.Origin]int{} // how far a node has read another one's
+		for range 400 {
+			n, from := all[r.IntN(4)], all[r.IntN(4)]
+			switch s := streams[from]; {
+			case n == from: // it publishes a transaction, or only what it had seen at some time since it did so last
+				low := applied[n].Clone()
+				seq := uint64(r.IntN(3))
+				if s := streams[n]; len(s) > 0 {
+					seq += s[len(s)-1].seq
+					if r.IntN(3) == 0 {
+						low = s[len(s)-1].low
+					}
+				}
+				streams[n] = append(s, frame{seq, low})
+			case place[[2]origin.Origin{n, from}] < len(s):
+				f := s[place[[2]origin.Origin{n, from}]]
+				place[[2]origin.Origin{n, from}]++
+				v := applied[n].Clone()
+				v.Advance(origin.Entry{Origin: from, Seq: f.seq})
+				applied[n] = v
+				if n == own {
+					h.hear(from, f.seq, f.low)
+				}
+			}
+			if s := streams[own]; len(s) > 0 && r.IntN(4) == 0 {
+				f := s[r.IntN(len(s))] // the last durable one
+				h.turn(f.seq, f.low)
+			}
+			for _, o := range others {
+				everywhere := h.everywhereOf(o)
+				highest = max(highest, everywhere)
+				for _, at := range all {
+					for _, author := range all {
+						for _, f := range streams[author] {
+							if author != o && author != at && f.seq > applied[at].Seq(author) && !f.low.Covers(o, everywhere) {
+								t.Fatalf("seed %d: %s:%d counts as stable, %s has yet to meet %s:%d, which had seen %s", seed, o.Node, everywhere, at, author, f.seq, f.low)
+							}
+						}
+					}
+				}
+			}
+		}
+	}
+	if highest == 0 {
+		t.Error("nothing ever counted as stable")
+	}
+}
+
 // TestSightsAreBounded: what is forgotten for lack of room makes less count as stable.
 func TestSightsAreBounded(t *testing.T) {
 	own, p, q := origin.Origin{Node: "own"}, origin.Origin{Node: "p"}, origin.Origin{Node: "q"}

@@ -289,11 +289,12 @@ func (l *life) others() (all []origin.Origin) {
 	return all
 }
 
-// openRelays lets this node hand on what others write, where a neighbour gets that from here, or may if a node dies.
+// openRelays lets this node hand on what others write, where a neighbour gets that from here, or may if a node dies; and keep what
+// it does not get from its author, who alone keeps it for all (streams.Reread).
 func (l *life) openRelays(ctx context.Context) error {
 	g := l.cfg.Graph()
 	for _, o := range l.others() {
-		if !l.rerouted() && !g.HandsOn(l.cfg.Node, o.Node) {
+		if !l.rerouted() && !g.HandsOn(l.cfg.Node, o.Node) && g.Next(l.cfg.Node, o.Node) == o.Node {
 			continue
 		}
 		r, err := l.openRelay(ctx, l.conns[0], o)
@@ -368,6 +369,7 @@ func (l *life) retain(ctx context.Context) error {
 			return nil
 		}
 		l.capture.Forget(l.applier.Stable())
+		l.applier.Turn(l.outbox.lastTold())
 		if below := l.outbox.below(l.applier.StableEverywhere(), l.applier.HoldLSN()); below > 0 {
 			if err := l.applier.Flush(ctx); err != nil {
 				return err

@@ -7,6 +7,7 @@ import (
 
 	"github.com/pgbridge/pgbridge/apply"
 	"github.com/pgbridge/pgbridge/capture"
+	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/stream"
 	"github.com/pgbridge/pgbridge/wire"
 )
@@ -19,6 +20,14 @@ type outbox struct {
 	mu        sync.Mutex
 	frames    []sent // oldest first
 	back      uint64 // of the last frame
+	// told is what a durable frame said, and next what one says that will be.
+	told, next told
+}
+
+// told is what a frame says of what this node had seen by its last transaction.
+type told struct {
+	stream, last uint64
+	low          origin.Vector
 }
 
 // sent is one frame: reading on behind seq last begins at resume; commits from lsn on are in later frames.
@@ -45,6 +54,9 @@ func (o *outbox) Publish(ctx context.Context, f *wire.Frame) (uint64, error) {
 func (o *outbox) note(seq uint64, f *wire.Frame) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.next.stream <= o.told.stream {
+		o.next = told{seq, f.LastSeq, f.Low}
+	}
 	resume := seq
 	if o.back != 0 {
 		resume = o.back
@@ -94,6 +106,17 @@ func (o *outbox) behind(seq uint64) uint64 {
 		return 0
 	}
 	return o.frames[n-1].resume
+}
+
+// lastTold returns the last transaction of a durable frame, of the newest ones, and what had been seen by then.
+func (o *outbox) lastTold() (seq uint64, low origin.Vector) {
+	durable := o.Durable()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.next.stream <= durable {
+		o.told = o.next
+	}
+	return o.told.last, o.told.low
 }
 
 // durableSeq returns the highest own seq in a frame that is safe at the broker.

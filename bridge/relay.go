@@ -34,6 +34,8 @@ type relay struct {
 
 	mu      sync.Mutex // guards what follows
 	queue   []received
+	current *received // out of the queue and not handed on yet
+	handed  uint64    // the frame of our stream that was handed on last
 	bytes   int64
 	changed chan struct{}
 	last    uint64 // the origin's seq behind what was taken last
@@ -87,7 +89,7 @@ func (r *relay) fence(ctx context.Context) error {
 		f.Fence, f.WriterEpoch, f.Back, f.FirstSeq = true, r.node.WriterEpoch, 0, 0
 		last, err := r.pub.Fence(ctx, f)
 		if !errors.Is(err, stream.ErrTailMoved) {
-			r.fenced = last
+			r.fenced, r.handed = last, last
 			return err
 		}
 	}
@@ -201,6 +203,7 @@ func (r *relay) next(ctx context.Context) (received, error) {
 		return received{}, err
 	}
 	x := r.queue[0]
+	r.current = &x
 	r.queue[0] = received{}
 	r.queue = r.queue[1:]
 	r.bytes -= int64(len(x.frame.Body))
@@ -222,8 +225,53 @@ func (r *relay) handOn(ctx context.Context, x received) error {
 	} else {
 		r.places = r.places[:0]
 	}
-	_, err := r.pub.Publish(ctx, &f)
+	seq, err := r.pub.Publish(ctx, &f)
+	if err == nil {
+		r.mu.Lock()
+		r.current, r.handed = nil, seq
+		r.mu.Unlock()
+	}
 	return err
+}
+
+// reread calls fn for frames, in order, among which are all that hold a part of the origin's transactions from seq after+1 to
+// upTo, which have been applied here. ErrGap: they were given up, or lost.
+func (r *relay) reread(ctx context.Context, after, upTo uint64, fn func(*wire.Frame) error) error {
+	r.mu.Lock()
+	if err := r.await(ctx, func() bool { return r.last >= upTo }); err != nil {
+		r.mu.Unlock()
+		return err
+	}
+	// What is not handed on yet may wait for whoever asks.
+	var waiting []*wire.Frame
+	if r.current != nil {
+		waiting = append(waiting, r.current.frame)
+	}
+	for _, x := range r.queue {
+		waiting = append(waiting, x.frame)
+	}
+	handed := r.handed
+	r.mu.Unlock()
+	for changed := r.pub.Changed(); r.pub.Durable() < handed; changed = r.pub.Changed() {
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	from, err := r.reader.Find(ctx, r.origin, after+1)
+	if err != nil {
+		return err
+	}
+	if err := r.pub.Scan(ctx, from, handed, func(_ uint64, f *wire.Frame) error { return fn(f) }); err != nil {
+		return err
+	}
+	for _, f := range waiting {
+		if err := fn(f); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // oldest gives where the frame stands in our stream that stands in the sender's at back, and forgets those before it; 0 if
@@ -256,7 +304,7 @@ func (r *relay) retain(ctx context.Context) error {
 		if err := r.limit(ctx); err != nil && ctx.Err() == nil {
 			r.log.Warn("frames that were handed on cannot be purged", "origin", r.origin.String(), "err", err.Error())
 		}
-		stable := min(r.applier.StableSeq(r.origin), r.upTo())
+		stable := min(r.applier.EverywhereSeq(r.origin), r.upTo())
 		if stable == purged {
 			continue
 		}

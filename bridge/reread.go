@@ -46,7 +46,7 @@ func (s streams) Reread(ctx context.Context, o origin.Origin, after, upTo uint64
 	if node := s.applier.Node(); o.Node == node.Name {
 		err = s.rereadOwn(ctx, after, upTo, take)
 	} else {
-		err = s.rereadPeer(ctx, o, after, take)
+		err = s.rereadPeer(ctx, o, after, upTo, take)
 	}
 	switch {
 	case errors.Is(err, errReread):
@@ -83,10 +83,17 @@ func (s streams) rereadOwn(ctx context.Context, after, upTo uint64, take func(*w
 	return s.publisher.Scan(ctx, from, s.publisher.Durable(), func(_ uint64, f *wire.Frame) error { return take(f) })
 }
 
-func (s streams) rereadPeer(ctx context.Context, o origin.Origin, after uint64, take func(*wire.Frame) error) error {
+// rereadPeer reads what this node hands on itself: whom that came from may be away, or need it no longer. Only who reads an author's
+// own stream, and has nobody behind it, has nothing.
+func (s streams) rereadPeer(ctx context.Context, o origin.Origin, after, upTo uint64, take func(*wire.Frame) error) error {
 	for _, p := range s.peers {
 		if p.origin != o {
 			continue
+		}
+		if p.relay != nil {
+			if err := p.relay.reread(ctx, after, upTo, take); !errors.Is(err, stream.ErrGap) {
+				return err
+			}
 		}
 		at := p.at.Load()
 		if at == nil || !at.nc.IsConnected() {

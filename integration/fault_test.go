@@ -48,7 +48,7 @@ func TestNetworkFaults(t *testing.T) {
 	}
 	c := cluster.New(t, cluster.Options{Nodes: 4, Schema: loadSchema, Config: map[string]string{
 		"topology.kind": "ring", "topology.failover_after": failoverAfter.String()}})
-	l := startLoad(t, c, 1, seed(t))
+	l := newLoad(t, c, 1, seed(t))
 	each := func(f func(a, b *cluster.Node)) {
 		for i, a := range c.Nodes {
 			for _, b := range c.Nodes[i+1:] {
@@ -127,8 +127,7 @@ func TestRandomFaults(t *testing.T) {
 		t.Logf("%d nodes, %d schedules from seed %d", n, schedules, s)
 		f := &faults{t: t, kinds: map[string]string{"topology.failover_after": failoverAfter.String(), "apply.max_clock_skew": "1h"}}
 		f.c = cluster.New(t, cluster.Options{Nodes: n, Schema: loadSchema, Own: true, Clocks: true, Processes: true, Config: f.kinds})
-		f.l = startLoad(t, f.c, 1, s)
-		f.l.stop()
+		f.l = newLoad(t, f.c, 1, s)
 		for i := range schedules {
 			f.r = rand.New(rand.NewSource(s + int64(i)))
 			if i%5 == 0 {

@@ -47,11 +47,17 @@ type load struct {
 
 // startLoad starts writers sessions on every node. They go on when their server goes away and comes back.
 func startLoad(t testing.TB, c *cluster.Cluster, writers int, seed int64) *load {
-	l := &load{t: t, c: c, writers: writers, seed: seed, next: make([]atomic.Int64, len(c.Nodes)),
+	l := newLoad(t, c, writers, seed)
+	l.start()
+	return l
+}
+
+// newLoad is startLoad for a load that the test starts.
+func newLoad(t testing.TB, c *cluster.Cluster, writers int, seed int64) *load {
+	l := &load{cancel: func() {}, t: t, c: c, writers: writers, seed: seed, next: make([]atomic.Int64, len(c.Nodes)),
 		commits: make([]atomic.Uint64, len(c.Nodes)), unsure: make([]atomic.Uint64, len(c.Nodes))}
 	t.Logf("load seed %d", seed)
 	t.Cleanup(func() { l.stop() })
-	l.start()
 	return l
 }
 
