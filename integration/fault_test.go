@@ -133,9 +133,11 @@ func TestRandomFaults(t *testing.T) {
 			if i%5 == 0 {
 				f.rearrange()
 			}
+			begun := time.Now()
 			f.play(3 + f.r.Intn(6))
+			t.Logf("schedule %d, equal after %s: %s", i, time.Since(begun).Round(100*time.Millisecond), strings.Join(f.log, "; "))
 			if t.Failed() {
-				t.Fatalf("schedule %d of seed %d on %v: %s", i, s, f.kinds, strings.Join(f.log, "; "))
+				t.Fatalf("schedule %d of seed %d failed, on %v", i, s, f.kinds)
 			}
 		}
 	}
