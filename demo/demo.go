@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,12 +20,32 @@ const (
 	LeastDuration, MostDuration = time.Second, time.Hour
 )
 
+// The scenarios that Run can play.
+const (
+	// Tour has everybody write, provokes one conflict and kills one bridge.
+	Tour = "tour"
+	// Datacenters loses one node for good, bridge and server, while everybody writes.
+	Datacenters = "datacenters"
+	// Offline has devices that are mostly offline edit one calendar.
+	Offline = "offline"
+)
+
+// Scenarios are the names of all scenarios; the first is the default.
+var Scenarios = []string{Tour, Datacenters, Offline}
+
+// Topologies are the ways in which Datacenters can link the nodes; the first is the default.
+var Topologies = []string{"ring", "star", "mesh"}
+
 // Options say what Run plays. The zero value is fine.
 type Options struct {
-	// Nodes is how many nodes there are, LeastNodes to MostNodes; 0 is 3.
+	// Scenario is one of Scenarios; "" is Tour.
+	Scenario string
+	// Topology is one of Topologies, for Datacenters alone; "" is the first.
+	Topology string
+	// Nodes is how many nodes there are, LeastNodes to MostNodes; 0 is 3, or 5 for Datacenters, which needs 3. Offline has 3.
 	Nodes int
 	// Duration is how long is written, LeastDuration to MostDuration; 0 is 20 s. Set-up and comparison
-	// come on top.
+	// come on top. Offline takes as long as it takes.
 	Duration time.Duration
 	// Keep leaves servers and bridges running at the end, until ctx ends.
 	Keep bool
@@ -75,19 +96,34 @@ type demo struct {
 	screen  *screen
 	begun   time.Time
 	nodes   []*node
+	lost    []*node   // for good
 	rounds  int       // checkpoints written so far
 	looks   looks     // what observers saw
 	shown   time.Time // when the figures were
 }
 
 func prepare(o Options) (*demo, error) {
+	o.Scenario = cmp.Or(o.Scenario, Tour)
+	least := LeastNodes
+	if o.Scenario == Datacenters {
+		o.Nodes, o.Topology, least = cmp.Or(o.Nodes, 5), cmp.Or(o.Topology, Topologies[0]), 3
+	}
 	o.Nodes = cmp.Or(o.Nodes, 3)
 	o.Duration = cmp.Or(o.Duration, 20*time.Second)
 	if o.Out == nil {
 		o.Out = os.Stdout
 	}
-	if o.Nodes < LeastNodes || o.Nodes > MostNodes {
-		return nil, fmt.Errorf("demonstration with %d nodes: use %d to %d", o.Nodes, LeastNodes, MostNodes)
+	if !slices.Contains(Scenarios, o.Scenario) {
+		return nil, fmt.Errorf("demonstration %q: use one of %s", o.Scenario, strings.Join(Scenarios, ", "))
+	}
+	if o.Topology != "" && (o.Scenario != Datacenters || !slices.Contains(Topologies, o.Topology)) {
+		return nil, fmt.Errorf("topology %q: use one of %s, with the scenario %s", o.Topology, strings.Join(Topologies, ", "), Datacenters)
+	}
+	if o.Nodes < least || o.Nodes > MostNodes {
+		return nil, fmt.Errorf("demonstration with %d nodes: use %d to %d", o.Nodes, least, MostNodes)
+	}
+	if o.Scenario == Offline && o.Nodes != len(devices) {
+		return nil, fmt.Errorf("demonstration with %d nodes: the scenario %s has %d", o.Nodes, Offline, len(devices))
 	}
 	if o.Duration < LeastDuration || o.Duration > MostDuration {
 		return nil, fmt.Errorf("demonstration of %s: use %s to %s", o.Duration, LeastDuration, MostDuration)
@@ -106,20 +142,26 @@ func prepare(o Options) (*demo, error) {
 	return &demo{opts: o, install: installs[0], screen: newScreen(o.Out), begun: time.Now()}, nil
 }
 
-// play is the script.
+// play plays the script of the scenario.
 func (d *demo) play(ctx context.Context) error {
-	d.screen.say("pgbridge demo: %d nodes, PostgreSQL %s, %s of writing on all of them",
-		d.opts.Nodes, d.install.Version, d.opts.Duration)
-	err := inOrder(
-		func() error { return d.setUp(ctx) },
-		func() error { return d.underLoad(ctx) },
-		func() error { return d.judge(ctx) },
-	)
+	script := map[string]func(context.Context) error{Tour: d.tour, Datacenters: d.datacenters, Offline: d.offline}[d.opts.Scenario]
+	err := script(ctx)
 	var found *FoundError
 	if d.opts.Keep && (err == nil || errors.As(err, &found)) {
 		d.keep(ctx)
 	}
 	return err
+}
+
+// tour is the script of that name.
+func (d *demo) tour(ctx context.Context) error {
+	d.screen.say("pgbridge demo: %d nodes, PostgreSQL %s, %s of writing on all of them",
+		d.opts.Nodes, d.install.Version, d.opts.Duration)
+	return inOrder(
+		func() error { return d.setUp(ctx, shop, "a mesh", "") },
+		func() error { return d.underLoad(ctx) },
+		func() error { return d.judge(ctx) },
+	)
 }
 
 // underLoad is the part of the script in which everybody writes.
@@ -160,13 +202,13 @@ func (d *demo) keep(ctx context.Context) {
 	s.title("Kept")
 	for _, n := range d.nodes {
 		s.say("node %s, in %s", n.name, n.dir)
-		s.say("  psql '%s'", n.pg.DSN(database))
+		s.say("  psql '%s'", n.pg.DSN(n.world.name))
 		s.say("  %s status --config %s", d.opts.Executable, n.file)
 	}
 	n := d.nodes[0]
 	s.say("")
 	s.say("Things to try:")
-	s.say("  psql '%s' -c \"UPDATE shop.notes SET body = 'mine'\", then look at another node", n.pg.DSN(database))
+	s.say("  psql '%s' -c \"%s\", then look at another node", n.pg.DSN(n.world.name), n.world.try)
 	s.say("  %s conflicts list --config %s --limit 3, then show and undo one of them", d.opts.Executable, n.file)
 	s.say("  kill -9 %d (the bridge of %s), write, then %s run --config %s", n.bridge.pid(), n.name, d.opts.Executable, n.file)
 	s.say("")
@@ -191,7 +233,8 @@ func (d *demo) showBridges() {
 
 // close ends what runs and removes all directories.
 func (d *demo) close() error {
-	errs := make([]error, len(d.nodes))
-	inParallel(len(d.nodes), func(i int) { errs[i] = d.nodes[i].close() })
+	all := slices.Concat(d.nodes, d.lost)
+	errs := make([]error, len(all))
+	inParallel(len(all), func(i int) { errs[i] = all[i].close() })
 	return errors.Join(errs...)
 }

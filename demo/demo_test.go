@@ -96,6 +96,32 @@ func requireLines(t *testing.T, text string, patterns ...string) {
 	}
 }
 
+// TestDataCentreIsLost: the center of a star, for good; the others find each other.
+func TestDataCentreIsLost(t *testing.T) {
+	a := &account{}
+	o := Options{Scenario: Datacenters, Topology: "star", Nodes: 4, Duration: 2 * time.Second, Executable: cluster.Binary(t)}
+	if err := run(t, t.Context(), o, a); err != nil {
+		t.Fatal(err)
+	}
+	requireLines(t, a.text.String(), `a star of 6 links`, `SIGKILL for the bridge of a, pid \d+, and for its PostgreSQL, pid \d+`,
+		`[\d.]+ m?s after that, what each of the others wrote was on all of them`, `on b +on c +on d\n`,
+		`All others have the same [\d,]+ transactions of a; \d+ that its own users had seen committed had not left it`,
+		`Every row of every table is the same on all 3 nodes`)
+}
+
+// TestDevicesMeet: what three devices did to one calendar offline becomes one calendar, and the rest is for somebody to decide.
+func TestDevicesMeet(t *testing.T) {
+	a := &account{}
+	if err := run(t, t.Context(), Options{Scenario: Offline, Executable: cluster.Binary(t)}, a); err != nil {
+		t.Fatal(err)
+	}
+	before, after, _ := strings.Cut(a.text.String(), "The inbox")
+	requireLines(t, before, `12:30  Lunch +guests: (Ada, Bob|Bob, Ada) +notes: vegan at the Ponte, bring cake`, `14:30  Dentist`,
+		`16:00  Review   Blue`, `18:00  Swim`)
+	requireLines(t, after, `undecided  phone   laptop`, `\$ pgbridge conflicts undo \d+`, `10:00  Dentist`,
+		`Every row of every table is the same on all 3 nodes`)
+}
+
 // TestPlantedFaultsAreFound changes one node behind pgbridge's back: in a session with a replication
 // origin, whose changes a bridge takes for another node's. On the other node it commits what the
 // demonstration has not counted.
@@ -172,6 +198,11 @@ func TestOptionsAreChecked(t *testing.T) {
 	}{
 		{Options{Nodes: 1}, "demonstration with 1 nodes: use 2 to 9"},
 		{Options{Nodes: 10}, "demonstration with 10 nodes: use 2 to 9"},
+		{Options{Scenario: "opera"}, `demonstration "opera": use one of tour, datacenters, offline`},
+		{Options{Topology: "star"}, `topology "star": use one of ring, star, mesh, with the scenario datacenters`},
+		{Options{Scenario: Datacenters, Topology: "line"}, `topology "line": use one of ring, star, mesh, with the scenario datacenters`},
+		{Options{Scenario: Datacenters, Nodes: 2}, "demonstration with 2 nodes: use 3 to 9"},
+		{Options{Scenario: Offline, Nodes: 4}, "demonstration with 4 nodes: the scenario offline has 3"},
 		{Options{Duration: time.Millisecond}, "demonstration of 1ms: use 1s to 1h0m0s"},
 	} {
 		if err := Run(t.Context(), c.o); err == nil || err.Error() != c.want {

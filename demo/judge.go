@@ -16,7 +16,7 @@ func (d *demo) judge(ctx context.Context) error {
 	}
 	d.screen.say("The writers have stopped; %s later everything had arrived everywhere.", age(time.Since(begun)))
 	var faults []string
-	for _, part := range []func(context.Context) ([]string, error){d.judgeRows, d.judgeCounts, d.judgeLooks} {
+	for _, part := range []func(context.Context) ([]string, error){d.judgeRows, d.judgeCounts, d.judgeLost, d.judgeLooks} {
 		found, err := part(ctx)
 		if err != nil {
 			return err
@@ -39,14 +39,14 @@ func (d *demo) judgeRows(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	s := d.screen
-	head := fmt.Sprintf("  %-18s %9s  %-32s", "table", "rows", "digest on "+d.nodes[0].name)
+	head := fmt.Sprintf("  %-22s %9s  %-32s", "table", "rows", "digest on "+d.nodes[0].name)
 	for _, n := range d.nodes[1:] {
 		head += fmt.Sprintf("  %-6s", "on "+n.name)
 	}
 	s.say("%s", strings.TrimRight(head, " "))
 	var faults []string
 	for _, t := range tables {
-		line := fmt.Sprintf("  %-18s %9s  %-32s", t.name, grouped(t.prints[0].rows), t.prints[0].digest)
+		line := fmt.Sprintf("  %-22s %9s  %-32s", t.name, grouped(t.prints[0].rows), t.prints[0].digest)
 		for _, p := range t.prints[1:] {
 			verdict := "same"
 			if p != t.prints[0] {
@@ -74,7 +74,7 @@ func (d *demo) judgeRows(ctx context.Context) ([]string, error) {
 
 // judgeCounts compares what was committed on each node with what the others have applied of it.
 func (d *demo) judgeCounts(ctx context.Context) ([]string, error) {
-	d.screen.say("  %-4s %9s  = %9s %9s %9s   %9s %9s", "node", "commits", "inserts", "updates", "deletes", "applied", "conflicts")
+	d.screen.say("  %-6s %9s  = %9s %9s %9s   %9s %9s", "node", "commits", "inserts", "updates", "deletes", "applied", "conflicts")
 	var faults []string
 	for _, n := range d.nodes {
 		sight, err := n.look(ctx)
@@ -93,18 +93,47 @@ func (d *demo) judgeCounts(ctx context.Context) ([]string, error) {
 			}
 		}
 		rows := n.ledger.tally()
-		d.screen.say("  %-4s %9s    %9s %9s %9s   %9s %9s", n.name, grouped(n.ledger.count()),
+		d.screen.say("  %-6s %9s    %9s %9s %9s   %9s %9s", n.name, grouped(n.ledger.count()),
 			grouped(rows.inserts), grouped(rows.updates), grouped(rows.deletes), grouped(applied), grouped(sight.conflicts))
+	}
+	return faults, nil
+}
+
+// judgeLost says what is left of nodes that were lost for good: all others must have the same of them.
+func (d *demo) judgeLost(ctx context.Context) ([]string, error) {
+	var faults []string
+	for _, lost := range d.lost {
+		var least, most int
+		for i, n := range d.nodes {
+			sight, err := n.look(ctx)
+			if err != nil {
+				return nil, err
+			}
+			applied := sight.applied[lost.name]
+			if i == 0 {
+				least, most = applied, applied
+			}
+			least, most = min(least, applied), max(most, applied)
+		}
+		if least != most {
+			faults = append(faults, fmt.Sprintf("of what %s had written some nodes have %s transactions, others %s", lost.name, grouped(least), grouped(most)))
+			continue
+		}
+		committed := lost.ledger.count()
+		d.screen.say("  All others have the same %s transactions of %s; %s that its own users had seen committed had not left it.",
+			grouped(most), lost.name, grouped(max(0, committed-most)))
 	}
 	return faults, nil
 }
 
 // judgeLooks says what the observers saw, and looks once more at everything.
 func (d *demo) judgeLooks(ctx context.Context) ([]string, error) {
+	if d.nodes[0].world != shop {
+		return nil, nil
+	}
 	for _, n := range d.nodes {
 		var partial int
-		err := n.conn.QueryRow(ctx, `SELECT count(*) FROM orders o WHERE NOT EXISTS (SELECT FROM accounts a WHERE a.id = o.account)
-			OR o.lines <> (SELECT count(*) FROM order_lines l WHERE l.order_id = o.id)`).Scan(&partial)
+		err := n.conn.QueryRow(ctx, partialSQL).Scan(&partial)
 		if err != nil {
 			return nil, fmt.Errorf("look for partial transactions on node %s: %w", n.name, err)
 		}

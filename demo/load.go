@@ -16,8 +16,9 @@ import (
 const (
 	// writersPerNode is more than one, so that commits of one node overtake each other.
 	writersPerNode = 2
-	// writerPause lets a writer begin a transaction at most this often: fast enough to be a load, slow
-	// enough that three servers and three bridges on two cores keep up and lag means something.
+	// writerPause lets a writer begin a transaction at most this often where there are three nodes: fast enough to be a load,
+	// slow enough that three servers and three bridges on two cores keep up and lag means something. More nodes write less
+	// often each.
 	writerPause = 10 * time.Millisecond
 )
 
@@ -46,7 +47,7 @@ func (d *demo) startLoad(ctx context.Context) (*load, context.Context, error) {
 	l.rest = sync.OnceFunc(func() { close(l.enough) })
 	l.writers, ctx = errgroup.WithContext(ctx)
 	for _, w := range all {
-		l.writers.Go(func() error { return w.run(ctx, l.enough) })
+		l.writers.Go(func() error { return w.run(ctx, writerPause*time.Duration(max(3, len(d.nodes)))/3, l.enough) })
 	}
 	return l, ctx, nil
 }
@@ -84,13 +85,19 @@ type writer struct {
 	rnd  *rand.Rand
 }
 
-func (w *writer) run(ctx context.Context, enough <-chan struct{}) (err error) {
-	defer func() { err = errors.Join(err, w.conn.Close(context.WithoutCancel(ctx))) }()
-	tick := time.NewTicker(writerPause)
+func (w *writer) run(ctx context.Context, pause time.Duration, enough <-chan struct{}) (err error) {
+	defer func() {
+		if closed := w.conn.Close(context.WithoutCancel(ctx)); err != nil || w.node.pg.Pid() != 0 {
+			err = errors.Join(err, closed)
+		}
+	}()
+	tick := time.NewTicker(pause)
 	defer tick.Stop()
 	for {
 		select {
 		case <-enough:
+			return nil
+		case <-w.node.gone:
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()
@@ -101,6 +108,11 @@ func (w *writer) run(ctx context.Context, enough <-chan struct{}) (err error) {
 			return ctx.Err()
 		}
 		if err != nil && !transient(err) {
+			select {
+			case <-w.node.gone: // in the middle of it
+				return nil
+			default:
+			}
 			return fmt.Errorf("write on node %s: %w", w.node.name, err)
 		}
 		if err == nil {

@@ -21,18 +21,28 @@ import (
 	"github.com/pgbridge/pgbridge/integration/pgcluster"
 )
 
-// The names of the pgbridge cluster and of the database on each node.
-const (
-	clusterName = "demo"
-	database    = "shop"
-)
+// clusterName is that of the pgbridge cluster.
+const clusterName = "demo"
 
 //go:embed schema.sql
 var schemaSQL string
 
+// world is what nodes have in their databases.
+type world struct {
+	name   string   // of the database, and of the schema in it
+	nodes  []string // their names; nil: a, b, c
+	schema string
+	tables string // as the account tells of them
+	try    string // a statement to try
+}
+
+var shop = &world{name: "shop", schema: schemaSQL, tables: "the tables accounts, orders, order_lines, notes",
+	try: "UPDATE shop.notes SET body = 'mine'"}
+
 // node is one primary with its bridge. Everything of it is in one directory, which goes with the server.
 type node struct {
 	name   string
+	world  *world
 	pg     *pgcluster.Cluster
 	dir    string
 	file   string    // the bridge's configuration
@@ -40,15 +50,20 @@ type node struct {
 	bridge *child    // nil before its first start
 	conn   *pgx.Conn // the session of Run's own goroutine
 	ledger ledger
+	gone   chan struct{} // closed before it is lost for good
 }
 
 // newNode starts a PostgreSQL cluster and makes the database in it.
-func newNode(ctx context.Context, name string, install pgcluster.Install) (*node, error) {
+func newNode(ctx context.Context, w *world, i int, install pgcluster.Install) (*node, error) {
+	name := string(rune('a' + i))
+	if w.nodes != nil {
+		name = w.nodes[i]
+	}
 	pg, err := pgcluster.Start(ctx, pgcluster.Options{Install: install})
 	if err != nil {
 		return nil, fmt.Errorf("node %s: %w", name, err)
 	}
-	n := &node{name: name, pg: pg, dir: pg.Dir(), file: filepath.Join(pg.Dir(), "pgbridge.yaml")}
+	n := &node{name: name, world: w, gone: make(chan struct{}), pg: pg, dir: pg.Dir(), file: filepath.Join(pg.Dir(), "pgbridge.yaml")}
 	if err := n.create(ctx); err != nil {
 		return n, fmt.Errorf("node %s: %w", name, err)
 	}
@@ -60,29 +75,29 @@ func (n *node) create(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = conn.Exec(ctx, "CREATE DATABASE "+database)
+	_, err = conn.Exec(ctx, "CREATE DATABASE "+n.world.name)
 	if err = errors.Join(err, conn.Close(ctx)); err != nil {
-		return fmt.Errorf("create database %s: %w", database, err)
+		return fmt.Errorf("create database %s: %w", n.world.name, err)
 	}
 	if n.conn, err = n.connect(ctx); err != nil {
 		return err
 	}
-	if _, err := n.conn.Exec(ctx, schemaSQL); err != nil {
-		return fmt.Errorf("create the tables of the shop: %w", err)
+	if _, err := n.conn.Exec(ctx, n.world.schema); err != nil {
+		return fmt.Errorf("create the tables: %w", err)
 	}
 	return nil
 }
 
 // connect opens a session in which no statement can hang.
 func (n *node) connect(ctx context.Context) (*pgx.Conn, error) {
-	cfg, err := pgx.ParseConfig(n.pg.SocketDSN(database))
+	cfg, err := pgx.ParseConfig(n.dsn())
 	if err != nil {
 		return nil, err
 	}
 	cfg.ConnectTimeout = 10 * time.Second
 	cfg.RuntimeParams["application_name"] = "pgbridge demo"
 	cfg.RuntimeParams["statement_timeout"] = "30s"
-	cfg.RuntimeParams["search_path"] = database
+	cfg.RuntimeParams["search_path"] = n.world.name
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("connect to node %s: %w", n.name, err)
@@ -90,14 +105,17 @@ func (n *node) connect(ctx context.Context) (*pgx.Conn, error) {
 	return conn, nil
 }
 
-// writeConfig writes what an operator would: nothing that has a default.
-func (n *node) writeConfig(all []*node) error {
+func (n *node) dsn() string { return n.pg.SocketDSN(n.world.name) }
+
+// writeConfig writes what an operator would: nothing that has a default. more goes on from topology.nodes.
+func (n *node) writeConfig(all []*node, more string) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "cluster: %s\nnode: %s\ndata_dir: %s\n", clusterName, n.name, n.bridgeDir())
-	fmt.Fprintf(&b, "postgres:\n  dsn: %q\ntopology:\n  nodes:\n", n.pg.SocketDSN(database))
+	fmt.Fprintf(&b, "postgres:\n  dsn: %q\ntopology:\n  nodes:\n", n.dsn())
 	for _, m := range all {
 		fmt.Fprintf(&b, "    %s: nats://%s\n", m.name, m.listen)
 	}
+	b.WriteString(more)
 	return os.WriteFile(n.file, []byte(b.String()), 0o600)
 }
 
@@ -135,7 +153,7 @@ const statusTimeout = 5 * time.Second
 // status asks the bridge. The configuration is not loaded, since PGBRIDGE_ variables would override it.
 func (n *node) status(ctx context.Context) (*bridge.Report, error) {
 	cfg := &config.Config{Cluster: clusterName, Node: n.name, DataDir: n.bridgeDir()}
-	cfg.Postgres.DSN = n.pg.SocketDSN(database)
+	cfg.Postgres.DSN = n.dsn()
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
 	return bridge.Status(ctx, cfg)

@@ -14,22 +14,22 @@ const startTimeout = 2 * time.Minute
 const sharedAccounts = 1000
 
 // setUp brings up servers, tables and bridges, and sees the first rows arrive everywhere.
-func (d *demo) setUp(ctx context.Context) error {
+func (d *demo) setUp(ctx context.Context, w *world, topology, config string) error {
 	d.screen.title("Set-up")
 	return inOrder(
-		func() error { return d.startServers(ctx) },
-		func() error { return d.startBridges(ctx) },
+		func() error { return d.startServers(ctx, w) },
+		func() error { return d.startBridges(ctx, topology, config) },
 		func() error { return d.firstRows(ctx) },
 	)
 }
 
-func (d *demo) startServers(ctx context.Context) error {
+func (d *demo) startServers(ctx context.Context, w *world) error {
 	begun := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	started, errs := make([]*node, d.opts.Nodes), make([]error, d.opts.Nodes)
 	inParallel(d.opts.Nodes, func(i int) {
-		started[i], errs[i] = newNode(ctx, string(rune('a'+i)), d.install)
+		started[i], errs[i] = newNode(ctx, w, i, d.install)
 	})
 	for _, n := range started {
 		if n != nil { // also of a failed one what runs must be closed
@@ -39,12 +39,12 @@ func (d *demo) startServers(ctx context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	d.screen.say("%s  %d PostgreSQL clusters, each with the tables accounts, orders, order_lines, notes",
-		took(begun), len(d.nodes))
+	d.screen.say("%s  %d PostgreSQL clusters, each with %s", took(begun), len(d.nodes), w.tables)
 	return nil
 }
 
-func (d *demo) startBridges(ctx context.Context) error {
+// startBridges starts them with a configuration that says nothing that has a default, but for config.
+func (d *demo) startBridges(ctx context.Context, topology, config string) error {
 	begun := time.Now()
 	addrs, err := freeAddrs(len(d.nodes))
 	if err != nil {
@@ -54,7 +54,7 @@ func (d *demo) startBridges(ctx context.Context) error {
 		n.listen = addrs[i]
 	}
 	for _, n := range d.nodes {
-		if err := n.writeConfig(d.nodes); err != nil {
+		if err := n.writeConfig(d.nodes, config); err != nil {
 			return fmt.Errorf("write the configuration of bridge %s: %w", n.name, err)
 		}
 		if err := n.startBridge(d.opts.Executable); err != nil {
@@ -66,12 +66,24 @@ func (d *demo) startBridges(ctx context.Context) error {
 			return err
 		}
 	}
-	d.screen.say("%s  %d bridges, each a program with a NATS server inside: a mesh of %d links",
-		took(begun), len(d.nodes), len(d.nodes)*(len(d.nodes)-1))
+	d.screen.say("%s  %d bridges, each a program with a NATS server inside: %s of %d links",
+		took(begun), len(d.nodes), topology, d.links())
 	for _, n := range d.nodes {
 		d.screen.say("         %s: PostgreSQL on 127.0.0.1:%d, NATS on %s, bridge pid %d", n.name, n.pg.Port(), n.listen, n.bridge.pid())
 	}
 	return nil
+}
+
+// links is how many readers there are between nodes that are linked.
+func (d *demo) links() int {
+	n := len(d.nodes)
+	switch d.opts.Topology {
+	case "ring":
+		return 2 * n
+	case "star":
+		return 2 * (n - 1)
+	}
+	return n * (n - 1)
 }
 
 // firstRows writes the shared accounts on the first node and waits until they stand on all.

@@ -29,17 +29,27 @@ type sight struct {
 	partial   int // orders without their account or without some of their lines
 }
 
+// partialSQL counts orders without their account or without some of their lines.
+const partialSQL = `SELECT count(*) FROM orders o WHERE (NOT EXISTS (SELECT FROM accounts a WHERE a.id = o.account)
+	OR o.lines <> (SELECT count(*) FROM order_lines l WHERE l.order_id = o.id))`
+
 // sightSQL looks only for partial orders that came lately, so that it stays cheap however long it runs.
 const sightSQL = `
 SELECT (SELECT json_object_agg(origin, seq) FROM pgbridge.position),
        (SELECT count(*) FROM pgbridge.conflict),
-       (SELECT count(*) FROM orders o WHERE o.placed_at > now() - interval '15 s' AND
-           (NOT EXISTS (SELECT FROM accounts a WHERE a.id = o.account)
-            OR o.lines <> (SELECT count(*) FROM order_lines l WHERE l.order_id = o.id)))`
+       (` + partialSQL + ` AND o.placed_at > now() - interval '15 s')`
+
+// plainSightSQL is sightSQL where there are no orders.
+const plainSightSQL = `
+SELECT (SELECT json_object_agg(origin, seq) FROM pgbridge.position), (SELECT count(*) FROM pgbridge.conflict), 0`
 
 func (n *node) look(ctx context.Context) (sight, error) {
 	var s sight
-	if err := n.conn.QueryRow(ctx, sightSQL).Scan(&s.applied, &s.conflicts, &s.partial); err != nil {
+	sql := plainSightSQL
+	if n.world == shop {
+		sql = sightSQL
+	}
+	if err := n.conn.QueryRow(ctx, sql).Scan(&s.applied, &s.conflicts, &s.partial); err != nil {
 		return s, fmt.Errorf("look at node %s: %w", n.name, err)
 	}
 	return s, nil
