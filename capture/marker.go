@@ -22,8 +22,8 @@ func (t *tagger) logical(b []byte) error {
 	} else if body, ok := wire.AppendNote(t.draft.body, m.prefix, m.content); ok {
 		t.draft.body, t.draft.worth, t.draft.waits = body, true, true
 	}
-	// The message tells where its record begins, not where it ends; no commit can begin in between.
-	t.passed(m.lsn + 1)
+	// That is where its record ends (decode.c, logicalmsg_decode): the next one, which may be a commit, begins there.
+	t.passed(m.lsn)
 	return nil
 }
 

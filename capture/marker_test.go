@@ -52,6 +52,45 @@ func TestMarkersBecomeDependencies(t *testing.T) {
 	})
 }
 
+// TestCommitRightBehindAMarker: a commit record that begins where a marker's ends is read, also when the connection is lost in
+// between: PostgreSQL gives a message's end as its position (decode.c, logicalmsg_decode).
+func TestCommitRightBehindAMarker(t *testing.T) {
+	t.Parallel()
+	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
+		t.Parallel()
+		// A server of its own, on which nobody else writes WAL.
+		server := pgtest.NewCluster(t, s.Major, map[string]string{"autovacuum": "off"})
+		db := &pgtest.Database{Name: "behind", Major: s.Major, DSN: server.SocketDSN("postgres")}
+		b := newBench(t, db, `CREATE TABLE t (id int PRIMARY KEY)`)
+		b.start(nil)
+		b.sentinel()
+		writer, marker := db.Connect(t), db.Connect(t)
+		for id := 1; ; id++ {
+			if id == 20 {
+				t.Fatal("no commit record begins where a marker's ends")
+			}
+			tx, err := writer.Begin(t.Context())
+			b.must(err)
+			_, err = tx.Exec(t.Context(), `INSERT INTO t VALUES ($1)`, id)
+			b.must(err)
+			var end uint64
+			b.must(marker.QueryRow(t.Context(), `SELECT (pg_logical_emit_message(false, 'pgbridge',
+				$1::bytea || int8send(pg_snapshot_xmin(pg_current_snapshot())::text::int8)) - '0/0')::int8`, wire.AppendMarker(nil, nil, nil, nil)).Scan(&end))
+			b.must(b.capture.WaitPassed(t.Context(), end))
+			_, err = marker.Exec(t.Context(), `SELECT pg_terminate_backend($1, 5000)`, b.walsender())
+			b.must(err)
+			b.must(tx.Commit(t.Context()))
+			all := b.transactions(b.sentinel())
+			if len(all) != id {
+				t.Fatalf("%d of %d transactions were captured", len(all), id)
+			}
+			if all[id-1].CommitLSN == end {
+				return
+			}
+		}
+	})
+}
+
 // checkMarks asks for the mark of each seq: ids below it belong to transactions up to that seq.
 func (b *bench) checkMarks() {
 	b.t.Helper()

@@ -136,7 +136,7 @@ func commitOf(b []byte) (lsn, end uint64, at origin.Stamp, err error) {
 // logicalMessage is a logical decoding message.
 type logicalMessage struct {
 	transactional bool
-	lsn           uint64 // start of its WAL record
+	lsn           uint64 // end of its WAL record
 	prefix        string
 	content       []byte // shares memory with the message
 }
