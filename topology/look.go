@@ -89,7 +89,7 @@ func (v *View) ways(g *Graph, reach map[string]int) map[string]Way {
 func (v *View) furthest(o string, among map[string]int) string {
 	best, most := "", uint64(0)
 	for _, node := range slices.Sorted(maps.Keys(among)) {
-		has := v.state.Has[o]
+		has := v.has[o]
 		if k := v.known[node]; k != nil {
 			has = k.Has[o]
 		} else if node != v.own {

@@ -21,7 +21,8 @@ type State struct {
 	N    uint64 `json:"n"`
 	// Hears are the nodes that it hears directly, sorted, or expects to hear, as long as it has only begun.
 	Hears []string `json:"hears,omitempty"`
-	// Has is up to which seq it has the transactions of each other node.
+	// Has is up to which seq it has the transactions of those other nodes that may be dead: what they wrote may have to spread from
+	// the one that has most of it.
 	Has map[string]uint64 `json:"has,omitempty"`
 }
 
@@ -39,8 +40,11 @@ type View struct {
 	after time.Duration
 	began time.Time
 	state State
-	known map[string]*known
-	heard map[string]*streak
+	has   map[string]uint64 // what Hello was told last
+	// unsure is when a node was quiet last, or not reached.
+	unsure map[string]time.Time
+	known  map[string]*known
+	heard  map[string]*streak
 	sought
 }
 
@@ -50,6 +54,8 @@ const (
 	mostPause = time.Second
 	// forgets is after how many times the time of silence a node's last state is forgotten. Others pass it on for a while.
 	forgets = 20
+	// quiet is the part of the time of silence after which a node may be about to be dead.
+	quiet = 3
 )
 
 // known is another node's state, and when it was news.
@@ -65,7 +71,7 @@ type streak struct{ since, last time.Time }
 // that has passed it takes for alive what it has not heard of yet.
 func NewView(own string, g *Graph, after time.Duration, began time.Time) *View {
 	return &View{own: own, graph: g, after: after, began: began, state: State{Node: own, Life: began.UnixNano()},
-		known: map[string]*known{}, heard: map[string]*streak{}, sought: sought{extra: map[string]time.Time{}}}
+		unsure: map[string]time.Time{}, known: map[string]*known{}, heard: map[string]*streak{}, sought: sought{extra: map[string]time.Time{}}}
 }
 
 // Pause is the time from one hello to the next.
@@ -99,10 +105,21 @@ func (v *View) Hear(h *Hello, now time.Time) (news bool) {
 // Hello returns what to say now; has is up to which seq the transactions of each other node are here.
 func (v *View) Hello(has map[string]uint64, now time.Time) *Hello {
 	v.state.N++
-	v.state.Has, v.state.Hears = has, nil
+	v.state.Has, v.state.Hears, v.has = map[string]uint64{}, nil, has
+	reach := v.live(now, true).distances(v.own)
 	for _, node := range v.graph.nodes {
-		if node != v.own && v.from(v.own, node, now) {
+		if node == v.own {
+			continue
+		}
+		if v.from(v.own, node, now) {
 			v.state.Hears = append(v.state.Hears, node)
+		}
+		_, reached := reach[node]
+		if k := v.known[node]; k == nil || !reached || now.Sub(k.at) > v.after/quiet {
+			v.unsure[node] = now
+		}
+		if at, ok := v.unsure[node]; ok && now.Sub(at) <= 2*v.after {
+			v.state.Has[node] = has[node]
 		}
 	}
 	h := &Hello{State: v.state}
