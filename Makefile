@@ -33,7 +33,7 @@ SEED ?= 1
 RUN ?= .
 RACE ?=
 
-.PHONY: help build demo test lint unit integration compose fuzz sim soak bench bench-long bench-rivals microbench postgres clean
+.PHONY: help build demo test lint unit integration compose fuzz sim soak bench bench-long bench-rivals scale microbench postgres clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -98,6 +98,9 @@ bench-rivals: build ## against pglogical and Bucardo too, all on PostgreSQL 15, 
 	scripts/rivals.sh
 	@mkdir -p build
 	go run ./integration/bench -major 15 -rivals native,pgbridge,pglogical,bucardo -out build/bench-rivals.json $(BENCHFLAGS)
+
+scale: ## works out what clusters cost that are too large to be tried, as a table for docs/scale.md
+	go run ./integration/scale
 
 microbench: ## codec, vectors, capture's rows and apply's plans, with their allocations; RUN=BenchmarkPlan picks some
 	go test -run '^$$' -bench '$(RUN)' -benchmem -benchtime $(MICROBENCHTIME) ./wire ./origin ./capture ./apply
