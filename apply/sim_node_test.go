@@ -144,12 +144,16 @@ type simNode struct {
 	workers  []*simWorker
 	reached  []int  // frames of each origin that have arrived
 	cut      []bool // links to the other nodes' streams
+
+	down   bool  // there is no bridge and no broker
+	handed []int // frames of each origin that this node has handed on, and
+	given  []int // of those, how many it has purged
 }
 
 func (w *simWorld) newNode(id int, rows [][]conflict.Cell) *simNode {
 	nodes := w.s.Nodes
 	n := &simNode{w: w, id: id, own: simOrigin(id), pg: sim.NewServer(rows, w.s.Keys), ahead: w.s.Skew[id], shown: make([]uint64, nodes),
-		cut: make([]bool, nodes)}
+		cut: make([]bool, nodes), handed: make([]int, nodes), given: make([]int, nodes)}
 	n.clock.Last = math.MinInt64 / 2
 	n.books = simBooks{positions: make([]origin.Entry, nodes), lineages: map[wire.KeyHash]*lineage{}, byArrival: w.broken.mergeByArrival}
 	n.opts = Options{FirstXID: sim.FirstXID, Merge: w.policies, Priority: sim.Priority()}.withDefaults()
@@ -456,6 +460,7 @@ func (n *simNode) purge() {
 	n.absence.settle(n.progress.readBack(n))
 	n.absence.purge(n.stable)
 	n.shorten()
+	n.giveUp()
 	stable := map[origin.Origin]uint64{}
 	for p := range n.w.s.Nodes {
 		stable[simOrigin(p)] = n.stable(simOrigin(p))

@@ -217,6 +217,7 @@ func TestSimulationFindsBrokenRules(t *testing.T) {
 		"vectors not saved": {noSavedVectors: true}, "announced is seen": {lowIsUp: true}, "purge by a side vector": {purgeBySide: true},
 		"owed is seen": {owedIsSeen: true}, "what is owed is written again": {ownsOwed: true}, "what is owed is not known": {ignoresOwed: true},
 		"fold by what is declared": {foldByUp: true}, "merge by arrival": {mergeByArrival: true},
+		"what is handed on is forgotten": {forgetsHandedOn: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := &simRun{first: 1, count: within, enough: 1, broken: broken}

@@ -372,6 +372,7 @@ func (s *simWorker) record() {
 		s.n.w.stats.careful++
 	}
 	s.n.w.stats.applied++
+	s.n.mayAsk(t)
 	s.phase = simRecorded
 }
 

@@ -43,19 +43,27 @@ type simBroken struct {
 	keepsNoRow      bool // what a remote delete found behind a local one counts as the beginning
 	ignoresOwed     bool // what is here is taken for the latest, though a later version is owed
 	mergeByArrival  bool // merged rows go by the order in which writes came
+	forgetsHandedOn bool // what was handed on is purged at once
 }
 
 // simStats counts what happened.
-type simStats struct{ events, published, applied, careful, conflicts, owed, crashes, restarts int }
+type simStats struct {
+	events, published, applied, careful, conflicts, owed, crashes, restarts int
+
+	// Schedules in which nodes hand on, bridges that were away, frames that were handed on, and those of them that were purged.
+	routed, away, handed, purged int
+}
 
 func (s *simStats) add(o simStats) {
 	s.events, s.published, s.applied, s.careful = s.events+o.events, s.published+o.published, s.applied+o.applied, s.careful+o.careful
 	s.conflicts, s.owed, s.crashes, s.restarts = s.conflicts+o.conflicts, s.owed+o.owed, s.crashes+o.crashes, s.restarts+o.restarts
+	s.routed, s.away, s.handed, s.purged = s.routed+o.routed, s.away+o.away, s.handed+o.handed, s.purged+o.purged
 }
 
 func (s simStats) String() string {
-	return fmt.Sprintf("%d events, %d transactions applied %d times, %d by the careful path, %d conflicts, %d rows owed, %d crashes, %d restarts",
-		s.events, s.published, s.applied, s.careful, s.conflicts, s.owed, s.crashes, s.restarts)
+	return fmt.Sprintf("%d events, %d transactions applied %d times, %d by the careful path, %d conflicts, %d rows owed, %d crashes, %d restarts; "+
+		"%d with transit: %d times a bridge was away, %d frames handed on, %d of them purged",
+		s.events, s.published, s.applied, s.careful, s.conflicts, s.owed, s.crashes, s.restarts, s.routed, s.away, s.handed, s.purged)
 }
 
 // simWorld is one simulation.
@@ -80,6 +88,8 @@ type simWorld struct {
 	owedOver map[int64]uint32 // the writers of the rows that were left as they are, by id in pgbridge.owed
 	r        *rand.Rand       // who goes on first when all that has begun comes to its end
 	purges   bool             // the schedule has the bridge forget
+	// ways is, by node and origin, the node that is read from; -1: nobody has anything. nil while it has to be worked out.
+	ways [][]int
 }
 
 // simWrites is what was ever written at a place.
@@ -120,6 +130,9 @@ func simulate(ctx context.Context, p *simPlayer, s *sim.Schedule, broken simBrok
 	}
 	for i := range w.nodes {
 		w.nodes[i] = w.newNode(i, w.began)
+	}
+	if s.Links != nil {
+		w.stats.routed++
 	}
 	for i := range s.Events {
 		if w.fault != "" {
@@ -249,6 +262,9 @@ func (w *simWorld) event(e *sim.Event) {
 	w.now += 1 + e.N%3
 	n := w.nodes[e.Node]
 	many := int(e.N) + 1
+	if n.down && e.Kind != sim.Begin && e.Kind != sim.Step && e.Kind != sim.Flush && e.Kind != sim.Clock && e.Kind != sim.Up {
+		return
+	}
 	switch e.Kind {
 	case sim.Begin:
 		if w.s.InTurn {
@@ -269,10 +285,11 @@ func (w *simWorld) event(e *sim.Event) {
 			n.capture()
 		}
 	case sim.Deliver:
-		for ; many > 0 && !n.cut[e.Peer] && n.deliver(e.Peer); many-- {
+		for ; many > 0 && !n.away(e.Peer) && n.deliver(e.Peer); many-- {
 		}
 	case sim.Apply:
 		n.workers[e.Peer].step(e.N)
+		n.handOn(e.Peer)
 	case sim.Take:
 		n.takeBack()
 	case sim.Journal:
@@ -301,14 +318,25 @@ func (w *simWorld) event(e *sim.Event) {
 		n.cut[e.Peer] = true
 	case sim.Heal:
 		n.cut[e.Peer] = false
+	case sim.Down:
+		w.log("%s: its bridge and its broker are gone", n.own)
+		w.stats.away++
+		n.restart() // for its sessions to end
+		n.down, w.ways = true, nil
+	case sim.Up:
+		n.back()
 	}
 }
 
 // deliver takes in the next frame of an origin.
 func (n *simNode) deliver(from int) bool {
 	q := n.w.nodes[from]
-	if n.reached[from] == len(q.frames) {
+	first, last := n.stands(from)
+	if n.reached[from] >= last {
 		return false
+	}
+	if f := q.frames[n.reached[from]]; n.reached[from] < first && f.LastSeq > n.books.positions[from].Seq {
+		n.w.fail("%s: transaction %d of %s is gone from the stream that it is read from", n.own, f.LastSeq, q.own)
 	}
 	f := q.frames[n.reached[from]]
 	n.reached[from]++
@@ -463,6 +491,11 @@ const drainRounds = 3000
 
 // drain lets everything that has begun come to its end, everywhere.
 func (w *simWorld) drain() {
+	for _, n := range w.nodes {
+		if n.down {
+			n.back()
+		}
+	}
 	for round := 0; w.fault == "" && !w.quiet(); round++ {
 		if round == drainRounds {
 			w.fail("stuck: %s", w.stuck())
@@ -500,6 +533,7 @@ func (n *simNode) settle(round int64) {
 			n.deliver(p)
 		}
 		idle = !(often() && s.step(n.w.r.Int64N(8))) && idle
+		n.handOn(p)
 	}
 	if idle && round%8 == 7 { // whoever hears nothing more writes a closing marker
 		n.closing()
@@ -612,6 +646,11 @@ func (w *simWorld) forgetAll() {
 		if left := n.absence.purge(n.stable); left+len(n.books.tombs)+len(n.books.lineages)+len(n.books.truncates) > 0 {
 			w.fail("%s still remembers %d tombstones (%d stored), %d rows of the journal, %d truncates", n.own, left, len(n.books.tombs), len(n.books.lineages),
 				len(n.books.truncates))
+		}
+		for p := range w.nodes {
+			if n.given[p] < n.handed[p] {
+				w.fail("%s still has %d of %d frames that it has handed on of %s", n.own, n.handed[p]-n.given[p], n.handed[p], simOrigin(p))
+			}
 		}
 		if n.absence.unsettled(w.tables[0].mapping.name(), w.tables[0].hash(1), registration{n.own, 1 << 62}, n.Passed()) {
 			w.fail("%s: a key is still unsettled", n.own)

@@ -31,7 +31,7 @@ func TestSizeIsBoundedByDisk(t *testing.T) {
 			beats = n
 		}
 	})
-	rows := 400_000
+	rows := 200_000
 	if pgtest.Soak() {
 		rows = 10_000_000
 	}

@@ -27,7 +27,47 @@ func Generate(seed uint64) *Schedule {
 			g.s.Events = append(g.s.Events, g.tides()...)
 		}
 	}
+	g.route()
 	return g.s
+}
+
+// route links the nodes of some schedules otherwise than each with each, and lets bridges be away for a while. A generator of its
+// own keeps all other schedules what they were.
+func (g *generator) route() {
+	r, s := rand.New(rand.NewPCG(g.s.Seed, 3)), g.s
+	if s.Nodes == 2 || r.IntN(4) > 0 {
+		return
+	}
+	for b := 1; b < s.Nodes; b++ { // a tree
+		s.Links = append(s.Links, Link{r.IntN(b), b})
+	}
+	for range r.IntN(3) { // and ways round
+		l := Link{r.IntN(s.Nodes - 1), s.Nodes - 1}
+		if r.IntN(2) == 0 {
+			l = Link{0, s.Nodes - 1}
+		}
+		if !slices.Contains(s.Links, l) {
+			s.Links = append(s.Links, l)
+		}
+	}
+	often := 10 + r.IntN(60)
+	var events []Event
+	down := -1
+	for _, e := range s.Events {
+		events = append(events, e)
+		if r.IntN(often) > 0 {
+			continue
+		}
+		if down >= 0 && r.IntN(3) > 0 {
+			events = append(events, Event{Kind: Up, Node: down, Peer: (down + 1) % s.Nodes})
+			down = -1
+			continue
+		}
+		n := r.IntN(s.Nodes)
+		events = append(events, Event{Kind: Down, Node: n, Peer: (n + 1) % s.Nodes})
+		down = n
+	}
+	s.Events = events
 }
 
 type generator struct {

@@ -20,8 +20,12 @@ type Schedule struct {
 	Grain       int64   // microseconds that share one commit time: stamps are equal
 	Skew        []int64 // microseconds by which each node's clock is ahead at first
 	InTurn      bool    // each local transaction begins when everything before it is everywhere
+	Links       []Link  // nodes hand on what others cannot read from its author; nil: all read from all
 	Events      []Event
 }
+
+// Link is one between two nodes, in both directions.
+type Link struct{ A, B int }
 
 // Kind says what happens.
 type Kind byte
@@ -44,6 +48,8 @@ const (
 	Restart Kind = 'r' // the bridge is killed and comes back
 	Cut     Kind = 'u' // Peer cannot be reached
 	Heal    Kind = 'h' // it can be again
+	Down    Kind = 'n' // the node's bridge and broker are gone, until
+	Up      Kind = 'v' // they come back
 )
 
 // Event is one thing that happens on a node.
@@ -87,8 +93,15 @@ func (s *Schedule) Tables() [2]*Table {
 // String gives the schedule in the form that Parse reads, one event on a line.
 func (s *Schedule) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "seed %d nodes %d keys %d layout %d deletes %d full %t filled %t grain %d turn %t skew", s.Seed, s.Nodes, s.Keys, s.Layout,
+	fmt.Fprintf(&b, "seed %d nodes %d keys %d layout %d deletes %d full %t filled %t grain %d turn %t", s.Seed, s.Nodes, s.Keys, s.Layout,
 		s.Deletes, s.Full, s.Filled, s.Grain, s.InTurn)
+	for i, l := range s.Links {
+		if i == 0 {
+			b.WriteString(" links")
+		}
+		fmt.Fprintf(&b, " %s%s", NodeName(l.A), NodeName(l.B))
+	}
+	b.WriteString(" skew")
 	for _, k := range s.Skew {
 		fmt.Fprintf(&b, " %d", k)
 	}
@@ -122,6 +135,14 @@ func Parse(text string) (*Schedule, error) {
 	if _, err := fmt.Sscanf(head, "seed %d nodes %d keys %d layout %d deletes %d full %t filled %t grain %d turn %t", &s.Seed, &s.Nodes, &s.Keys,
 		&s.Layout, &s.Deletes, &s.Full, &s.Filled, &s.Grain, &s.InTurn); err != nil {
 		return nil, fmt.Errorf("head of a schedule: %w", err)
+	}
+	if _, links, ok := strings.Cut(head, " links"); ok {
+		for _, f := range strings.Fields(links) {
+			if len(f) != 2 {
+				return nil, fmt.Errorf("link %q of a schedule", f)
+			}
+			s.Links = append(s.Links, Link{int(f[0] - 'a'), int(f[1] - 'a')})
+		}
 	}
 	for _, f := range strings.Fields(skew) {
 		n, err := strconv.ParseInt(f, 10, 64)
