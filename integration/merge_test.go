@@ -184,7 +184,11 @@ func mergedLoad(t *testing.T, c *cluster.Cluster, writers int, d time.Duration) 
 // and end equal; no increment is lost.
 func TestMergedTablesConverge(t *testing.T) {
 	t.Parallel()
-	for _, majors := range [][]int{{18}, {15}} {
+	all := [][]int{{15, 18}}
+	if pgtest.Soak() {
+		all = [][]int{{18}, {15}}
+	}
+	for _, majors := range all {
 		t.Run(fmt.Sprint(majors), func(t *testing.T) {
 			t.Parallel()
 			c := cluster.New(t, cluster.Options{Nodes: 3, Majors: majors, Schema: mergedSchema, Config: mergedConfig})
