@@ -42,7 +42,7 @@ type relay struct {
 	reading uint64 // raised whenever reading begins anew: stream sequences of before say nothing then
 
 	// Touched by run only: where frames from the oldest open run on stand.
-	places []place
+	places places
 
 	givenUp atomic.Bool // frames that not every node has, for want of room
 }
@@ -217,14 +217,7 @@ func (r *relay) handOn(ctx context.Context, x received) error {
 	f.OriginWriter = x.frame.RunWriter()
 	f.Hops = append(slices.Clone(x.frame.Hops), x.frame.Sender)
 	f.Sender, f.WriterEpoch = r.cfg.Node, r.node.WriterEpoch
-	if x.seq != 0 { // what came ahead begins no run
-		r.places = append(r.places, place{x.seq, r.pub.Next()})
-	}
-	if f.Back != 0 {
-		f.Back = r.oldest(x.frame.Back)
-	} else {
-		r.places = r.places[:0]
-	}
+	f.Back = r.places.handedOn(x.seq, r.pub.Next(), x.frame.Back)
 	seq, err := r.pub.Publish(ctx, &f)
 	if err == nil {
 		r.mu.Lock()
@@ -274,20 +267,36 @@ func (r *relay) reread(ctx context.Context, after, upTo uint64, fn func(*wire.Fr
 	return nil
 }
 
-// oldest gives where the frame stands in our stream that stands in the sender's at back, and forgets those before it; 0 if
-// nothing of this reading stands there.
-func (r *relay) oldest(back uint64) uint64 {
-	if len(r.places) == 0 {
+// places are where frames of a sender's stream stand in ours, from the oldest open run on.
+type places []place
+
+// handedOn takes in a frame that stands at theirs in the sender's stream, 0 if it came ahead of it, and at ours in ours. It returns what its
+// back is here.
+func (p *places) handedOn(theirs, ours, back uint64) uint64 {
+	if theirs != 0 { // what came ahead begins no run
+		*p = append(*p, place{theirs, ours})
+	}
+	if back == 0 {
+		*p = (*p)[:0]
 		return 0
 	}
-	n, _ := slices.BinarySearchFunc(r.places, back, func(p place, back uint64) int {
+	return p.oldest(back)
+}
+
+// oldest gives where the frame stands in our stream that stands in the sender's at back, and forgets those before it; 0 if
+// nothing of this reading stands there.
+func (p *places) oldest(back uint64) uint64 {
+	if len(*p) == 0 {
+		return 0
+	}
+	n, _ := slices.BinarySearchFunc(*p, back, func(p place, back uint64) int {
 		if p.theirs < back {
 			return -1
 		}
 		return 1
 	})
-	r.places = slices.Delete(r.places, 0, min(n, len(r.places)-1))
-	return r.places[0].ours
+	*p = slices.Delete(*p, 0, min(n, len(*p)-1))
+	return (*p)[0].ours
 }
 
 // retain forgets what every node has.

@@ -163,7 +163,7 @@ func TestRelayKnowsWhereRunsBegin(t *testing.T) {
 		r.places = append(r.places, place{theirs, uint64(100 + i)})
 	}
 	for _, x := range []struct{ back, ours uint64 }{{10, 100}, {11, 101}, {12, 102}, {14, 103}} {
-		if got := r.oldest(x.back); got != x.ours {
+		if got := r.places.oldest(x.back); got != x.ours {
 			t.Errorf("their frame %d is our %d, want %d", x.back, got, x.ours)
 		}
 	}

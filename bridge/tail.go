@@ -21,6 +21,12 @@ const fenceRound = 3 * time.Second
 func (l *life) fence(ctx context.Context, node apply.Node, info capture.SlotInfo, o origin.Origin) (*wire.Frame, error) {
 	for {
 		seq, tail := l.publisher.Tail()
+		if wiped, err := l.wiped(ctx, tail, node, info); err != nil || wiped {
+			if err == nil {
+				err = l.regain(ctx, tail, node, info, o)
+			}
+			return nil, named("own stream", err)
+		}
 		if err := l.checkTail(tail, node, info); err != nil {
 			return nil, err
 		}
@@ -56,9 +62,6 @@ func (l *life) fenceFrame(tail *wire.Frame, node apply.Node, info capture.SlotIn
 
 func (l *life) checkTail(tail *wire.Frame, node apply.Node, slot capture.SlotInfo) error {
 	switch {
-	case tail == nil && node.Published > 0:
-		return fmt.Errorf("%w: stream of node %s is empty, transaction %d was published before; restore the broker's data or join the node anew",
-			stream.ErrStreamLost, node.Name, node.Published)
 	case tail != nil && tail.LastSeq < node.Published:
 		return fmt.Errorf("%w: stream of node %s ends with transaction %d, transaction %d was published before; restore the broker's data or join the node anew",
 			stream.ErrStreamLost, node.Name, tail.LastSeq, node.Published)

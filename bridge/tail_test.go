@@ -16,7 +16,6 @@ func TestTailOfAnotherHistory(t *testing.T) {
 		tail *wire.Frame
 		want string // "" for none
 	}{
-		{"a new stream", nil, "is empty, transaction 7 was published"},
 		{"the same server", &wire.Frame{Header: wire.Header{LastSeq: 7, SystemID: 5, Timeline: 1}}, ""},
 		{"a fence of a first start", &wire.Frame{Header: wire.Header{LastSeq: 7}}, ""},
 		{"an older stream", &wire.Frame{Header: wire.Header{LastSeq: 6, SystemID: 5, Timeline: 1}}, "ends with transaction 6"},

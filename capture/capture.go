@@ -33,7 +33,7 @@ func New(opts Options, pub Publisher, del Deletes, tail *wire.Frame) (*Capture, 
 			"give this node a stream of its own")
 	}
 	c := &Capture{opts: opts, state: &state{hurried: make(chan struct{}, 1)}}
-	c.ledger = &ledger{pub: pub, del: del}
+	c.ledger = &ledger{pub: pub, del: del, after: c.opts.ConfirmAfter}
 	c.tagger = &tagger{
 		opts: &c.opts, pub: pub, del: del, state: c.state, ledger: c.ledger,
 		hashes: newHashes(opts.Logger),

@@ -72,7 +72,7 @@ func newBench(t testing.TB, db *pgtest.Database, schema string) *bench {
 	}
 	b.opts = Options{
 		DSN: db.DSN, Cluster: db.Name, Node: "a", Origin: origin.Origin{Node: "a", Epoch: 1}, WriterEpoch: 1,
-		SystemID: info.SystemID, Timeline: info.Timeline, Slot: name, Publication: name, SpoolDir: t.TempDir(),
+		SystemID: info.SystemID, Timeline: info.Timeline, Slot: name, Publication: name, SpoolDir: t.TempDir(), ConfirmAfter: time.Millisecond,
 		Logger: slog.New(slog.NewTextHandler(b.log, nil)),
 	}
 	t.Cleanup(func() {

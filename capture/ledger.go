@@ -1,6 +1,9 @@
 package capture
 
-import "sync"
+import (
+	"sync"
+	"time"
+)
 
 // ledgerLimit bounds the frames that wait to become durable, 16 bytes each. Above it every second one is
 // forgotten, which makes what is confirmed coarser and never more.
@@ -10,13 +13,17 @@ const ledgerLimit = 1 << 17
 // beyond the state that a durable frame holds, and never at or beyond a local delete whose take-back is not
 // flushed. Safe for concurrent use.
 type ledger struct {
-	pub Publisher
-	del Deletes
+	pub   Publisher
+	del   Deletes
+	after time.Duration // Options.ConfirmAfter
 
 	mu        sync.Mutex
 	waiting   []ledgerEntry // oldest first; guarded by mu, as are the others
 	durable   uint64        // what durable frames make safe
 	confirmed uint64        // what the server may be told; only rises
+	// pending could be told at since, and settled is what can be told now.
+	pending, settled uint64
+	since            time.Time
 }
 
 // ledgerEntry says that all that committed below lsn is in frames up to stream.
@@ -40,6 +47,19 @@ func (l *ledger) begin(confirmed uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.confirmed = max(l.confirmed, confirmed)
+	l.settled = max(l.settled, confirmed)
+}
+
+// tell returns what to tell the server now: what confirm returned l.after ago or before.
+func (l *ledger) tell(now time.Time) uint64 {
+	lsn := l.confirm()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now.Sub(l.since) >= l.after {
+		l.settled = max(l.settled, l.pending)
+		l.pending, l.since = lsn, now
+	}
+	return l.settled
 }
 
 // confirm returns the LSN up to which the server need not keep WAL for us.

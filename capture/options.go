@@ -28,8 +28,11 @@ type Options struct {
 	// StatusInterval is how often PostgreSQL is told what is safe (more often if its wal_sender_timeout
 	// asks for it), and how soon an idle advance may follow another; 10 s.
 	StatusInterval time.Duration
-	SpoolDir       string       // for deleted keys of large transactions; os.TempDir()
-	Logger         *slog.Logger // slog.Default()
+	// ConfirmAfter is how long a frame has been durable before the slot is told; 1 s. A broker whose disk is lost takes with it
+	// what the server does not keep any more; by then others have it.
+	ConfirmAfter time.Duration
+	SpoolDir     string       // for deleted keys of large transactions; os.TempDir()
+	Logger       *slog.Logger // slog.Default()
 }
 
 // MinFrameBytes is the least that Options.FrameBytes may be.
@@ -44,6 +47,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.StatusInterval == 0 {
 		o.StatusInterval = 10 * time.Second
+	}
+	if o.ConfirmAfter == 0 {
+		o.ConfirmAfter = time.Second
 	}
 	if o.SpoolDir == "" {
 		o.SpoolDir = os.TempDir()

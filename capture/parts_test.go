@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/wire"
@@ -296,7 +297,7 @@ func TestWaterlineWakesEverybody(t *testing.T) {
 // TestLedger: the slot gets what is durable, less what is held, and never less than before.
 func TestLedger(t *testing.T) {
 	pub, del := newRecorder(), &buried{}
-	l := &ledger{pub: pub, del: del}
+	l := &ledger{pub: pub, del: del, after: time.Second}
 	l.begin(50)
 	l.push(1, 100)
 	l.push(2, 200)
@@ -307,6 +308,17 @@ func TestLedger(t *testing.T) {
 		pub.durable, del.hold = c.durable, c.hold
 		if got := l.confirm(); got != c.want {
 			t.Errorf("durable %d, hold %d: %d, want %d", c.durable, c.hold, got, c.want)
+		}
+	}
+	now := time.Now()
+	for _, c := range []struct {
+		after         time.Duration
+		durable, want uint64
+	}{{0, 3, 50}, {l.after / 2, 3, 50}, {l.after, 4, 300}, {3 * l.after / 2, 4, 300}, {2 * l.after, 4, 400}} {
+		l.push(4, 400)
+		pub.durable, del.hold = c.durable, 0
+		if got := l.tell(now.Add(c.after)); got != c.want {
+			t.Errorf("after %v: %d is told, want %d", c.after, got, c.want)
 		}
 	}
 	for i := range uint64(2*ledgerLimit + 1) {

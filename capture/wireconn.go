@@ -93,7 +93,8 @@ func (w *wireConn) report(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		lsn, now := w.ledger.confirm(), time.Now()
+		now := time.Now()
+		lsn := w.ledger.tell(now)
 		if !asked && lsn == told && now.Sub(at) < w.interval {
 			continue
 		}

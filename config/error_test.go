@@ -123,6 +123,8 @@ func TestWrongTogether(t *testing.T) {
 			`FILE:6: topology.nodes: lacks this node, "d"; the names there are a, b, c: add it, or correct node`},
 		{"other node's name", map[string]string{"topology.nodes": "a=nats://127.0.0.1:1,B=nats://127.0.0.1:2"},
 			`--set: topology.nodes.B: "B" is not a name; use 1 to 16 of a-z, 0-9 and _`},
+		{"too many nodes", map[string]string{"topology.nodes": manyNodes(65)},
+			`--set: topology.nodes: names 65 nodes; a cluster has at most 64, since each frame says what its author had seen of each`},
 		{"nodes", map[string]string{"topology.nodes": "a:4222"},
 			`--set: topology.nodes: "a:4222" is not name=value; write a=nats://host:4222,b=nats://host:4222`},
 		{"node twice", map[string]string{"topology.nodes": "a=nats://127.0.0.1:1,a=nats://127.0.0.1:2"},
@@ -230,4 +232,13 @@ func FuzzDocument(f *testing.F) {
 			}
 		}
 	})
+}
+
+// manyNodes is a value of topology.nodes with n of them, a among them.
+func manyNodes(n int) string {
+	all := []string{"a=nats://127.0.0.1:4222"}
+	for i := 1; i < n; i++ {
+		all = append(all, fmt.Sprintf("n%d=nats://127.0.1.%d:4222", i, i))
+	}
+	return strings.Join(all, ",")
 }

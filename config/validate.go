@@ -126,6 +126,10 @@ func (c *Config) checkTables(ps *problems) {
 	}
 }
 
+// MostNodes is how many nodes a cluster has at most: what the header of a frame may say of them is bounded (stream's
+// headerRoom).
+const MostNodes = 64
+
 // checkNodes checks the names and URLs of the topology, and this node's place in it.
 func (c *Config) checkNodes(ps *problems) {
 	nodes := c.Topology.Nodes
@@ -136,6 +140,9 @@ func (c *Config) checkNodes(ps *problems) {
 			continue
 		}
 		ps.checkURL(entry, nodes[name])
+	}
+	if len(nodes) > MostNodes {
+		ps.add("topology.nodes", "names %d nodes; a cluster has at most %d, since each frame says what its author had seen of each", len(nodes), MostNodes)
 	}
 	own, there := nodes[c.Node]
 	switch {

@@ -200,6 +200,9 @@ func hasCode(err error, codes ...jetstream.ErrorCode) bool {
 	return false
 }
 
+// IsNoStream reports whether the broker says that there is no such stream.
+func IsNoStream(err error) bool { return isNoStream(err) }
+
 func isNoStream(err error) bool  { return hasCode(err, jetstream.JSErrCodeStreamNotFound) }
 func isNoMessage(err error) bool { return hasCode(err, jetstream.JSErrCodeMessageNotFound) }
 

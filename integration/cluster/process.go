@@ -120,6 +120,16 @@ func (n *Node) Kill() {
 	n.process = nil
 }
 
+// AwaitEnd waits until the bridge's process has ended by itself.
+func (n *Node) AwaitEnd() {
+	n.t.Helper()
+	select {
+	case <-n.process.done:
+	case <-time.After(convergeTime):
+		n.t.Fatalf("bridge of node %s does not end\n%s", n.Name, n.LogTail())
+	}
+}
+
 // Running reports whether the bridge's process is alive.
 func (n *Node) Running() bool {
 	if n.process == nil {

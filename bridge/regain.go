@@ -1,0 +1,207 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/nats-io/nats.go"
+
+	"github.com/pgbridge/pgbridge/apply"
+	"github.com/pgbridge/pgbridge/capture"
+	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/stream"
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// A broker that has lost its disk has lost this node's stream, and with it capture's state. What stood there and not every node
+// has stands in the streams of those who hand it on. Is the last of these frames behind whatever the slot was confirmed for,
+// nothing is missing: later transactions come out of the WAL again, as they were. So the stream is made anew out of them, before
+// anything else runs, and the next life goes on from there.
+
+// regainPatience bounds how long one node is asked.
+const regainPatience = 10 * time.Second
+
+// regained is where the sequences of streams begin that were made again by the bridge of a writer epoch: beyond all of those before.
+func regained(writerEpoch uint64) uint64 { return writerEpoch<<40 + 1 }
+
+// firstSeq is where a new own stream begins.
+func (l *life) firstSeq() uint64 {
+	if l.node.Published == 0 {
+		return 1
+	}
+	return regained(l.node.WriterEpoch)
+}
+
+// errRegained ends the life that has made the own stream again.
+var errRegained = errors.New("the own stream was made again")
+
+// wiped reports whether the own stream lacks frames, as one that is new, or that an earlier bridge has not come to the end of
+// making again.
+func (l *life) wiped(ctx context.Context, tail *wire.Frame, node apply.Node, slot capture.SlotInfo) (bool, error) {
+	if tail == nil {
+		return node.Published > 0, nil
+	}
+	info, err := l.publisher.Info(ctx)
+	return info.First >= regained(0) && (tail.LastSeq < node.Published || tail.ResumeLSN < slot.ConfirmedLSN), err
+}
+
+// keeper is a node that hands this one's frames on.
+type keeper struct {
+	name   string
+	nc     *nats.Conn
+	reader *stream.Reader
+	first  uint64 // of its stream, and the last one
+	last   uint64
+	tail   *wire.Frame
+}
+
+// regain makes the own stream again. It returns errRegained when that is done, and an error that wraps ErrStreamLost if nobody
+// has all of it.
+func (l *life) regain(ctx context.Context, tail *wire.Frame, node apply.Node, slot capture.SlotInfo, own origin.Origin) error {
+	best, away := l.bestKeeper(ctx, own)
+	if best != nil {
+		defer best.nc.Close()
+	}
+	if best == nil || best.tail.LastSeq < node.Published || best.tail.ResumeLSN < slot.ConfirmedLSN {
+		return l.notRegained(best, away, node, slot)
+	}
+	begun := time.Now()
+	n, err := l.copyFrames(ctx, best, tail, node, own)
+	if err != nil {
+		return fmt.Errorf("make the own stream again from what %s has: %w", best.name, err)
+	}
+	l.log.Warn("own stream was lost and is made again", "from", best.name, "frames", n, "seq", best.tail.LastSeq, "took", time.Since(begun).Round(time.Millisecond))
+	return errRegained
+}
+
+// notRegained says what is missing: for good, or until somebody is back.
+func (l *life) notRegained(best *keeper, away error, node apply.Node, slot capture.SlotInfo) error {
+	has := "no other node that can be reached hands it on"
+	if best != nil {
+		has = fmt.Sprintf("node %s has it up to transaction %d, from WAL up to %s", best.name, best.tail.LastSeq, pglogrepl.LSN(best.tail.ResumeLSN))
+	}
+	text := fmt.Sprintf("the stream of node %s is gone: transaction %d was published before, the slot is confirmed up to %s, and %s",
+		node.Name, node.Published, pglogrepl.LSN(slot.ConfirmedLSN), has)
+	if away != nil {
+		return fmt.Errorf("%s; bring back those that cannot be asked, or restore the broker's data: %w", text, away)
+	}
+	return fmt.Errorf("%w: %s; restore the broker's data or join the node anew", stream.ErrStreamLost, text)
+}
+
+// bestKeeper finds who has most of this node's frames; nil if nobody has any. away is why others could not be asked.
+func (l *life) bestKeeper(ctx context.Context, own origin.Origin) (best *keeper, away error) {
+	for _, o := range l.others() {
+		k, err := l.askKeeper(ctx, o.Node, own)
+		switch {
+		case err != nil:
+			away = errors.Join(away, fmt.Errorf("node %s: %w", o.Node, err))
+		case k == nil:
+		case best == nil || k.tail.LastSeq > best.tail.LastSeq || k.tail.LastSeq == best.tail.LastSeq && k.tail.ResumeLSN > best.tail.ResumeLSN:
+			if best != nil {
+				best.nc.Close()
+			}
+			best = k
+		default:
+			k.nc.Close()
+		}
+	}
+	return best, away
+}
+
+// askKeeper looks at what a node hands on of this one; nil: nothing.
+func (l *life) askKeeper(ctx context.Context, name string, own origin.Origin) (_ *keeper, err error) {
+	ctx, cancel := context.WithTimeout(ctx, regainPatience)
+	defer cancel()
+	k := &keeper{name: name}
+	if k.nc, err = l.connect(l.cfg.Topology.Nodes[name], name); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil || k.tail == nil {
+			k.nc.Close()
+		}
+	}()
+	k.reader, err = stream.NewReader(k.nc, stream.ReaderOptions{Cluster: l.cfg.Cluster, Sender: name, Origin: own.Node, Logger: l.log})
+	if err != nil {
+		return nil, err
+	}
+	if k.first, k.last, _, err = k.reader.Info(ctx); err != nil {
+		if stream.IsNoStream(err) {
+			return nil, nil
+		}
+		return nil, err
+	}
+	if k.last < k.first {
+		return nil, nil
+	}
+	if k.tail, err = k.reader.Get(ctx, k.last); err != nil {
+		return nil, err
+	}
+	if k.tail.Origin != own {
+		k.tail = nil
+		return nil, nil
+	}
+	return k, nil
+}
+
+// errCopied ends the reading of frames that are copied.
+var errCopied = errors.New("all is copied")
+
+// copyFrames publishes what a node has as this one's own frames, from behind tail on, and waits until they are durable.
+func (l *life) copyFrames(ctx context.Context, k *keeper, tail *wire.Frame, node apply.Node, own origin.Origin) (n int, err error) {
+	from := k.first
+	fence := &wire.Frame{Header: wire.Header{Fence: true, Cluster: l.cfg.Cluster, Sender: l.cfg.Node, Origin: own, WriterEpoch: node.WriterEpoch}}
+	if tail != nil {
+		if from, err = k.reader.Find(ctx, own, tail.LastSeq+1); err != nil {
+			return 0, err
+		}
+		fence.Header = tail.Header
+		fence.Fence, fence.WriterEpoch, fence.Back, fence.FirstSeq = true, node.WriterEpoch, 0, 0
+	}
+	if _, err := l.publisher.Fence(ctx, fence); err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	ran := make(chan error, 1)
+	go func() {
+		err := l.publisher.Run(ctx)
+		ran <- err
+		cancel(err)
+	}()
+	defer func() {
+		cancel(nil)
+		<-ran
+	}()
+	var places places
+	last := uint64(0)
+	err = k.reader.Run(ctx, from, func(ctx context.Context, m stream.Message) error {
+		if !m.Frame.Fence {
+			f := *m.Frame
+			f.OriginWriter = m.Frame.RunWriter()
+			f.Sender, f.WriterEpoch, f.Hops = l.cfg.Node, node.WriterEpoch, nil
+			f.Back = places.handedOn(m.Seq, l.publisher.Next(), m.Frame.Back)
+			if last, err = l.publisher.Publish(ctx, &f); err != nil {
+				return err
+			}
+			n++
+		}
+		if m.Seq >= k.last {
+			return errCopied
+		}
+		return nil
+	})
+	if !errors.Is(err, errCopied) {
+		return n, err
+	}
+	for changed := l.publisher.Changed(); l.publisher.Durable() < last; changed = l.publisher.Changed() {
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return n, context.Cause(ctx)
+		}
+	}
+	return n, nil
+}

@@ -1,0 +1,99 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/pgbridge/pgbridge/integration/cluster"
+	"github.com/pgbridge/pgbridge/integration/pgtest"
+)
+
+// wipe takes from a node all that its broker has on disk. Its bridge must not run.
+func wipe(t *testing.T, n *cluster.Node) {
+	t.Helper()
+	if err := os.RemoveAll(filepath.Join(n.Dir, "data", "jetstream")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestWipedBrokerIsMadeAgain: a broker loses its disk, again and again, under load and with a transaction that is larger than a
+// frame. Its node's stream is made again out of what others hand on, also for one that was away all the time.
+func TestWipedBrokerIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
+		c := cluster.New(t, cluster.Options{Majors: []int{s.Major}, Processes: true, Schema: loadSchema + `; CREATE TABLE big (id int PRIMARY KEY, v text)`,
+			Config: map[string]string{"capture.frame_bytes": "64KiB"}})
+		a, b, away := c.Node("a"), c.Node("b"), c.Node("c")
+		l := newLoad(t, c, 1, seed(t))
+		away.Stop()
+		for i := range 3 {
+			l.start()
+			a.Exec(`INSERT INTO big SELECT $1 * 10000 + i, repeat('x', 100) FROM generate_series(1, 3000) i`, i)
+			during(loadTime() / 8)
+			l.stop()
+			b.Await(`SELECT count(*) FROM big`, fmt.Sprint(3000*(i+1)))
+			awaitHandedOn(a, b)
+			a.Kill()
+			wipe(t, a)
+			a.Start()
+		}
+		away.Start()
+		c.WaitConverged()
+		for i := range c.Nodes { // requireCounts would count the load's transactions alone
+			for _, n := range c.Nodes {
+				if got, want := n.Value(`SELECT count(*) FROM entry WHERE node = $1`, c.Nodes[i].Name), fmt.Sprint(l.commits[i].Load()); got != want {
+					t.Errorf("node %s has %s entries of %s, want %s", n.Name, got, c.Nodes[i].Name, want)
+				}
+			}
+		}
+	})
+}
+
+// awaitHandedOn waits until node b has what a's slot has been confirmed for.
+func awaitHandedOn(a, b *cluster.Node) {
+	b.AwaitStatus(func(r *cluster.Report) bool {
+		for _, l := range r.Links {
+			if l.Origin == a.Name {
+				return l.AppliedSeq == a.Status().Seq
+			}
+		}
+		return false
+	})
+}
+
+// TestWhatNobodyHasIsTold: a broker loses its disk with transactions in it that no other node has. The bridge does not go on as if
+// nothing had been, and says what is missing; with the broker's data back it does.
+func TestWhatNobodyHasIsTold(t *testing.T) {
+	t.Parallel()
+	c := cluster.New(t, cluster.Options{Nodes: 3, Processes: true, Schema: `CREATE TABLE t (id int PRIMARY KEY)`})
+	a := c.Node("a")
+	a.Exec(`INSERT INTO t VALUES (1)`)
+	c.WaitConverged()
+	for _, n := range c.Nodes[1:] {
+		n.Links["a"].Cut()
+	}
+	a.Exec(`INSERT INTO t VALUES (2)`)
+	a.Await(`SELECT published >= 3 FROM pgbridge.node`, "t") // with WaitConverged's sentinel
+	a.Stop()
+	store := filepath.Join(a.Dir, "data", "jetstream")
+	if err := os.Rename(store, store+".lost"); err != nil {
+		t.Fatal(err)
+	}
+	a.Launch()
+	a.AwaitEnd()
+	if log := a.LogTail(); !strings.Contains(log, "the stream of node a is gone: transaction 3 was published before") || !strings.Contains(log, "has it up to transaction 2") {
+		t.Errorf("it says\n%s", log)
+	}
+	if err := os.RemoveAll(store); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(store+".lost", store); err != nil {
+		t.Fatal(err)
+	}
+	a.Start()
+	healAll(c)
+	c.WaitConverged()
+}
