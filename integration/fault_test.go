@@ -42,7 +42,7 @@ func far(l *cluster.Link) {
 // node ever shows an effect without its cause.
 func TestNetworkFaults(t *testing.T) {
 	t.Parallel()
-	lasts := 3 * time.Second
+	lasts := failoverAfter + time.Second/2
 	if pgtest.Soak() {
 		lasts = time.Minute
 	}

@@ -23,13 +23,13 @@ func wipe(t *testing.T, n *cluster.Node) {
 // frame. Its node's stream is made again out of what others hand on, also for one that was away all the time.
 func TestWipedBrokerIsMadeAgain(t *testing.T) {
 	t.Parallel()
-	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
+	test := func(t *testing.T, s *pgtest.Server) {
 		c := cluster.New(t, cluster.Options{Majors: []int{s.Major}, Processes: true, Schema: loadSchema + `; CREATE TABLE big (id int PRIMARY KEY, v text)`,
 			Config: map[string]string{"capture.frame_bytes": "64KiB"}})
 		a, b, away := c.Node("a"), c.Node("b"), c.Node("c")
 		l := newLoad(t, c, 1, seed(t))
 		away.Stop()
-		for i := range 3 {
+		for i := range 2 {
 			l.start()
 			a.Exec(`INSERT INTO big SELECT $1 * 10000 + i, repeat('x', 100) FROM generate_series(1, 3000) i`, i)
 			during(loadTime() / 8)
@@ -49,7 +49,12 @@ func TestWipedBrokerIsMadeAgain(t *testing.T) {
 				}
 			}
 		}
-	})
+	}
+	if pgtest.Soak() {
+		pgtest.Each(t, test)
+		return
+	}
+	test(t, pgtest.SharedServer(t, pgtest.Versions(t)[0]))
 }
 
 // awaitHandedOn waits until node b has what a's slot has been confirmed for.
