@@ -24,7 +24,8 @@ import (
 // regainPatience bounds how long one node is asked.
 const regainPatience = 10 * time.Second
 
-// regained is where the sequences of streams begin that were made again by the bridge of a writer epoch: beyond all of those before.
+// regained is where the sequences of streams begin that were made again by the bridge of a writer epoch, from 1 on: beyond all of
+// those before.
 func regained(writerEpoch uint64) uint64 { return writerEpoch<<40 + 1 }
 
 // firstSeq is where a new own stream begins.
@@ -45,7 +46,7 @@ func (l *life) wiped(ctx context.Context, tail *wire.Frame, node apply.Node, slo
 		return node.Published > 0, nil
 	}
 	info, err := l.publisher.Info(ctx)
-	return info.First >= regained(0) && (tail.LastSeq < node.Published || tail.ResumeLSN < slot.ConfirmedLSN), err
+	return info.First >= regained(1) && (tail.LastSeq < node.Published || tail.ResumeLSN < slot.ConfirmedLSN), err
 }
 
 // keeper is a node that hands this one's frames on.
