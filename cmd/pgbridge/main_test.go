@@ -177,7 +177,7 @@ func TestVerbsReachTheBackend(t *testing.T) {
 	call(t, b, append([]string{"status"}, flags...)...)
 	call(t, b, "demo")
 	call(t, b, "demo", "--nodes", "2", "--seconds", "5", "--keep")
-	want := "run, setup, setup --print-sql, status, demo 3 20s false, demo 2 5s true"
+	want := "run, setup, setup --print-sql, status, demo 0 20s false, demo 2 5s true"
 	if got := strings.Join(called, ", "); got != want {
 		t.Errorf("called %s\nwant %s", got, want)
 	}
