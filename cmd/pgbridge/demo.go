@@ -46,8 +46,8 @@ compare all rows at the end. Nothing is left behind. The exit code is 3 if any r
 			return b.demo(cmd.Context(), opts)
 		},
 	}
-	cmd.Flags().StringVar(&opts.Scenario, "scenario", demo.Scenarios[0], "what to play: `name` "+strings.Join(demo.Scenarios, ", "))
-	cmd.Flags().StringVar(&opts.Topology, "topology", "", "how data centres are linked: `kind` "+strings.Join(demo.Topologies, ", ")+" (default "+demo.Topologies[0]+")")
+	cmd.Flags().StringVar(&opts.Scenario, "scenario", demo.Scenarios[0], "the scenario to play, by `name`: "+strings.Join(demo.Scenarios, ", "))
+	cmd.Flags().StringVar(&opts.Topology, "topology", "", "how data centres are linked, by `kind`: "+strings.Join(demo.Topologies, ", ")+" (default "+demo.Topologies[0]+")")
 	cmd.Flags().IntVar(&opts.Nodes, "nodes", 0, "`number` of nodes (default 3, or 5 data centres)")
 	cmd.Flags().IntVar(&seconds, "seconds", 20, "how long to write, in `seconds`")
 	cmd.Flags().BoolVar(&opts.Keep, "keep", false, "leave everything running at the end until Ctrl-C, and say how to reach it")
