@@ -289,9 +289,7 @@ func TestDiscardIsRecorded(t *testing.T) {
 		"public.t|discarded|local wins|"+bad+"|b|f|∅|4|four|-4",
 		"public.t|discarded|local wins|"+bad+"|a|t|three|∅|∅|∅")
 	wantRows(t, "rows", p.to.Query(t, `SELECT id, v FROM t ORDER BY id`), "1|one", "2|two", "3|three", "4|five")
-	if st := p.status(); st.Parked != 0 || st.Waiting != "" {
-		t.Errorf("status %+v", st)
-	}
+	awaitTrue(t, func() bool { st := p.status(); return st.Parked == 0 && st.Waiting == "" })
 }
 
 // TestDiscardWithoutTheTable: nothing is dropped in silence, even what this server cannot read any more.
