@@ -64,9 +64,10 @@ CREATE TRIGGER after AFTER INSERT OR UPDATE OR DELETE ON p28 FOR EACH ROW EXECUT
 CREATE TABLE p30 (id int PRIMARY KEY, n int, v text);
 `
 
-// pitfallConfig is how pitfallSchema is merged.
+// pitfallConfig is how pitfallSchema is merged. What is cut off stays so.
 var pitfallConfig = map[string]string{
-	"conflict.tables": `*.p08_gone: .deletes=delete_wins; *.p12: balance=delta; *.p13_columns: "*"=last_writer_wins; *.p18: n=delta`,
+	"topology.failover_after": "0s",
+	"conflict.tables":         `*.p08_gone: .deletes=delete_wins; *.p12: balance=delta; *.p13_columns: "*"=last_writer_wins; *.p18: n=delta`,
 }
 
 // pitfalls are three nodes that a scenario cuts from each other and heals in the order that matters.
