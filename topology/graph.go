@@ -96,8 +96,8 @@ func (g *Graph) Has(node string) bool {
 // Neighbours returns the nodes to which node is linked, sorted; the caller must not change it.
 func (g *Graph) Neighbours(node string) []string { return g.near[node] }
 
-// distances returns how many links are between root and each node that can be reached from it.
-func (g *Graph) distances(root string) map[string]int {
+// Distances returns how many links are between root and each node that can be reached from it.
+func (g *Graph) Distances(root string) map[string]int {
 	d := map[string]int{root: 0}
 	for todo := []string{root}; len(todo) > 0; todo = todo[1:] {
 		for _, n := range g.near[todo[0]] {
@@ -113,7 +113,11 @@ func (g *Graph) distances(root string) map[string]int {
 // Next returns the neighbour from which node gets what begins at root: the first one by name of those that are
 // nearest to it. It is empty if there is no way, or node is root.
 func (g *Graph) Next(node, root string) string {
-	d := g.distances(root)
+	return g.nearer(node, g.Distances(root))
+}
+
+// nearer returns the first neighbour of node by name that is nearer to where distances d begin.
+func (g *Graph) nearer(node string, d map[string]int) string {
 	own, ok := d[node]
 	if !ok || own == 0 {
 		return ""
@@ -124,6 +128,17 @@ func (g *Graph) Next(node, root string) string {
 		}
 	}
 	return ""
+}
+
+// Tree returns, for each other node that what begins at root reaches, from which neighbour it gets that, as Next does.
+func (g *Graph) Tree(root string) map[string]string {
+	d, tree := g.Distances(root), map[string]string{}
+	for node := range d {
+		if from := g.nearer(node, d); from != "" {
+			tree[node] = from
+		}
+	}
+	return tree
 }
 
 // HandsOn reports whether another node gets from node what begins at root, though node is not where it begins.
@@ -139,7 +154,7 @@ func (g *Graph) Parts() [][]string {
 		if seen[node] {
 			continue
 		}
-		part := slices.Sorted(maps.Keys(g.distances(node)))
+		part := slices.Sorted(maps.Keys(g.Distances(node)))
 		for _, n := range part {
 			seen[n] = true
 		}

@@ -62,7 +62,11 @@ func TestWaysAreTrees(t *testing.T) {
 		g := New(nodes, links)
 		for _, part := range g.Parts() {
 			for _, root := range part {
+				tree := g.Tree(root)
 				for _, node := range nodes {
+					if next := g.Next(node, root); tree[node] != next {
+						t.Fatalf("%v: to %s from %s: %q in the tree, %q by Next", links, node, root, tree[node], next)
+					}
 					way := []string{node}
 					for way[len(way)-1] != root {
 						next := g.Next(way[len(way)-1], root)

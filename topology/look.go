@@ -34,8 +34,9 @@ const probeFor = 3
 // Look says what to do now. It is to be asked at each hello: each time it looks for another one of the nodes that are missing.
 func (v *View) Look(now time.Time) *Outlook {
 	g := v.live(now, true)
-	reach := g.distances(v.own)
+	reach := g.Distances(v.own)
 	o := &Outlook{Ways: v.ways(g, reach)}
+	v.doubt(now, reach)
 	v.tidy(now, len(reach))
 	missing := v.missing(now, reach)
 	if len(missing) > 0 {
@@ -53,6 +54,16 @@ func (v *View) Look(now time.Time) *Outlook {
 		}
 	}
 	return o
+}
+
+// doubt marks the nodes that may be dead.
+func (v *View) doubt(now time.Time, reach map[string]int) {
+	for _, node := range v.graph.nodes {
+		k := v.known[node]
+		if _, reached := reach[node]; node != v.own && (k == nil || !reached || now.Sub(k.at) > v.after/quiet) {
+			v.unsure[node] = now
+		}
+	}
 }
 
 // Knocked has a node listened to that has no configured link, since it asks for that or is looked for.
@@ -125,7 +136,7 @@ func (v *View) missing(now time.Time, reach map[string]int) []string {
 // tidy gives up listening to nodes without a configured link: to those that do not answer, and to all when the configured links
 // join the nodes that are reached, of which there are so many.
 func (v *View) tidy(now time.Time, reached int) {
-	if len(v.extra) == 0 || len(v.live(now, false).distances(v.own)) < reached {
+	if len(v.extra) == 0 || len(v.live(now, false).Distances(v.own)) < reached {
 		v.spare = now
 	}
 	maps.DeleteFunc(v.extra, func(node string, since time.Time) bool {

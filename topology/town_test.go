@@ -160,7 +160,7 @@ func (tn *town) ways() map[string]map[string]string {
 		v := tn.homes[node].view
 		g := v.live(tn.now, true)
 		all[node] = map[string]string{}
-		for o, w := range v.ways(g, g.distances(node)) {
+		for o, w := range v.ways(g, g.Distances(node)) {
 			all[node][o] = w.From
 		}
 	}
@@ -305,7 +305,7 @@ func inOrder(all map[string]*Graph) []string { return slices.Sorted(maps.Keys(al
 func (tn *town) differ() string {
 	for _, node := range tn.living() {
 		live := tn.homes[node].view.live(tn.now, true)
-		first := slices.Min(slices.Collect(maps.Keys(live.distances(node))))
+		first := slices.Min(slices.Collect(maps.Keys(live.Distances(node))))
 		if !tn.lives(first) {
 			return fmt.Sprintf("%s takes %s for alive", node, first)
 		}
@@ -320,7 +320,7 @@ func (tn *town) differ() string {
 // parts are the groups of those that live and reach each other, as they see it.
 func (tn *town) parts() (all [][]string) {
 	for _, node := range tn.living() {
-		part := slices.Sorted(maps.Keys(tn.homes[node].view.live(tn.now, true).distances(node)))
+		part := slices.Sorted(maps.Keys(tn.homes[node].view.live(tn.now, true).Distances(node)))
 		if part[0] == node {
 			all = append(all, part)
 		}

@@ -41,7 +41,7 @@ type View struct {
 	began time.Time
 	state State
 	has   map[string]uint64 // what Hello was told last
-	// unsure is when a node was quiet last, or not reached.
+	// unsure is when Look has found a node quiet last, or not reached it.
 	unsure map[string]time.Time
 	known  map[string]*known
 	heard  map[string]*streak
@@ -106,17 +106,12 @@ func (v *View) Hear(h *Hello, now time.Time) (news bool) {
 func (v *View) Hello(has map[string]uint64, now time.Time) *Hello {
 	v.state.N++
 	v.state.Has, v.state.Hears, v.has = map[string]uint64{}, nil, has
-	reach := v.live(now, true).distances(v.own)
 	for _, node := range v.graph.nodes {
 		if node == v.own {
 			continue
 		}
 		if v.from(v.own, node, now) {
 			v.state.Hears = append(v.state.Hears, node)
-		}
-		_, reached := reach[node]
-		if k := v.known[node]; k == nil || !reached || now.Sub(k.at) > v.after/quiet {
-			v.unsure[node] = now
 		}
 		if at, ok := v.unsure[node]; ok && now.Sub(at) <= 2*v.after {
 			v.state.Has[node] = has[node]

@@ -101,7 +101,7 @@ func (c *cluster) readers(g *topology.Graph) int {
 	count := map[string]int{}
 	most := 0
 	for _, o := range c.nodes {
-		for _, from := range c.tree(g, o) {
+		for _, from := range g.Tree(o) {
 			count[from]++
 			most = max(most, count[from])
 		}
@@ -109,49 +109,11 @@ func (c *cluster) readers(g *topology.Graph) int {
 	return most
 }
 
-// tree is from whom each other node gets what one writes: the first one by name of its neighbours that are nearest.
-func (c *cluster) tree(g *topology.Graph, root string) map[string]string {
-	from := map[string]string{}
-	for node, d := range c.distances(g, root) {
-		for _, m := range g.Neighbours(node) {
-			if dm := c.distances(g, root)[m]; d > 0 && dm == d-1 {
-				from[node] = m
-				break
-			}
-		}
-	}
-	return from
-}
-
-var walked struct {
-	g    *topology.Graph
-	root string
-	d    map[string]int
-}
-
-// distances is how many links are between root and each node.
-func (c *cluster) distances(g *topology.Graph, root string) map[string]int {
-	if walked.g == g && walked.root == root {
-		return walked.d
-	}
-	d := map[string]int{root: 0}
-	for todo := []string{root}; len(todo) > 0; todo = todo[1:] {
-		for _, n := range g.Neighbours(todo[0]) {
-			if _, ok := d[n]; !ok {
-				d[n] = d[todo[0]] + 1
-				todo = append(todo, n)
-			}
-		}
-	}
-	walked.g, walked.root, walked.d = g, root, d
-	return d
-}
-
 // steps is the length of the longest way.
 func (c *cluster) steps(g *topology.Graph) int {
 	most := 0
 	for _, node := range c.nodes {
-		for _, d := range c.distances(g, node) {
+		for _, d := range g.Distances(node) {
 			most = max(most, d)
 		}
 	}
