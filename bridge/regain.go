@@ -49,8 +49,8 @@ func (l *life) wiped(ctx context.Context, tail *wire.Frame, node apply.Node, slo
 	return info.First >= regained(1) && (tail.LastSeq < node.Published || tail.ResumeLSN < slot.ConfirmedLSN), err
 }
 
-// keeper is a node that hands this one's frames on.
-type keeper struct {
+// donor is a node that hands this one's frames on.
+type donor struct {
 	name   string
 	nc     *nats.Conn
 	reader *stream.Reader
@@ -62,7 +62,7 @@ type keeper struct {
 // regain makes the own stream again. It returns errRegained when that is done, and an error that wraps ErrStreamLost if nobody
 // has all of it.
 func (l *life) regain(ctx context.Context, tail *wire.Frame, node apply.Node, slot capture.SlotInfo, own origin.Origin) error {
-	best, away := l.bestKeeper(ctx, own)
+	best, away := l.bestDonor(ctx, own)
 	if best != nil {
 		defer best.nc.Close()
 	}
@@ -79,7 +79,7 @@ func (l *life) regain(ctx context.Context, tail *wire.Frame, node apply.Node, sl
 }
 
 // notRegained says what is missing: for good, or until somebody is back.
-func (l *life) notRegained(best *keeper, away error, node apply.Node, slot capture.SlotInfo) error {
+func (l *life) notRegained(best *donor, away error, node apply.Node, slot capture.SlotInfo) error {
 	has := "no other node that can be reached hands it on"
 	if best != nil {
 		has = fmt.Sprintf("node %s has it up to transaction %d, from WAL up to %s", best.name, best.tail.LastSeq, pglogrepl.LSN(best.tail.ResumeLSN))
@@ -92,10 +92,10 @@ func (l *life) notRegained(best *keeper, away error, node apply.Node, slot captu
 	return fmt.Errorf("%w: %s; restore the broker's data or join the node anew", stream.ErrStreamLost, text)
 }
 
-// bestKeeper finds who has most of this node's frames; nil if nobody has any. away is why others could not be asked.
-func (l *life) bestKeeper(ctx context.Context, own origin.Origin) (best *keeper, away error) {
+// bestDonor finds who has most of this node's frames; nil if nobody has any. away is why others could not be asked.
+func (l *life) bestDonor(ctx context.Context, own origin.Origin) (best *donor, away error) {
 	for _, o := range l.others() {
-		k, err := l.askKeeper(ctx, o.Node, own)
+		k, err := l.askDonor(ctx, o.Node, own)
 		switch {
 		case err != nil:
 			away = errors.Join(away, fmt.Errorf("node %s: %w", o.Node, err))
@@ -112,11 +112,11 @@ func (l *life) bestKeeper(ctx context.Context, own origin.Origin) (best *keeper,
 	return best, away
 }
 
-// askKeeper looks at what a node hands on of this one; nil: nothing.
-func (l *life) askKeeper(ctx context.Context, name string, own origin.Origin) (_ *keeper, err error) {
+// askDonor looks at what a node hands on of this one; nil: nothing.
+func (l *life) askDonor(ctx context.Context, name string, own origin.Origin) (_ *donor, err error) {
 	ctx, cancel := context.WithTimeout(ctx, regainPatience)
 	defer cancel()
-	k := &keeper{name: name}
+	k := &donor{name: name}
 	if k.nc, err = l.connect(l.cfg.Topology.Nodes[name], name); err != nil {
 		return nil, err
 	}
@@ -152,7 +152,7 @@ func (l *life) askKeeper(ctx context.Context, name string, own origin.Origin) (_
 var errCopied = errors.New("all is copied")
 
 // copyFrames publishes what a node has as this one's own frames, from behind tail on, and waits until they are durable.
-func (l *life) copyFrames(ctx context.Context, k *keeper, tail *wire.Frame, node apply.Node, own origin.Origin) (n int, err error) {
+func (l *life) copyFrames(ctx context.Context, k *donor, tail *wire.Frame, node apply.Node, own origin.Origin) (n int, err error) {
 	from := k.first
 	fence := &wire.Frame{Header: wire.Header{Fence: true, Cluster: l.cfg.Cluster, Sender: l.cfg.Node, Origin: own, WriterEpoch: node.WriterEpoch}}
 	if tail != nil {

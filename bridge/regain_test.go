@@ -76,7 +76,7 @@ func TestRegainGoesOnInTheMiddle(t *testing.T) {
 		if !wiped {
 			return 0, true
 		}
-		best, away := a.bestKeeper(t.Context(), own)
+		best, away := a.bestDonor(t.Context(), own)
 		if best == nil || best.name != "b" || best.tail.LastSeq != 10 {
 			t.Fatalf("%+v has most; not asked: %v", best, away)
 		}

@@ -201,9 +201,7 @@ func hasCode(err error, codes ...jetstream.ErrorCode) bool {
 }
 
 // IsNoStream reports whether the broker says that there is no such stream.
-func IsNoStream(err error) bool { return isNoStream(err) }
-
-func isNoStream(err error) bool  { return hasCode(err, jetstream.JSErrCodeStreamNotFound) }
+func IsNoStream(err error) bool  { return hasCode(err, jetstream.JSErrCodeStreamNotFound) }
 func isNoMessage(err error) bool { return hasCode(err, jetstream.JSErrCodeMessageNotFound) }
 
 // isFull reports whether the broker refuses to store for want of room.

@@ -218,7 +218,7 @@ func (w *walk) attempt(ctx context.Context) error {
 // frame next-1 can be compared and, the first time, the writer epoch be found.
 func (w *walk) begin(ctx context.Context) (uint64, error) {
 	st, err := w.r.api.stream(ctx, w.r.stream)
-	if isNoStream(err) {
+	if IsNoStream(err) {
 		return 0, retryError{fmt.Errorf("stream %s does not exist at %s yet", w.r.stream, brokerName(w.r.api.nc))}
 	}
 	if err != nil {

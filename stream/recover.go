@@ -218,7 +218,7 @@ func (p *Publisher) resume(ctx context.Context) error {
 // those in the window.
 func (p *Publisher) compare(ctx context.Context) error {
 	st, err := p.api.stream(ctx, p.stream)
-	if isNoStream(err) {
+	if IsNoStream(err) {
 		return p.lost("it is gone")
 	}
 	if err != nil {

@@ -81,7 +81,7 @@ func (r *Reader) Notes(ctx context.Context) (map[string]string, error) {
 func (p *Publisher) openStream(ctx context.Context) (*jetstream.StreamInfo, error) {
 	want := p.config()
 	st, err := p.api.stream(ctx, p.stream)
-	if isNoStream(err) {
+	if IsNoStream(err) {
 		if st, err = p.api.create(ctx, want); hasCode(err, codeSubjectsTaken) {
 			return nil, fmt.Errorf("create stream %s: another stream of the broker stores subjects of %s; remove those "+
 				"from it, or choose another cluster name: %w", p.stream, want.Subjects[0], err)
