@@ -27,21 +27,13 @@ func (d *demo) datacenters(ctx context.Context) error {
 }
 
 func (d *demo) lossUnderLoad(ctx context.Context) error {
-	d.screen.title("Everybody writes")
-	l, ctx, err := d.startLoad(ctx)
-	if err != nil {
-		return err
-	}
-	end := l.begun.Add(d.opts.Duration)
-	err = inOrder(
-		func() error { return d.watch(ctx, l.begun.Add(d.opts.Duration*2/5)) },
-		func() error { return d.lose(ctx) },
-		func() error { return d.watchOn(ctx, end) },
-	)
-	if failed := l.stop(); failed != nil { // the reason why ctx ended, then
-		return failed
-	}
-	return err
+	return d.whileAllWrite(ctx, func(ctx context.Context, l *load) error {
+		return inOrder(
+			func() error { return d.watch(ctx, l.begun.Add(d.opts.Duration*2/5)) },
+			func() error { return d.lose(ctx) },
+			func() error { return d.watchOn(ctx, l.begun.Add(d.opts.Duration)) },
+		)
+	})
 }
 
 // lose kills the node that the others depend on most, for good, and measures how long it takes until what every other one

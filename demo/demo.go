@@ -166,20 +166,27 @@ func (d *demo) tour(ctx context.Context) error {
 
 // underLoad is the part of the script in which everybody writes.
 func (d *demo) underLoad(ctx context.Context) error {
+	part := func(percent time.Duration) time.Duration { return d.opts.Duration * percent / 100 }
+	return d.whileAllWrite(ctx, func(ctx context.Context, l *load) error {
+		return inOrder(
+			func() error { return d.watch(ctx, time.Now().Add(part(25))) },
+			func() error { return d.clash(ctx) },
+			func() error { return d.watchOn(ctx, time.Now().Add(part(15))) },
+			func() error { return d.crash(ctx, time.Now().Add(part(25))) },
+			func() error { l.endAt(l.begun.Add(part(100))); return d.restart(ctx) },
+			func() error { return d.watchOn(ctx, l.begun.Add(part(100))) },
+		)
+	})
+}
+
+// whileAllWrite does something while there is load on all nodes. Its ctx ends when a writer fails.
+func (d *demo) whileAllWrite(ctx context.Context, do func(ctx context.Context, l *load) error) error {
 	d.screen.title("Everybody writes")
 	l, ctx, err := d.startLoad(ctx)
 	if err != nil {
 		return err
 	}
-	part := func(percent time.Duration) time.Duration { return d.opts.Duration * percent / 100 }
-	err = inOrder(
-		func() error { return d.watch(ctx, time.Now().Add(part(25))) },
-		func() error { return d.clash(ctx) },
-		func() error { return d.watchOn(ctx, time.Now().Add(part(15))) },
-		func() error { return d.crash(ctx, time.Now().Add(part(25))) },
-		func() error { l.endAt(l.begun.Add(part(100))); return d.restart(ctx) },
-		func() error { return d.watchOn(ctx, l.begun.Add(part(100))) },
-	)
+	err = do(ctx, l)
 	if failed := l.stop(); failed != nil { // the reason why ctx ended, then
 		return failed
 	}
