@@ -136,7 +136,7 @@ func (d *demo) decide(ctx context.Context) error {
 	d.screen.title("The inbox")
 	d.screen.say("Nobody can say for them when the dentist is. The later change is shown meanwhile, and on every device that")
 	d.screen.say("decided stands what there is to decide:")
-	if _, err := d.pgbridge(ctx, n, "conflicts", "list", "--kind", "undecided"); err != nil {
+	if err := d.pgbridge(ctx, n, "conflicts", "list", "--kind", "undecided"); err != nil {
 		return err
 	}
 	var id string
@@ -144,7 +144,7 @@ func (d *demo) decide(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the inbox of the phone: %w", err)
 	}
-	if _, err := d.pgbridge(ctx, n, "conflicts", "undo", id); err != nil {
+	if err := d.pgbridge(ctx, n, "conflicts", "undo", id); err != nil {
 		return err
 	}
 	n.ledger.note(tally{updates: 1})
@@ -155,7 +155,7 @@ func (d *demo) decide(ctx context.Context) error {
 }
 
 // pgbridge runs a command for a node, as somebody at the terminal would, and shows what it prints.
-func (d *demo) pgbridge(ctx context.Context, n *node, args ...string) (string, error) {
+func (d *demo) pgbridge(ctx context.Context, n *node, args ...string) error {
 	d.screen.say("")
 	d.screen.say("  $ pgbridge %s", strings.Join(args, " "))
 	cmd := exec.CommandContext(ctx, d.opts.Executable, append(args, "--config", n.file)...)
@@ -169,9 +169,9 @@ func (d *demo) pgbridge(ctx context.Context, n *node, args ...string) (string, e
 		err = fmt.Errorf("%w: %s", err, exit.Stderr)
 	}
 	if err != nil {
-		return "", fmt.Errorf("pgbridge %s: %w", strings.Join(args, " "), err)
+		return fmt.Errorf("pgbridge %s: %w", strings.Join(args, " "), err)
 	}
-	return string(out), nil
+	return nil
 }
 
 // showCalendar shows what a device does.
