@@ -21,7 +21,9 @@ func TestPoisonIsParkedAndRetried(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Nodes: 3, Schema: loadSchema})
 	n := c.Node("c")
 	n.Exec(poisonous)
-	l := startLoad(t, c, 1, seed(t))
+	l := newLoad(t, c, 1, seed(t))
+	l.parks = n.Name
+	l.start()
 	awaitParked(n, 5)
 	n.Stop()
 	n.Start()
@@ -59,6 +61,9 @@ func TestPoisonIsParkedAndRetried(t *testing.T) {
 	n.Await(`SELECT count(*) FROM pgbridge.parked`, "0")
 	c.WaitConverged()
 	requireApplied(t, c, l)
+	if got := n.Value(orphansSQL); got != "0" {
+		t.Errorf("%s children are left without parents", got)
+	}
 	n.AwaitStatus(func(r *cluster.Report) bool { return len(r.Alarms) == 0 })
 }
 
