@@ -441,7 +441,7 @@ func (a *Applier) Flush(ctx context.Context) error {
 // Run applies until ctx ends or the database is lost. It closes all connections.
 func (a *Applier) Run(ctx context.Context, wal WAL, streams Streams) error {
 	defer a.close()
-	a.keeper.wal, a.resends.wal = wal, wal
+	a.keeper.wal, a.keeper.streams, a.resends.wal = wal, streams, wal
 	a.wal.Store(&wal)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.markers.run(ctx, wal) })

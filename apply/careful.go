@@ -67,12 +67,17 @@ type carefulRun struct {
 	beaten lostRows
 	told   []wire.Loss
 	swarm  swarm
-	// wrote says which of all wrote a key last. Only kept for a bundle.
+	// wrote says which of all wrote a key last. Only kept for several.
 	wrote map[wire.KeyHash]*txn
 	// Of merged tables (mergerun.go): the window's rows, and how many of the transaction's writes were met.
 	merged map[wire.KeyHash]*mergedRow
 	part   conflict.Part
 	tries  int // attempts so far
+	// caughtUp: capture has read whatever can be looked at.
+	caughtUp bool
+	// delta: rows and deletes are taken in that another node had (resync.go). What it had seen says which rows are later, and
+	// nothing of what a delete's author had.
+	delta bool
 	// deaf: what the origin has not told about what its author saw is taken for not seen (heard.go).
 	deaf bool
 	// owes are the rows that an attempt leaves as they are (owed.go), by key; paid is what it makes up for.

@@ -202,6 +202,9 @@ func (c *carefulRun) place(ctx context.Context, m *mapping, tuple []wire.Value, 
 		return err
 	}
 	c.unkeep(k)
+	if c.wrote != nil {
+		c.wrote[k] = c.t
+	}
 	found := r.found
 	r.look = look{found: true, mine: true}
 	if found {

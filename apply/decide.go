@@ -14,7 +14,8 @@ type step struct {
 	t        *txn
 	m        *mapping
 	ch       wire.Change
-	from, to wire.KeyHash // the key before and after; equal unless an update moves the row
+	from, to wire.KeyHash  // the key before and after; equal unless an update moves the row
+	logged   []loggedWrite // of a merged table's row: these are to be taken in instead of the change
 }
 
 func copyStep(t *txn, m *mapping, ch *wire.Change) step {
@@ -52,6 +53,9 @@ func (s *step) size() int {
 func (c *carefulRun) steps(ctx context.Context, pending []step) error {
 	for i := range pending {
 		s := &pending[i]
+		if s.logged != nil {
+			continue
+		}
 		if s.ch.Kind != wire.KindInsert && !s.m.usable {
 			return s.m.needsKey()
 		}
@@ -70,7 +74,7 @@ func (c *carefulRun) steps(ctx context.Context, pending []step) error {
 		}
 	}
 	c.blind = c.blind || c.unsettledBase(pending)
-	if !c.blind {
+	if !c.blind && !c.delta {
 		c.register(pending)
 	}
 	look := func() (bool, error) {
@@ -224,7 +228,10 @@ func (c *carefulRun) write(ctx context.Context, m *mapping, tuple []wire.Value, 
 // decideOver is the policy's decision on a row that the transaction has not written yet.
 func (c *carefulRun) decideOver(w conflict.Write, r *rowState, k wire.KeyHash) conflict.Decision {
 	if r.mine || c.owing(k) {
-		return conflict.Decision{RemoteWins: true}
+		return conflict.Decision{RemoteWins: !c.delta || c.wrote[k] == nil || !c.wrote[k].version().Later(c.t.version())}
+	}
+	if c.delta && w == conflict.Delete && r.seen {
+		return conflict.Decision{RemoteWins: c.t.version().Later(r.local.Version)}
 	}
 	return c.policy(conflict.Case{Write: w, Remote: c.t.version(), Local: r.local, Seen: r.seen})
 }

@@ -85,7 +85,7 @@ func (c *carefulRun) pushRecord(m *mapping, name, into string, i images, kind, o
 		return into + " VALUES (" + strings.Join(values, ", ") + ", " + i.local + ", " + i.remote + ")", types
 	})
 	ps := append(i.ps, textParam(m.local.schema+"."+m.local.name), textParam(kind), textParam(outcome),
-		textParam(c.origin.String()), int64Param(int64(c.t.Seq)), int64Param(int64(c.t.Stamp)),
+		textParam(c.t.origin.String()), int64Param(int64(c.t.Seq)), int64Param(int64(c.t.Stamp)),
 		textParam(here.Origin.String()), int64Param(int64(here.Stamp)))
 	for _, text := range more {
 		ps = append(ps, textParam(text))

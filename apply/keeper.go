@@ -30,8 +30,9 @@ import (
 type keeper struct {
 	*worker                         // of no origin's transactions
 	ids     map[origin.Origin]int32 // as in pgbridge.position; 0 is this node
-	frames  chan *wire.Frame        // published, as long as there is room
-	missed  atomic.Bool             // there was none
+	jobs    chan keeperJob
+	frames  chan *wire.Frame // published, as long as there is room
+	missed  atomic.Bool      // there was none
 
 	blockerStatement, returnedStatement, stampStatement *statement
 
@@ -46,6 +47,12 @@ type keeper struct {
 	told      string // what was logged last of a row that cannot come back
 	change    wire.Change
 	key       []wire.Value
+}
+
+// keeperJob is done in the keeper's session; done is of capacity 1.
+type keeperJob struct {
+	run  func(context.Context) error
+	done chan error
 }
 
 // check is a row that a local session has written and that may collide with an applied one, since the server checks
@@ -87,7 +94,7 @@ func (a *Applier) openKeeper(ctx context.Context, ids *remotes) error {
 	w.planner.w = w
 	w.guard.self, w.guard.others, w.guard.ids = w.id, ids.origins, ids.ids
 	k := &keeper{blockerStatement: fixed(blockerSQL, oidInt8, oidInt8, oidInt8, oidInt8, oidText),
-		returnedStatement: fixed(returnedSQL, oidTimestamptz, oidInt8, oidInt4), stampStatement: fixed(stampSQL, oidTimestamptz), worker: w, ids: map[origin.Origin]int32{a.own: 0}, frames: make(chan *wire.Frame, keeperFrames), shapes: map[string]*mapping{},
+		returnedStatement: fixed(returnedSQL, oidTimestamptz, oidInt8, oidInt4), stampStatement: fixed(stampSQL, oidTimestamptz), worker: w, ids: map[origin.Origin]int32{a.own: 0}, jobs: make(chan keeperJob), frames: make(chan *wire.Frame, keeperFrames), shapes: map[string]*mapping{},
 		published: ownMappings{}, again: map[wire.KeyHash]struct{}{}, checks: map[wire.KeyHash]check{}}
 	for i, o := range ids.origins {
 		k.ids[o] = int32(ids.ids[i])
@@ -123,6 +130,8 @@ func (k *keeper) work(ctx context.Context) error {
 		case <-k.kept.wake:
 		case f := <-k.frames:
 			err = k.frame(ctx, f)
+		case j := <-k.jobs:
+			j.done <- j.run(ctx)
 		case <-tick.C:
 			for key := range k.again {
 				k.kept.lookAgain(key)

@@ -42,7 +42,7 @@ const (
 // the key.
 func lookSQL(lo string) string {
 	return lookColumns + "(SELECT COALESCE(b.behind[array_position(b.keys, " + lo + ")], -1) FROM pgbridge.bundle b " +
-		"WHERE b.id = c.roident::int AND b.at = c.timestamp), " + returnedBy(lo) + ", " + lookPlace
+		"WHERE b.id = c.roident::int AND b.at = c.timestamp), " + returnedAs(lo) + ", " + lookPlace
 }
 
 // lookAtSQL is lookSQL for one key.
@@ -147,6 +147,12 @@ func (c *carefulRun) fetch(ctx context.Context, m *mapping, g *keyGroup) error {
 	}
 	lock := m.statement("kl", func() (string, []uint32) { return m.keysSQL("SELECT 1 FROM ", "", " ORDER BY v.n FOR UPDATE OF t") })
 	c.push("lock rows of "+m.local.quoted, lock, ps)
+	c.pushLook(m, g, ps)
+	return nil
+}
+
+// pushLook asks for rows by arrays of their keys.
+func (c *carefulRun) pushLook(m *mapping, g *keyGroup, ps []param) {
 	at := m.statement("kv", func() (string, []uint32) {
 		return m.keysSQL("SELECT v.n, "+lookSQL("v.lo")+" FROM ", ", "+lookVersion, "")
 	})
@@ -156,6 +162,40 @@ func (c *carefulRun) fetch(ctx context.Context, m *mapping, g *keyGroup) error {
 			g.found[n-1] = r[1:]
 		}
 	}})
+}
+
+// fetchOnly asks for the rows of a group without locking them, and waits for the answer.
+func (c *carefulRun) fetchOnly(ctx context.Context, m *mapping, g *keyGroup) error {
+	g.found = map[int][][]byte{}
+	if m.runs(nil) && g.binary(m) {
+		ps, err := g.params(m)
+		if err != nil {
+			return err
+		}
+		c.pushLook(m, g, ps)
+		return c.flush(ctx)
+	}
+	for i, tuple := range g.tuples {
+		where, types, ps, err := m.keyCondition(tuple)
+		if err != nil {
+			return err
+		}
+		if err := c.lookAt(ctx, m, g, i, where, types, ps); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lookAt asks for one row of a group.
+func (c *carefulRun) lookAt(ctx context.Context, m *mapping, g *keyGroup, i int, where string, types []uint32, ps []param) error {
+	rows, err := c.exec(ctx, "SELECT "+lookAtSQL(g.hashes[i])+" FROM "+m.local.rows+" t, "+lookVersion+" WHERE "+where, types, ps)
+	if err != nil {
+		return fmt.Errorf("look at row of %s: %w", m.local.quoted, err)
+	}
+	if len(rows) > 0 {
+		g.found[i] = rows[0]
+	}
 	return nil
 }
 
@@ -221,12 +261,8 @@ func (c *carefulRun) fetchSingly(ctx context.Context, m *mapping, g *keyGroup) e
 		if _, err := c.exec(ctx, "SELECT 1 FROM "+m.local.rows+" t WHERE "+where+" FOR UPDATE", types, ps); err != nil {
 			return fmt.Errorf("lock row of %s: %w", m.local.quoted, err)
 		}
-		rows, err := c.exec(ctx, "SELECT "+lookAtSQL(g.hashes[i])+" FROM "+m.local.rows+" t, "+lookVersion+" WHERE "+where, types, ps)
-		if err != nil {
-			return fmt.Errorf("look at row of %s: %w", m.local.quoted, err)
-		}
-		if len(rows) > 0 {
-			g.found[i] = rows[0]
+		if err := c.lookAt(ctx, m, g, i, where, types, ps); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -396,7 +432,7 @@ func (c *carefulRun) local(l look, m *mapping, w writer) (look, error) {
 		return l, nil
 	}
 	newest, ok := c.wal.MarkFor(math.MaxUint64)
-	if !c.known[w.xmin] && !(ok && w.id < newest) {
+	if !c.caughtUp && !c.known[w.xmin] && !(ok && w.id < newest) {
 		c.unsure[w.xmin] = true
 		return l, errUnknown
 	}

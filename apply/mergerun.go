@@ -213,6 +213,10 @@ func (c *carefulRun) readMerged(ctx context.Context, m *mapping, rows []*mergedR
 
 // merge takes one change of a merged table into the row's writes.
 func (c *carefulRun) merge(s *step) error {
+	if s.logged != nil {
+		c.mergeLogged(s)
+		return nil
+	}
 	rows, err := s.m.rowWrites(&s.ch, c.planner.hash)
 	if err != nil {
 		return err
@@ -260,7 +264,7 @@ func (c *carefulRun) writeMerged(ctx context.Context, conn *pgconn.PgConn) error
 			bases = append(bases, journalBase{key: r.key, local: r.m.local, cells: r.base})
 		}
 		for _, s := range r.steps {
-			writes = append(writes, journaled{key: r.key, origin: int32(c.id), write: &r.writes[s.at], low: r.lows[s.at], image: r.images[s.at], local: r.m.local})
+			writes = append(writes, journaled{key: r.key, origin: c.journalID(r.writes[s.at].Origin), write: &r.writes[s.at], low: r.lows[s.at], image: r.images[s.at], local: r.m.local})
 		}
 	}
 	if len(bases) > 0 {
@@ -286,7 +290,7 @@ func (c *carefulRun) mergedRows() []*mergedRow {
 // node has seen these. So it is with two nodes that do not write the same rows at once. Where no row was, a local delete may
 // be on its way into the journal, which this node's own stability says nothing of.
 func (c *carefulRun) seenByAll(r *mergedRow) bool {
-	return r.here != nil && !r.held && !r.based && len(r.truncates) == 0 && c.final().Seq <= c.heard.stableSeq(c.origin)
+	return !c.delta && r.here != nil && !r.held && !r.based && len(r.truncates) == 0 && c.final().Seq <= c.heard.stableSeq(c.origin)
 }
 
 // becomes queues the statement that makes the row look like cells; nil: that there is none.

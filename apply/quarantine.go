@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 
@@ -345,24 +344,30 @@ func returnedBy(lo string) string {
 	return "(SELECT r.id FROM pgbridge.returned r WHERE r.at = c.timestamp AND r.lo = " + lo + ")"
 }
 
+// returnedAs finds that and how far the row's own stamp is below its commit's.
+func returnedAs(lo string) string {
+	return "(SELECT r.id || ' ' || r.behind FROM pgbridge.returned r WHERE r.at = c.timestamp AND r.lo = " + lo + ")"
+}
+
 // returned finds the version of a row that has come back.
 func (c *carefulRun) returned(l look, row [][]byte, w writer) (look, error) {
 	if !w.genuine || row[7] == nil {
 		l.local.Ancient = true
 		return l, nil
 	}
-	id, err := strconv.ParseUint(string(row[7]), 10, 32)
-	if err != nil {
+	var id uint32
+	var behind origin.Stamp
+	if _, err := fmt.Sscan(string(row[7]), &id, (*int64)(&behind)); err != nil {
 		return l, fmt.Errorf("read row version: %w", err)
 	}
 	o := c.own
 	if id != 0 {
 		var ok bool
-		if o, ok = c.originOf(uint32(id)); !ok {
+		if o, ok = c.originOf(id); !ok {
 			return l, fmt.Errorf("pgbridge.returned names origin %d, which is not in pgbridge.position", id)
 		}
 	}
-	return c.versioned(l, origin.Version{Stamp: w.stamp, Origin: o}), nil
+	return c.versioned(l, origin.Version{Stamp: w.stamp - behind, Origin: o}), nil
 }
 
 // versioned makes a look that of a row of a known version.

@@ -194,6 +194,9 @@ CREATE TABLE IF NOT EXISTS pgbridge.returned (
     PRIMARY KEY (at, lo)
 );
 ALTER TABLE pgbridge.conflict ADD COLUMN IF NOT EXISTS constraint_name text; -- of kind 'unique': what both rows hit
+-- How many microseconds a row's own stamp is below the commit's, and, of rows that another node has given (resync.go), the last
+-- transaction of their origin then.
+ALTER TABLE pgbridge.returned ADD COLUMN IF NOT EXISTS behind bigint NOT NULL DEFAULT 0, ADD COLUMN IF NOT EXISTS seq bigint;
 
 -- Waits until this node has what a token stands for (pgbridge token): false if it has not after so long. Whoever created the
 -- function keeps it.

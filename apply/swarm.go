@@ -160,7 +160,7 @@ func (c *carefulRun) runs(m *mapping, tuple []wire.Value, cols []int) bool {
 // recordTogether keeps a conflict back to be recorded with others; false if it cannot be. The row is locked, so that its
 // image is the same when the record goes out, which is before anything is written.
 func (c *carefulRun) recordTogether(m *mapping, tuple []wire.Value, l look, d conflict.Decision, outcome string) (bool, error) {
-	if tuple == nil || c.bare != "" {
+	if tuple == nil || c.bare != "" || c.delta {
 		return false, nil
 	}
 	cols := slices.DeleteFunc(m.insertSet(nil), func(i int) bool { return tuple[i].Format == wire.Unchanged })

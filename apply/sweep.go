@@ -51,6 +51,11 @@ func (a *Applier) purge(ctx context.Context, wal WAL) error {
 		if err != nil {
 			return fmt.Errorf("purge bundles: %w", err)
 		}
+		_, err = a.catalog.conn.Exec(ctx, `DELETE FROM pgbridge.returned WHERE id = $1 AND seq <= $2`,
+			int64(w.id), int64(min(a.heard.stableSeq(w.origin), decided.Seq(w.origin))))
+		if err != nil {
+			return fmt.Errorf("purge versions of rows that have come back: %w", err)
+		}
 	}
 	if d := a.opts.ConflictRetention; d > 0 {
 		_, err := a.catalog.conn.Exec(ctx, `DELETE FROM pgbridge.conflict WHERE at < now() - make_interval(secs => $1)`, d.Seconds())

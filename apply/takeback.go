@@ -255,7 +255,10 @@ func (b *takebacks) takeBundled(ctx context.Context, t take, statements map[dele
 	cols, formats := tab.keyColumns()
 	r := b.conn.PgConn().ExecParams(ctx, fmt.Sprintf("SELECT %s FROM %s t, LATERAL pg_xact_commit_timestamp_origin(t.xmin) c, pgbridge.bundle b "+
 		"WHERE b.id = c.roident::int AND b.at = c.timestamp AND b.at >= $1 AND "+
-		"b.at - (SELECT max(x) FROM unnest(b.behind) x) * interval '1 microsecond' <= $1", cols, tab.rows),
+		"b.at - (SELECT max(x) FROM unnest(b.behind) x) * interval '1 microsecond' <= $1 "+
+		"UNION ALL SELECT %s FROM %s t, LATERAL pg_xact_commit_timestamp_origin(t.xmin) c WHERE c.roident = %d AND c.timestamp >= $1 "+
+		"AND EXISTS (SELECT FROM pgbridge.returned r WHERE r.at = c.timestamp AND r.at - r.behind * interval '1 microsecond' <= $1)",
+		cols, tab.rows, cols, tab.rows, b.kept.back),
 		[][]byte{int64Param(int64(t.version.Stamp)).value}, []uint32{oidTimestamptz}, []int16{1}, formats).Read()
 	if r.Err != nil {
 		return fmt.Errorf("take back rows of %s: %w", tab.quoted, r.Err)
@@ -309,13 +312,14 @@ func (b *takebacks) sql(tab *table, t *take) (string, []uint32) {
 
 // olderKept is the case of a row that has come back from the quarantine.
 func (b *takebacks) olderKept(keyed bool) string {
-	same := ""
+	same, stamp := "", "c.timestamp"
 	if keyed {
+		stamp = "c.timestamp - COALESCE((SELECT r.behind FROM pgbridge.returned r WHERE r.at = c.timestamp AND r.lo = $2), 0) * interval '1 microsecond'"
 		for i, id := range b.ids {
 			if b.own.Compare(b.origins[i]) > 0 {
-				same += fmt.Sprintf(" OR c.timestamp = $1 AND %s = %d", returnedBy("$2"), id)
+				same += fmt.Sprintf(" OR %s = $1 AND %s = %d", stamp, returnedBy("$2"), id)
 			}
 		}
 	}
-	return fmt.Sprintf("WHEN c.roident = %d THEN c.timestamp < $1%s", b.kept.back, same)
+	return fmt.Sprintf("WHEN c.roident = %d THEN %s < $1%s", b.kept.back, stamp, same)
 }

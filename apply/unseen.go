@@ -119,3 +119,10 @@ func (h *hearsay) park(o origin.Origin, low *origin.Vector) {
 	}
 	h.parked[o] = *low
 }
+
+// told returns what others may be told that has been seen here.
+func (p *progress) told() origin.Vector {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.now().done
+}

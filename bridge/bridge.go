@@ -60,6 +60,7 @@ type bridge struct {
 	everRan bool         // a life has come to run
 	waits   atomic.Int32 // over HTTP, for tokens
 	current current      // the life that runs, for status
+	lack    lack
 }
 
 const (

@@ -94,7 +94,13 @@ func (l *life) start(s stages, g *errgroup.Group) {
 	part(s.working, g, "retention", asks(l.retain))
 	part(s.working, g, "tables", l.tables.Run)
 	part(s.reading, g, "neighbours", asks(l.neighbours.run))
-	for _, p := range l.peers {
+	part(s.reading, g, "deltas", asks(l.giveDeltas))
+	peers := l.peers
+	if l.lack.takes() != "" {
+		part(s.reading, g, "resync", asks(l.resync))
+		peers = nil
+	}
+	for _, p := range peers {
 		part(s.reading, g, "read what "+p.origin.Node+" writes", asks(p.run))
 	}
 	for _, r := range l.relays {

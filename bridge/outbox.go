@@ -91,6 +91,18 @@ func (o *outbox) below(stable, hold uint64) uint64 {
 	return o.frames[0].resume
 }
 
+// beforeLSN returns the stream sequence of a frame in front of which all commits begin below lsn, the last known one; 0 if none is.
+func (o *outbox) beforeLSN(lsn uint64) uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for i := len(o.frames) - 1; i >= 0; i-- {
+		if o.frames[i].lsn <= lsn {
+			return o.frames[i].stream
+		}
+	}
+	return 0
+}
+
 // behind returns the stream sequence at which reading must begin to meet all own transactions behind seq
 // whole, 0 for the stream's first frame.
 func (o *outbox) behind(seq uint64) uint64 {

@@ -108,19 +108,32 @@ func (p *peer) follow(whole context.Context, w topology.Way, moved bool) error {
 	if p.direct(u) {
 		aside.Go(func() { p.compareClocks(ctx, u) })
 	}
-	p.readOn(ctx, u, moved)
+	if err := p.readOn(ctx, u, moved); err != nil {
+		return err
+	}
 	return p.handOnAhead(whole, u, 0)
 }
 
-// readOn reads, again and again, until ctx ends.
-func (p *peer) readOn(ctx context.Context, u *upstream, find bool) {
+// readOn reads, again and again, until ctx ends. errLacks: what comes next is gone there for good.
+func (p *peer) readOn(ctx context.Context, u *upstream, find bool) error {
 	pauses, most := pauses{}, p.applier.Received(p.origin)
+	gaps := 0
 	for {
 		err := p.read(ctx, u, find)
 		if ctx.Err() != nil {
-			return
+			return nil
 		}
 		gone := errors.Is(err, stream.ErrGap) && !find
+		if gaps++; !find || !errors.Is(err, stream.ErrGap) && !errors.Is(err, apply.ErrGap) {
+			gaps = 0
+		}
+		if gaps >= gapsForGood {
+			why, ok := p.lack.wants(u.name)
+			if ok {
+				return fmt.Errorf("%w: %w", errLacks, err)
+			}
+			err = errors.Join(err, errors.New(why))
+		}
 		find = errors.Is(err, stream.ErrGap) || errors.Is(err, stream.ErrStreamChanged) || errors.Is(err, apply.ErrGap)
 		if gone { // the place that was remembered, which says nothing yet of the transactions
 			continue
@@ -133,10 +146,13 @@ func (p *peer) readOn(ctx context.Context, u *upstream, find bool) {
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			return
+			return nil
 		}
 	}
 }
+
+// gapsForGood is how often in a row a gap must have been met: a stream may just be being made again.
+const gapsForGood = 3
 
 // handOnAhead hands on what came ahead of the stream so long ago and has not come from there: others may never get it there. Its
 // broker may have died before it stored it.

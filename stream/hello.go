@@ -1,6 +1,11 @@
 package stream
 
-import "github.com/nats-io/nats.go"
+import (
+	"context"
+	"errors"
+
+	"github.com/nats-io/nats.go"
+)
 
 // What bridges tell each other of themselves goes through brokers without being stored: on HelloSubject of its own
 // broker a bridge says that it lives and what it knows, to whoever listens; on KnockSubject of another node's broker it asks
@@ -24,5 +29,33 @@ func Listen(nc *nats.Conn, subject string, fn func(data []byte)) (stop func(), e
 		return nil, err
 	}
 	_ = s.SetPendingLimits(64, 1<<20)
+	return func() { _ = s.Unsubscribe() }, nil
+}
+
+// DeltaSubject is where a node's bridge, at its own broker, gives others what they lack and cannot read any more.
+func DeltaSubject(cluster, node string) string { return "pgb_delta." + cluster + "." + node }
+
+// ErrNobody means that nobody answers on a subject.
+var ErrNobody = errors.New("nobody answers; is its bridge running, and as new as this one?")
+
+// Ask asks a question on a subject that is not stored and returns the answer; ErrNobody if there is nobody to give one.
+func Ask(ctx context.Context, nc *nats.Conn, subject string, question []byte) ([]byte, error) {
+	m, err := nc.RequestWithContext(ctx, subject, question)
+	if errors.Is(err, nats.ErrNoResponders) {
+		return nil, ErrNobody
+	}
+	if err != nil {
+		return nil, err
+	}
+	return m.Data, nil
+}
+
+// Answer answers what is asked on a subject with fn, one question after the other, until the returned function is called or the
+// connection is closed.
+func Answer(nc *nats.Conn, subject string, fn func(question []byte) []byte) (stop func(), err error) {
+	s, err := nc.Subscribe(subject, func(m *nats.Msg) { _ = m.Respond(fn(m.Data)) }) // who has gone asks again
+	if err != nil {
+		return nil, err
+	}
 	return func() { _ = s.Unsubscribe() }, nil
 }

@@ -58,6 +58,18 @@ func ParseTuple(dst []Value, b []byte) (values []Value, rest []byte, err error) 
 	return dst, b, nil
 }
 
+// AppendTuple appends a tuple, as ParseTuple reads it.
+func AppendTuple(dst []byte, values []Value) []byte {
+	dst = binary.BigEndian.AppendUint16(dst, uint16(len(values)))
+	for _, v := range values {
+		dst = append(dst, byte(v.Format))
+		if v.Format == Text || v.Format == Binary {
+			dst = append(binary.BigEndian.AppendUint32(dst, uint32(len(v.Data))), v.Data...)
+		}
+	}
+	return dst
+}
+
 // Change is one row change, decoded as far as its columns. For an insert only New is set, for a delete
 // only Old, for an update New and, if the key changed or the replica identity is FULL, Old.
 type Change struct {

@@ -306,6 +306,10 @@ func FuzzRecords(f *testing.F) {
 			ParseNumber(r.Payload)
 			ParseMarker(r.Payload)
 			ParseLost(r.Payload)
+			ParseWriter(r.Payload)
+			ParseGone(r.Payload)
+			ParseLogged(r.Payload)
+			ParseEnd(r.Payload)
 			c.Parse(r)
 		}
 	})

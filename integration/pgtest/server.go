@@ -107,7 +107,7 @@ func Newest(t testing.TB) int {
 func Each(t *testing.T, test func(t *testing.T, s *Server)) {
 	t.Helper()
 	majors := Versions(t)
-	if between := majors[min(1, len(majors)):max(len(majors)-1, 0)]; len(between) > 1 && !Soak() {
+	if between := majors[1:max(len(majors)-1, 1)]; len(between) > 1 && !Soak() {
 		h := fnv.New32a()
 		h.Write([]byte(t.Name()))
 		majors = []int{majors[0], between[int(h.Sum32()%uint32(len(between)))], majors[len(majors)-1]}

@@ -1,0 +1,402 @@
+package bridge
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/pgbridge/pgbridge/apply"
+	"github.com/pgbridge/pgbridge/capture"
+	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/stream"
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// A node that lacks what no stream has any more asks the node that it reads from for a delta (apply/delta.go), over that
+// node's broker: it begins one, and reads it piece by piece. The delta is written to a file first, so that the snapshot is not
+// held for longer than the server takes.
+//
+//	question = 'b' vector                  begin, for somebody who has seen so much
+//	         | 'r' id:uint64 offset:uint64 read on
+//	answer   = 'i' id:uint64               it has begun
+//	         | 'w'                         wait: there is no more yet
+//	         | 'd' bytes                   what stands at that offset
+//	         | 'e'                         the end
+//	         | 'x' text                    why there is none
+const (
+	askBegin, askRead                                         = 'b', 'r'
+	answerID, answerWait, answerData, answerEnd, answerRefuse = 'i', 'w', 'd', 'e', 'x'
+)
+
+const (
+	// deltaPiece is how much one answer holds.
+	deltaPiece = 256 << 10
+	// deltaIdle is how long a delta is kept that nobody reads.
+	deltaIdle = time.Minute
+	// deltaPause is the time from one question to the next while there is no more yet.
+	deltaPause = 100 * time.Millisecond
+	// deltaPatience is how long one answer may take.
+	deltaPatience = 10 * time.Second
+)
+
+// deltas are those that this node gives.
+type deltas struct {
+	*life
+	ctx  context.Context
+	mu   sync.Mutex // guards what follows
+	open map[uint64]*delta
+	last uint64
+	wg   sync.WaitGroup
+}
+
+// delta is one that is being given.
+type delta struct {
+	file   *os.File
+	cancel context.CancelFunc
+	idle   *time.Timer
+	mu     sync.Mutex // guards what follows
+	size   int64      // of what has been written
+	done   bool
+	err    error
+}
+
+// Write implements io.Writer.
+func (d *delta) Write(b []byte) (int, error) {
+	n, err := d.file.Write(b)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.size += int64(n)
+	return n, err
+}
+
+// giveDeltas answers others until ctx ends.
+func (l *life) giveDeltas(ctx context.Context) error {
+	g := &deltas{life: l, ctx: ctx, open: map[uint64]*delta{}, last: uint64(time.Now().UnixNano())}
+	stop, err := stream.Answer(l.conns[0], stream.DeltaSubject(l.cfg.Cluster, l.cfg.Node), g.answer)
+	if err != nil {
+		return err
+	}
+	<-ctx.Done()
+	stop()
+	g.mu.Lock()
+	for id := range g.open {
+		g.drop(id)
+	}
+	g.mu.Unlock()
+	g.wg.Wait()
+	return nil
+}
+
+// drop needs mu held.
+func (g *deltas) drop(id uint64) {
+	if d := g.open[id]; d != nil {
+		d.idle.Stop()
+		d.cancel()
+		delete(g.open, id)
+	}
+}
+
+func (g *deltas) answer(q []byte) []byte {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case g.ctx.Err() != nil:
+	case len(q) > 0 && q[0] == askBegin:
+		have, err := wire.ParseVectors(q[1:], 1)
+		if err == nil {
+			err = g.begin(have[0])
+		}
+		if err != nil {
+			return refuse(err)
+		}
+		return binary.BigEndian.AppendUint64([]byte{answerID}, g.last)
+	case len(q) == 17 && q[0] == askRead:
+		if d := g.open[binary.BigEndian.Uint64(q[1:])]; d != nil {
+			d.idle.Reset(deltaIdle)
+			return d.read(int64(binary.BigEndian.Uint64(q[9:]) & math.MaxInt64))
+		}
+	}
+	return refuse(errors.New("it does not know of this delta; its bridge may have started anew"))
+}
+
+func refuse(err error) []byte { return append([]byte{answerRefuse}, err.Error()...) }
+
+// begin has a delta written; mu is held.
+func (g *deltas) begin(have origin.Vector) error {
+	file, err := deltaFile(g.life)
+	if err != nil {
+		return err
+	}
+	g.last++
+	id := g.last
+	ctx, cancel := context.WithCancel(g.ctx)
+	d := &delta{file: file, cancel: cancel}
+	d.idle = time.AfterFunc(deltaIdle, func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.drop(id)
+	})
+	g.open[id] = d
+	g.log.Info("gives a delta to a node that was away for too long", "have", have.String())
+	g.wg.Go(func() {
+		err := g.write(ctx, have, d)
+		d.mu.Lock()
+		d.done, d.err = true, err
+		d.mu.Unlock()
+		if err != nil {
+			g.log.Warn("delta cannot be given", "err", err.Error())
+		}
+		<-ctx.Done()
+		file.Close()
+	})
+	return nil
+}
+
+// deltaFile makes a file without a name.
+func deltaFile(l *life) (*os.File, error) {
+	file, err := os.CreateTemp(filepath.Join(l.cfg.DataDir, "spool"), "delta-*.run")
+	if err != nil {
+		return nil, fmt.Errorf("spool a delta: %w; make room in data_dir or make it writable", err)
+	}
+	return file, os.Remove(file.Name())
+}
+
+func (d *delta) read(offset int64) []byte {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.err != nil:
+		return refuse(d.err)
+	case offset < d.size:
+		b := make([]byte, 1+min(deltaPiece, d.size-offset))
+		b[0] = answerData
+		if _, err := d.file.ReadAt(b[1:], offset); err != nil {
+			return refuse(err)
+		}
+		return b
+	case d.done:
+		return []byte{answerEnd}
+	}
+	return []byte{answerWait}
+}
+
+func (g *deltas) write(ctx context.Context, have origin.Vector, d *delta) error {
+	s, err := capture.ExportSnapshot(ctx, g.cfg.Postgres.DSN)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	return g.applier.Delta(ctx, apply.Donation{Snapshot: s.Name, Taken: s.Close, Publication: slotName(g.cfg), Have: have,
+		Own: func(ctx context.Context) (origin.Entry, error) { return g.ownAt(ctx, s.LSN) }}, d)
+}
+
+// errBehind ends a scan.
+var errBehind = errors.New("behind the place")
+
+// ownAt finds the last own transaction whose commit record begins below lsn, which capture has passed.
+func (l *life) ownAt(ctx context.Context, lsn uint64) (e origin.Entry, err error) {
+	captured := l.capture.Captured()
+	for l.outbox.durableSeq() < captured {
+		changed := l.publisher.Changed()
+		if l.outbox.durableSeq() >= captured {
+			break
+		}
+		l.capture.Hasten()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return e, context.Cause(ctx)
+		}
+	}
+	info, err := l.publisher.Info(ctx)
+	if err != nil {
+		return e, err
+	}
+	advance := func(b wire.Begin) error {
+		if b.CommitLSN >= lsn {
+			return errBehind
+		}
+		e = origin.Entry{Seq: b.Seq, Stamp: b.Stamp}
+		return nil
+	}
+	err = l.publisher.Scan(ctx, max(info.First, l.outbox.beforeLSN(lsn)), info.Last, func(_ uint64, f *wire.Frame) error {
+		if f.ResumeLSN <= lsn {
+			e = origin.Entry{Seq: f.LastSeq, Stamp: f.LastStamp}
+			return nil
+		}
+		recs := wire.NewRecords(f.Body)
+		for {
+			rec, err := recs.Next()
+			if err == io.EOF {
+				return nil
+			}
+			if err == nil && rec.Kind == wire.KindBegin {
+				var b wire.Begin
+				if b, err = wire.ParseBegin(rec.Payload); err == nil {
+					err = advance(b)
+				}
+			}
+			if err == nil && rec.Kind == wire.KindLargeCommit {
+				var c wire.LargeCommit
+				if c, err = wire.ParseLargeCommit(rec.Payload); err == nil {
+					err = advance(c.Begin)
+				}
+			}
+			if err != nil {
+				return err
+			}
+		}
+	})
+	if errors.Is(err, errBehind) {
+		err = nil
+	}
+	return e, named("find the last transaction of a snapshot", err)
+}
+
+// fetchDelta has a node give a delta, and writes it to a file.
+func (l *life) fetchDelta(ctx context.Context, from string, nc *nats.Conn) (*os.File, int64, error) {
+	ask := func(q []byte) (byte, []byte, error) {
+		ctx, cancel := context.WithTimeout(ctx, deltaPatience)
+		defer cancel()
+		a, err := stream.Ask(ctx, nc, stream.DeltaSubject(l.cfg.Cluster, from), q)
+		switch {
+		case err != nil:
+			return 0, nil, err
+		case len(a) == 0:
+			return 0, nil, errors.New("its answer is empty")
+		case a[0] == answerRefuse:
+			return 0, nil, errors.New(string(a[1:]))
+		}
+		return a[0], a[1:], nil
+	}
+	kind, id, err := ask(wire.AppendVector([]byte{askBegin}, l.applier.Have()))
+	if err == nil && (kind != answerID || len(id) != 8) {
+		err = fmt.Errorf("its answer %q cannot be understood", kind)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	file, err := deltaFile(l)
+	if err != nil {
+		return nil, 0, err
+	}
+	size := int64(0)
+	for {
+		kind, data, err := ask(binary.BigEndian.AppendUint64(append([]byte{askRead}, id...), uint64(size)))
+		switch {
+		case err != nil:
+		case kind == answerData:
+			if _, err = file.Write(data); err != nil {
+				err = fmt.Errorf("spool a delta: %w; make room in data_dir", err)
+			}
+			size += int64(len(data))
+		case kind == answerEnd:
+			return file, size, nil
+		case kind == answerWait:
+			select {
+			case <-time.After(deltaPause):
+			case <-ctx.Done():
+				err = context.Cause(ctx)
+			}
+		default:
+			err = fmt.Errorf("its answer %q cannot be understood", kind)
+		}
+		if err != nil {
+			file.Close()
+			return nil, 0, err
+		}
+	}
+}
+
+// lack is what a node lacks that no stream has any more: it is to be had from another node.
+type lack struct {
+	mu     sync.Mutex // guards what follows
+	from   string     // of whom a delta is to be taken in next; empty: of nobody
+	failed time.Time  // when that failed last
+	why    string     // it failed; empty: it did not, or has succeeded since
+}
+
+// resyncPause is the time from one resync that failed to the next.
+const resyncPause = 10 * time.Second
+
+// errLacks ends a life so that the next one takes a delta in, before it reads anything.
+var errLacks = errors.New("transactions are gone that this node has not read, and it gets what came of them")
+
+// errResynced ends the life that has taken a delta in.
+var errResynced = errors.New("a delta was taken in")
+
+// wants says that a delta of a node is wanted, unless one has just failed; then it says so.
+func (k *lack) wants(from string) (why string, ok bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if time.Since(k.failed) < resyncPause {
+		return k.why, false
+	}
+	k.from = from
+	return "", true
+}
+
+// takes returns from whom a delta is to be taken in; empty: from nobody.
+func (k *lack) takes() string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.from
+}
+
+// ended says how that ended.
+func (k *lack) ended(err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.from, k.why = "", ""
+	if err != nil {
+		k.failed, k.why = time.Now(), err.Error()
+	}
+}
+
+// resync takes a delta in. It always ends the life: it was begun for that.
+func (l *life) resync(ctx context.Context) error {
+	from := l.lack.takes()
+	err := l.takeDelta(ctx, from)
+	if ctx.Err() != nil {
+		return nil
+	}
+	if err != nil {
+		err = fmt.Errorf("take in what came of transactions that are gone, from node %s: %w", from, err)
+	}
+	l.lack.ended(err)
+	if err == nil {
+		err = errResynced
+	}
+	return err
+}
+
+func (l *life) takeDelta(ctx context.Context, from string) error {
+	begun := time.Now()
+	nc, err := l.connect(l.cfg.Topology.Nodes[from], from)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	file, size, err := l.fetchDelta(ctx, from, nc)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	fetched := time.Since(begun)
+	got, err := l.applier.Resync(ctx, file)
+	if err != nil {
+		return err
+	}
+	l.log.Warn("this node was away for too long and has taken in what came meanwhile", "from", from, "bytes", size, "rows", got.Rows, "deletes", got.Deletes,
+		"conflicts", got.Conflicts, "fetched", fetched.Round(time.Millisecond), "took", time.Since(begun).Round(time.Millisecond))
+	return nil
+}
