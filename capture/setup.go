@@ -79,7 +79,9 @@ func allowFailover(ctx context.Context, conn *pgx.Conn, o SetupOptions) error {
 	return classify(err, "setup: "+failoverSQL(o.Slot))
 }
 
-func failoverSQL(slot string) string { return fmt.Sprintf("ALTER_REPLICATION_SLOT %s (FAILOVER true)", ident(slot)) }
+func failoverSQL(slot string) string {
+	return fmt.Sprintf("ALTER_REPLICATION_SLOT %s (FAILOVER true)", ident(slot))
+}
 
 // SetupSQL returns what Setup would run now, for a DBA to run by hand; nothing if all is there.
 func SetupSQL(ctx context.Context, o SetupOptions) ([]string, error) {

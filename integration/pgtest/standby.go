@@ -77,11 +77,14 @@ func setStandbys(t testing.TB, dsn, names string) {
 	Exec(t, dsn, `SELECT pg_reload_conf()`)
 }
 
-// Await waits until a query gives a value on a server that is no node's, such as a standby.
-func Await(t testing.TB, dsn, sql, want string) {
+// Await waits until a query gives a value on a server that is no node's, such as a standby, and does something meanwhile.
+func Await(t testing.TB, dsn, sql, want string, meanwhile ...func()) {
 	t.Helper()
 	got := ""
 	for end := time.Now().Add(queryTimeout); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		for _, do := range meanwhile {
+			do()
+		}
 		if got = ValueShared(t, dsn, sql); got == want {
 			return
 		}
