@@ -192,7 +192,7 @@ func TestStandbyThatMayLackSomethingIsRefused(t *testing.T) {
 					awaitStandby(t, b, standby, false)
 				}
 				if x.lacks {
-					if err := standby.Stop(t.Context(), pgcluster.Immediate); err != nil {
+					if err := standby.Stop(t.Context(), pgcluster.Fast); err != nil {
 						t.Fatal(err)
 					}
 				}
