@@ -245,6 +245,13 @@ func (a *Applier) connect(ctx context.Context, what string, settings map[string]
 	return conn, err
 }
 
+// raiseSQL raises the writer epoch. A standby that has taken over may lack what was committed last, so that bridges have had
+// higher ones than it says: one for each start since the last commit that it has.
+const raiseSQL = `
+UPDATE pgbridge.node n SET writer_epoch = n.writer_epoch + CASE WHEN n.timeline IN (0, now.timeline) THEN 1 ELSE 1000 END, timeline = now.timeline
+FROM (SELECT ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int AS timeline) now
+RETURNING n.writer_epoch, n.timeline`
+
 // openMarkers opens the session that has no replication origin. It also holds the node's lock, so that
 // the lock goes when the bridge does.
 func (a *Applier) openMarkers(ctx context.Context) error {
@@ -262,7 +269,10 @@ func (a *Applier) openMarkers(ctx context.Context) error {
 		return err
 	}
 	var epoch int64
-	if err := conn.QueryRow(ctx, `UPDATE pgbridge.node SET writer_epoch = writer_epoch + 1 RETURNING writer_epoch`).Scan(&epoch); err != nil {
+	if err := conn.QueryRow(ctx, raiseSQL).Scan(&epoch, &a.node.Timeline); err != nil {
+		if hasCode(err, "42703") { // a version before this one has set it up
+			err = ErrNotSetUp
+		}
 		return fmt.Errorf("raise writer epoch: %w", explain(err))
 	}
 	a.node.WriterEpoch = uint64(epoch)
@@ -432,11 +442,8 @@ func (a *Applier) HoldLSN() uint64 { return a.absence.holdLSN() }
 // Told returns how much of low, which capture has read, may be told other nodes, that have been told before.
 func (a *Applier) Told(before, low origin.Vector) origin.Vector { return a.absence.told(before, low) }
 
-// Flush returns when all that was applied before is on this server's disk.
-func (a *Applier) Flush(ctx context.Context) error {
-	_, err := a.markers.flush(ctx)
-	return err
-}
+// Flush returns when all that was applied before is on this server's disk, with the LSN that it is below.
+func (a *Applier) Flush(ctx context.Context) (uint64, error) { return a.markers.flush(ctx) }
 
 // Run applies until ctx ends or the database is lost. It closes all connections.
 func (a *Applier) Run(ctx context.Context, wal WAL, streams Streams) error {

@@ -28,3 +28,20 @@ func TestNodeIsReadWhileItIsNoted(t *testing.T) {
 	}
 	notes.Wait()
 }
+
+// TestWriterEpochJumpsOnAnotherTimeline: a standby that took over may not know the last ones.
+func TestWriterEpochJumpsOnAnotherTimeline(t *testing.T) {
+	db := pgtest.New(t)
+	if err := Setup(t.Context(), SetupOptions{DSN: db.DSN, Cluster: "c", Node: "a"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range []struct {
+		before string
+		want   string
+	}{{`SELECT`, "1|1"}, {`SELECT`, "2|1"}, {`UPDATE pgbridge.node SET timeline = 9`, "1002|1"}, {`SELECT`, "1003|1"}} {
+		db.Exec(t, x.before)
+		if got := db.Query(t, raiseSQL)[0]; got != x.want {
+			t.Errorf("after %s: %s, want %s", x.before, got, x.want)
+		}
+	}
+}

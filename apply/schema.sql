@@ -9,8 +9,10 @@ CREATE TABLE IF NOT EXISTS pgbridge.node (
     epoch        int    NOT NULL DEFAULT 1,
     writer_epoch bigint NOT NULL DEFAULT 0,  -- raised by each starting bridge: the fence of its stream
     first_xid    bigint NOT NULL,            -- older local rows were never captured: they are ancient
-    published    bigint NOT NULL DEFAULT 0   -- highest own seq known to be durable in the stream
+    published    bigint NOT NULL DEFAULT 0,  -- highest own seq known to be durable in the stream
+    timeline     int    NOT NULL DEFAULT 0   -- of the server when a bridge started last; 0: none has
 );
+ALTER TABLE pgbridge.node ADD COLUMN IF NOT EXISTS timeline int NOT NULL DEFAULT 0;
 
 -- How far each origin has been applied: moved from seq - 1 to seq in the transaction that applies it.
 CREATE TABLE IF NOT EXISTS pgbridge.position (

@@ -118,6 +118,7 @@ type Node struct {
 	WriterEpoch   uint64
 	FirstXID      uint64
 	Published     uint64
+	Timeline      uint32 // of the server that Open has found
 }
 
 // ErrNotSetUp means that the database has no schema pgbridge yet; run pgbridge setup.

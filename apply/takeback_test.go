@@ -34,7 +34,7 @@ func TestTakeBackOutlivesACrash(t *testing.T) {
 			to := &pgtest.Database{Name: "own", Major: s.Major, DSN: server.SocketDSN("postgres")}
 			p := newPairIn(t, s.NewDatabase(t), to, tableT, tableT)
 			p.do(`INSERT INTO t VALUES (1, 'x')`)
-			if err := p.a.Flush(t.Context()); err != nil {
+			if _, err := p.a.Flush(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			p.to.Exec(t, `SET synchronous_commit = off; `+c.meanwhile)

@@ -83,7 +83,7 @@ func (b *bridge) live(ctx context.Context) error {
 		if errors.Is(err, stream.ErrFenced) {
 			return fmt.Errorf("%w: %w", err, apply.ErrFenced)
 		}
-		if permanent(err) {
+		if permanent(err) && !(b.everRan && promoting(err)) {
 			return err
 		}
 		if !b.everRan && time.Since(begun) > firstPatience {
@@ -109,6 +109,12 @@ func permanent(err error) bool {
 	}
 	return errors.As(err, &exit) || errors.Is(err, apply.ErrNotSetUp) ||
 		errors.Is(err, stream.ErrForeignStream) || errors.Is(err, stream.ErrStreamLost)
+}
+
+// promoting reports whether err says that a standby answers, as it does where a failover is under way.
+func promoting(err error) bool {
+	var check *capture.CheckError
+	return errors.As(err, &check) && check.Has(capture.CodeStandby)
 }
 
 // lockDataDir makes sure that one bridge at a time uses the directory: the embedded server does not lock

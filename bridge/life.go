@@ -254,7 +254,11 @@ func (l *life) openCapture(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := l.applier.CheckDeletesFrom(ctx, info.ConfirmedLSN); err != nil {
+	from, err := l.deletesFrom(ctx, info)
+	if err != nil {
+		return err
+	}
+	if err := l.applier.CheckDeletesFrom(ctx, from); err != nil {
 		return err
 	}
 	l.outbox = &outbox{Publisher: l.publisher, published: l.applier.Published}
@@ -363,11 +367,13 @@ func (l *life) watchServer(ctx context.Context) error {
 // retain purges the own stream up to what every peer has seen and flushed (PROOF.md R22). That they have seen it
 // is known from transactions that were applied here asynchronously: those are flushed before anything goes. A
 // crash would otherwise take them back, and bring older ones again that an own delete beats which then stands
-// nowhere (R20).
+// nowhere (R20). Nor does anything go before the standbys have that, without which nothing is shown to others: the one that
+// takes over would take it back just so.
 func (l *life) retain(ctx context.Context) error {
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
 	var still standstill
+	var due purge
 	for {
 		select {
 		case <-tick.C:
@@ -376,17 +382,38 @@ func (l *life) retain(ctx context.Context) error {
 		}
 		l.capture.Forget(l.applier.Stable())
 		l.applier.Turn(l.outbox.lastTold())
-		if below := l.outbox.below(l.applier.StableEverywhere(), l.applier.HoldLSN()); below > 0 {
-			if err := l.applier.Flush(ctx); err != nil {
-				return err
-			}
-			if err := l.publisher.Purge(ctx, below); err != nil && ctx.Err() == nil {
-				l.log.Warn("own stream cannot be purged", "err", err.Error())
-			}
+		if err := l.purge(ctx, &due); err != nil {
+			return err
 		}
 		l.relieve(ctx, &still, l.applier.StableEverywhere())
 		if err := l.applier.NotePublished(ctx, l.outbox.durableSeq()); err != nil {
 			return err
 		}
 	}
+}
+
+// purge is what of the own stream goes when the standbys have the WAL up to lsn.
+type purge struct{ below, lsn uint64 }
+
+// purge purges what is due, or puts it off until the standbys have what it rests on.
+func (l *life) purge(ctx context.Context, due *purge) error {
+	if due.below == 0 {
+		below := l.outbox.below(l.applier.StableEverywhere(), l.applier.HoldLSN())
+		if below == 0 {
+			return nil
+		}
+		lsn, err := l.applier.Flush(ctx)
+		if err != nil {
+			return err
+		}
+		*due = purge{below, lsn}
+	}
+	if s := l.capture.Standbys(); s.Failover && s.Names != "" && s.LSN < due.lsn {
+		return nil
+	}
+	if err := l.publisher.Purge(ctx, due.below); err != nil && ctx.Err() == nil {
+		l.log.Warn("own stream cannot be purged", "err", err.Error())
+	}
+	*due = purge{}
+	return nil
 }

@@ -43,6 +43,8 @@ type SlotReport struct {
 	CapturedLSN  string `json:"captured_lsn"`  // read up to here, as in "0/16B3748"
 	ConfirmedLSN string `json:"confirmed_lsn"` // safe at the broker up to here
 	WALHeldBytes int64  `json:"wal_held_bytes"`
+	// Standbys are the physical slots, with commas, whose standbys have all that other nodes have: these can take over.
+	Standbys string `json:"standbys,omitempty"`
 }
 
 // PublisherReport is how the own stream is written.

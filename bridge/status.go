@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -114,6 +115,9 @@ func (b *bridge) report(ctx context.Context) *Report {
 	}
 	r.Slot.CapturedLSN = pglogrepl.LSN(s.PassedLSN).String()
 	r.Slot.ConfirmedLSN = pglogrepl.LSN(s.ConfirmedLSN).String()
+	standbys := l.capture.Standbys()
+	r.Slot.Standbys = standbys.Held
+	r.Alarms = append(r.Alarms, standbyAlarms(standbys, l.cfg.Postgres.Failover)...)
 	l.reportPublisher(ctx, r)
 	for _, f := range l.tables.Findings() {
 		r.Alarms = append(r.Alarms, Alarm{Code: f.Code, Severity: SeverityError, Text: f.Thing + " " + f.Fault, Mend: f.Mend})
@@ -149,6 +153,27 @@ func (b *bridge) report(ctx context.Context) *Report {
 		}
 	}
 	return r
+}
+
+// standbyAlarms tells of standbys that capture waits for, and if wanted of what keeps one from taking over.
+func standbyAlarms(s capture.Standbys, wanted bool) (all []Alarm) {
+	if s.Failover && len(s.Away) > 0 {
+		all = append(all, Alarm{Code: "standby-away", Severity: SeverityError,
+			Text: fmt.Sprintf("local changes go to no other node before a standby has them, and none reads slot %s of synchronized_standby_slots", strings.Join(s.Away, ", ")),
+			Mend: "bring the standby back, or take its slot out of synchronized_standby_slots and reload; nothing is lost meanwhile, but the WAL grows"})
+	}
+	switch {
+	case !wanted:
+	case !s.Failover:
+		all = append(all, Alarm{Code: "failover-slot", Severity: SeverityWarning,
+			Text: "postgres.failover is on, and the slot is none that a standby syncs: a standby cannot take over",
+			Mend: "run pgbridge setup while the bridge is stopped"})
+	case s.Names == "":
+		all = append(all, Alarm{Code: "failover-unguarded", Severity: SeverityWarning,
+			Text: "postgres.failover is on, and synchronized_standby_slots names no slot: others may have what the standby lacks, and then it cannot take over",
+			Mend: "set synchronized_standby_slots to the physical slots of the standbys that may take over, and reload (docs/failover.md)"})
+	}
+	return all
 }
 
 // topologyAlarms tells of neighbours that were given another graph.

@@ -27,7 +27,14 @@ func (t *tagger) showable() bool {
 	return t.plain() && t.draft.firstSeq != 0 && t.pub.Durable() >= t.unshown
 }
 
-func (t *tagger) plain() bool { return !t.draft.waits && len(t.draft.body) <= aheadBytes }
+func (t *tagger) plain() bool {
+	return !t.draft.waits && len(t.draft.body) <= aheadBytes && t.mayShow()
+}
+
+// mayShow reports whether readers may have what a standby that takes over may lack. Not while the last frame denies it.
+func (t *tagger) mayShow() bool {
+	return t.pacing.standbys == "" || t.pacing.standbys == t.state.guard.names()
+}
 
 // show has the draft go ahead when there is enough that is new, and returns when to ask again.
 func (t *tagger) show(now time.Time) time.Duration {

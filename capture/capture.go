@@ -43,6 +43,7 @@ func New(opts Options, pub Publisher, del Deletes, tail *wire.Frame) (*Capture, 
 	c.restore = newRestorer(c)
 	if tail != nil && tail.ResumeLSN != 0 {
 		c.tagger.resume(&tail.Header)
+		c.state.guard.resume(tail.Standbys)
 		del.Told(c.tagger.told, c.tagger.low) // an earlier life has told it
 		c.ledger.durable = tail.ResumeLSN
 	}
@@ -57,7 +58,7 @@ func (t *tagger) resume(h *wire.Header) {
 	t.up, t.low = h.Up.Clone(), h.Low.Clone()
 	t.told = t.low
 	t.mark, t.position = h.Mark, h.ResumeLSN
-	t.pacing.deps, t.pacing.mark, t.pacing.resume = t.deps, t.mark, t.position
+	t.pacing.deps, t.pacing.mark, t.pacing.resume, t.pacing.standbys = t.deps, t.mark, t.position, h.Standbys
 	t.state.written.begin(t.seq)
 }
 

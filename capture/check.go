@@ -101,7 +101,9 @@ func (c *check) server(ctx context.Context) error {
 		return err
 	}
 	c.version = s.version
-	err = s.check()
+	if err = s.check(); err == nil {
+		err = s.checkFailover(c.opts)
+	}
 	c.unfit = err != nil
 	return err
 }

@@ -51,6 +51,7 @@ const (
 	CodeTableUnusable      = "table-unusable"         // a table came while capture ran, and cannot be published
 	CodeOriginForeign      = "replication-origin"     // somebody else replicates into this database
 	CodeTables             = "tables"                 // the patterns match nothing
+	CodeFailover           = "failover"               // a standby is to take over, and could not
 	CodeStreamOther        = "stream-other"           // the tail is not of this origin
 )
 

@@ -30,11 +30,12 @@ const (
 
 // pacing is what the decision when a frame leaves rests on beside the draft.
 type pacing struct {
-	deps   uint64 // generation of the dependencies in the last frame's header
-	mark   wire.Mark
-	resume uint64
-	sent   time.Time // the last frame of any kind
-	empty  time.Time // the last frame without records
+	deps     uint64 // generation of the dependencies in the last frame's header
+	mark     wire.Mark
+	resume   uint64
+	standbys string    // that the last frame names
+	sent     time.Time // the last frame of any kind
+	empty    time.Time // the last frame without records
 }
 
 // target returns the size at which a frame is closed now.
@@ -51,7 +52,7 @@ func (t *tagger) header() wire.Header {
 		FirstSeq: d.firstSeq, LastSeq: t.seq, LastStamp: t.clock.Last,
 		FirstCommitTime: d.first, LastCommitTime: d.last,
 		Up: t.up, Low: t.told, ResumeLSN: t.position, Mark: t.mark,
-		SystemID: t.opts.SystemID, Timeline: t.opts.Timeline,
+		SystemID: t.opts.SystemID, Timeline: t.opts.Timeline, Standbys: t.state.guard.names(),
 	}
 	if len(t.open) > 0 {
 		h.Back = t.open[0].start
@@ -89,7 +90,7 @@ func (t *tagger) publish(ctx context.Context) error {
 		t.counters.EmptyFrames++
 		t.pacing.empty = now
 	}
-	t.pacing.deps, t.pacing.mark, t.pacing.resume, t.pacing.sent = t.deps, t.mark, t.position, now
+	t.pacing.deps, t.pacing.mark, t.pacing.resume, t.pacing.sent, t.pacing.standbys = t.deps, t.mark, t.position, now, f.Standbys
 	t.draft.begin(t.target())
 	t.report()
 	return nil
@@ -206,7 +207,7 @@ func (t *tagger) tendState(ctx context.Context, now time.Time) (time.Duration, e
 	if left > 0 {
 		return left, nil
 	}
-	if p.mark == t.mark && t.position < p.resume+idleAdvance {
+	if p.mark == t.mark && t.position < p.resume+idleAdvance && p.standbys == t.state.guard.names() {
 		return t.opts.StatusInterval, nil
 	}
 	return t.opts.StatusInterval, t.publish(ctx)

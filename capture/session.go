@@ -22,6 +22,7 @@ type session struct {
 	wire    *wireConn
 	catalog *catalog
 	stitch  stitcher
+	version int             // server_version_num
 	life    context.Context // ends with the connection; its cause says why
 	end     context.CancelCauseFunc
 }
@@ -45,6 +46,7 @@ func (c *Capture) session(ctx context.Context) error {
 		return err
 	}
 	s := newSession(c, w)
+	s.version = version
 	s.catalog = newCatalog(plain)
 	s.life, s.end = context.WithCancelCause(ctx)
 	c.tagger.lookUp, c.tagger.hashes.ask = s.catalog.key, s.catalog.do
@@ -60,7 +62,7 @@ func newSession(c *Capture, w *wireConn) *session {
 // run starts the session's goroutines, walks what comes, and joins them.
 func (s *session) run(ctx context.Context) error {
 	var g sync.WaitGroup
-	for _, part := range []func(context.Context) error{s.wire.receive, s.wire.report, s.catalog.run} {
+	for _, part := range []func(context.Context) error{s.wire.receive, s.wire.report, s.catalog.run, s.watchStandbys} {
 		g.Go(func() {
 			err := part(s.life)
 			s.end(err)
@@ -99,6 +101,13 @@ func (c *Capture) examine(ctx context.Context, plain *pgx.Conn) (version int, er
 	if t.position == 0 {
 		t.position = sl.confirmed
 		t.pacing.resume = t.position
+	}
+	if srv.version >= minFailover {
+		st, err := readStandbys(ctx, plain, c.opts.Slot)
+		if err != nil {
+			return 0, err
+		}
+		c.state.guard.look(st, true)
 	}
 	c.ledger.begin(sl.confirmed)
 	c.state.passed.advance(t.position)

@@ -21,6 +21,8 @@ type SetupOptions struct {
 	// HasRun says that the node has captured before: a slot or a publication that is missing now was dropped,
 	// and a new one would leave out what was committed since. Setup then refuses to create it.
 	HasRun bool
+	// Failover says that a standby is to take over, with the slot: one that is there and is none for that becomes one.
+	Failover bool
 	// Running says that capture goes on after an interruption: a table that cannot be captured, or is not yet,
 	// keeps Check from nothing then. TableWatch tells of it.
 	Running bool
@@ -59,7 +61,26 @@ func Setup(ctx context.Context, o SetupOptions) error {
 			return classify(err, "setup: "+sql)
 		}
 	}
-	return nil
+	return allowFailover(ctx, conn, o.withDefaults())
+}
+
+// allowFailover makes the slot one that standbys have, too, which takes a replication connection.
+func allowFailover(ctx context.Context, conn *pgx.Conn, o SetupOptions) error {
+	s, err := readSlot(ctx, conn, o.Slot)
+	if err != nil || !o.Failover || s.failover {
+		return err
+	}
+	walsender, err := connectReplication(ctx, o.DSN)
+	if err != nil {
+		return err
+	}
+	defer walsender.Close(ctx)
+	_, err = walsender.Exec(ctx, failoverSQL(o.Slot)).ReadAll()
+	return classify(err, "setup: "+failoverSQL(o.Slot))
+}
+
+func failoverSQL(slot string) string {
+	return fmt.Sprintf("ALTER_REPLICATION_SLOT %s (FAILOVER true)", ident(slot))
 }
 
 // SetupSQL returns what Setup would run now, for a DBA to run by hand; nothing if all is there.
@@ -69,7 +90,16 @@ func SetupSQL(ctx context.Context, o SetupOptions) ([]string, error) {
 		return nil, unreachable(err)
 	}
 	defer conn.Close(ctx)
-	return setupSQL(ctx, conn, o.withDefaults())
+	o = o.withDefaults()
+	sql, err := setupSQL(ctx, conn, o)
+	if err != nil || !o.Failover {
+		return sql, err
+	}
+	s, err := readSlot(ctx, conn, o.Slot)
+	if err == nil && s.exists && !s.failover {
+		sql = append(sql, "-- over a replication connection, as of psql 'replication=database': "+failoverSQL(o.Slot))
+	}
+	return sql, err
 }
 
 func setupSQL(ctx context.Context, conn *pgx.Conn, o SetupOptions) ([]string, error) {
@@ -78,6 +108,9 @@ func setupSQL(ctx context.Context, conn *pgx.Conn, o SetupOptions) ([]string, er
 		return nil, err
 	}
 	if err := srv.check(); err != nil {
+		return nil, err
+	}
+	if err := srv.checkFailover(o); err != nil {
 		return nil, err
 	}
 	chosen, err := listTables(ctx, conn, o.Tables)
@@ -106,8 +139,8 @@ func setupSQL(ctx context.Context, conn *pgx.Conn, o SetupOptions) ([]string, er
 	}
 	if !s.exists && o.HasRun {
 		return nil, finding(CodeSlotMissing, fmt.Sprintf("slot %q", s.name),
-			"is not there, though this node has captured with it before: what was committed since it was dropped is in no slot",
-			"a new one would leave that out: let the node join anew")
+			"is not there, though this node has captured with it before: what was committed since it was dropped, or since a standby without it was promoted, is in no slot",
+			srv.withoutSlot())
 	}
 	if !s.exists {
 		return append(statements, slotCreationSQL(o.Slot, srv.version)), nil

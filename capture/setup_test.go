@@ -302,3 +302,39 @@ func TestUnreachable(t *testing.T) {
 		}
 	}
 }
+
+// TestSetupForFailover: a slot that was made without becomes one that standbys have, too; before 17 there is none.
+func TestSetupForFailover(t *testing.T) {
+	t.Parallel()
+	pgtest.Each(t, func(t *testing.T, s *pgtest.Server) {
+		t.Parallel()
+		db := s.NewDatabase(t)
+		o := SetupOptions{DSN: db.DSN, Cluster: db.Name, Node: "a", Failover: true}
+		name := originPrefix(db.Name, "a")
+		if s.Major < 17 {
+			for _, err := range []error{Setup(t.Context(), o), Check(t.Context(), o)} {
+				var found *CheckError
+				if !errors.As(err, &found) || !found.Has(CodeFailover) {
+					t.Errorf("%v; want finding %s", err, CodeFailover)
+				}
+			}
+			return
+		}
+		db.Exec(t, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, name)
+		sql, err := SetupSQL(t.Context(), o)
+		if err != nil || !strings.Contains(strings.Join(sql, "\n"), fmt.Sprintf(`ALTER_REPLICATION_SLOT "%s" (FAILOVER true)`, name)) {
+			t.Errorf("a person is told %q, %v", sql, err)
+		}
+		for range 2 {
+			if err := Setup(t.Context(), o); err != nil {
+				t.Fatal(err)
+			}
+			if f := db.Value(t, `SELECT failover FROM pg_replication_slots WHERE slot_name = $1`, name); f != "t" {
+				t.Error("the slot is not one for a failover")
+			}
+		}
+		if sql, err := SetupSQL(t.Context(), o); len(sql) != 0 || err != nil {
+			t.Errorf("then %q, %v", sql, err)
+		}
+	})
+}

@@ -88,6 +88,7 @@ type slot struct {
 	walStatus    string
 	invalidation string // 17 and later
 	active       bool
+	failover     bool  // standbys have it, too; 17 and later
 	held         int64 // bytes of WAL
 }
 
@@ -95,14 +96,14 @@ type slot struct {
 const slotSQL = `
 SELECT coalesce(plugin, '')::text, slot_type, coalesce(database, '')::text, coalesce(database = current_database(), false),
        coalesce((confirmed_flush_lsn - '0/0')::int8, 0), coalesce(wal_status, ''),
-       coalesce(to_jsonb(s) ->> 'invalidation_reason', ''), active,
+       coalesce(to_jsonb(s) ->> 'invalidation_reason', ''), active, coalesce((to_jsonb(s) ->> 'failover')::bool, false),
        CASE WHEN pg_is_in_recovery() THEN 0 ELSE coalesce(pg_current_wal_lsn() - restart_lsn, 0)::int8 END
 FROM pg_replication_slots s WHERE slot_name = $1`
 
 func readSlot(ctx context.Context, conn *pgx.Conn, name string) (*slot, error) {
 	s := &slot{name: name}
 	err := conn.QueryRow(ctx, slotSQL, name).Scan(&s.plugin, &s.kind, &s.database, &s.here,
-		&s.confirmed, &s.walStatus, &s.invalidation, &s.active, &s.held)
+		&s.confirmed, &s.walStatus, &s.invalidation, &s.active, &s.failover, &s.held)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return s, nil
 	}
@@ -133,7 +134,7 @@ func (s *slot) check() error {
 	switch {
 	case !s.exists:
 		return finding(CodeSlotMissing, thing, "is not there",
-			"run pgbridge setup on a node that has not replicated yet; a node whose slot was dropped must join anew")
+			"run pgbridge setup on a node that has not replicated yet; a node whose slot was dropped, or whose standby was promoted without it, must join anew")
 	case s.kind != "logical" || s.plugin != "pgoutput":
 		return finding(CodeSlotKind, thing, fmt.Sprintf("is a %s slot of plugin %q, not one of pgoutput", s.kind, s.plugin),
 			"drop it if nobody needs it and run pgbridge setup, or rename the node")
@@ -183,6 +184,23 @@ func (s server) check() error {
 			"point postgres.dsn at the primary")
 	}
 	return nil
+}
+
+// checkFailover finds a version whose standbys cannot take over.
+func (s server) checkFailover(o SetupOptions) error {
+	if !o.Failover || s.version >= minFailover {
+		return nil
+	}
+	return finding(CodeFailover, "setting postgres.failover", fmt.Sprintf("is on, and postgresql is version %d: before 17 a standby that is promoted has no logical slot", s.version/10000),
+		"upgrade the server, or switch the setting off: the node must join anew then when its primary is lost")
+}
+
+// withoutSlot is the mend of a slot that is gone.
+func (s server) withoutSlot() string {
+	if s.version < minFailover {
+		return "a new one would leave that out: point postgres.dsn at the server that has it (before PostgreSQL 17 a promoted standby never does), or let the node join anew"
+	}
+	return "a new one would leave that out: point postgres.dsn at the server that has it (a promoted standby does if it synced slots: docs/failover.md), or let the node join anew"
 }
 
 // checkStart checks that reading may begin at from: that nothing between the stream's tail and the slot is

@@ -15,6 +15,7 @@ type state struct {
 	recents recents
 	lifted  lifted
 	written written
+	guard   guard
 
 	// hurry: somebody waits for what is captured to be published; hurried wakes the session up.
 	hurry   atomic.Bool

@@ -34,6 +34,8 @@ type Postgres struct {
 	DSNFile string
 	// AutoSetup lets run create what setup would create.
 	AutoSetup bool
+	// Failover says that a standby is to take over, so that it is an alarm if it could not.
+	Failover bool
 }
 
 // Topology says who is in the cluster.

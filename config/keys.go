@@ -56,6 +56,9 @@ func nodeKeys() []key {
 		{name: "postgres.auto_setup", initial: "true",
 			why:   "Let run create schema, publication and slot; false where a DBA runs setup.",
 			field: func(c *Config) any { return &c.Postgres.AutoSetup }},
+		{name: "postgres.failover", initial: "false",
+			why:   "A physical standby is to take over (PostgreSQL 17 or later): alarm when it could not. See docs/failover.md.",
+			field: func(c *Config) any { return &c.Postgres.Failover }},
 
 		{name: "topology.kind", initial: "mesh", allowed: []string{topology.KindMesh, topology.KindRing, topology.KindStar, topology.KindGraph},
 			why:   "Who reads from whom: all from all, in a ring by name, through a center, or as topology.links says.",

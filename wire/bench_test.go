@@ -13,6 +13,7 @@ import (
 // rowsFrame is a frame of single-row updates of a table with eight columns, one transaction each.
 func rowsFrame(rows int) *Frame {
 	f := exampleFrame()
+	f.Standbys = ""
 	f.Body = AppendDeps(nil, vector("b", 3), vector("b", 2))
 	f.Body = AppendRelation(f.Body, exampleRelation())
 	row := append([]byte{'N'}, tuple("1234", "5678", "a name", "NULL", "12345678", "x", "y", strings.Repeat("z", 40))...)

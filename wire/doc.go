@@ -29,7 +29,7 @@
 //	         resume_lsn:uvarint back:uvarint
 //	         mark_xid:uvarint mark_seq:uvarint
 //	         system_id:uvarint timeline:uvarint
-//	         [ origin_writer:uvarint hops:uvarint, and for each a node:string ]
+//	         [ origin_writer:uvarint hops:uvarint, and for each a node:string [ standbys:string ] ]
 //	body   = length:uvarint (before compression), stored_length:uvarint, bytes
 //
 // A reader skips what it does not know at the end of the header. last_seq, last_stamp, up, low and the
@@ -39,6 +39,8 @@
 // none; whoever wants to read on behind this frame must begin there to have all the chunks. A node that
 // hands another one's frame on puts itself down as the sender and its own writer epoch, keeps the origin's as
 // origin_writer, which is 0 in the origin's own stream, and adds who sent it to it to hops; back is then of its own stream.
+// standbys: the physical slots without whose standbys nobody was shown anything of the origin's that is not in this frame or an
+// earlier one, names divided by commas; empty if that is not so.
 //
 // The body is a list of records, each
 //

@@ -58,6 +58,7 @@ type Header struct {
 	Timeline        uint32
 	OriginWriter    uint64
 	Hops            []string
+	Standbys        string
 }
 
 // RunWriter is the writer epoch of the bridge that began the frame's runs.
@@ -139,7 +140,7 @@ func (h *Header) append(b []byte) []byte {
 	b = binary.AppendUvarint(b, h.Mark.Seq)
 	b = binary.AppendUvarint(b, h.SystemID)
 	b = binary.AppendUvarint(b, uint64(h.Timeline))
-	if h.OriginWriter == 0 && len(h.Hops) == 0 {
+	if h.OriginWriter == 0 && len(h.Hops) == 0 && h.Standbys == "" {
 		return b
 	}
 	b = binary.AppendUvarint(b, h.OriginWriter)
@@ -147,7 +148,10 @@ func (h *Header) append(b []byte) []byte {
 	for _, node := range h.Hops {
 		b = appendString(b, node)
 	}
-	return b
+	if h.Standbys == "" {
+		return b
+	}
+	return appendString(b, h.Standbys)
 }
 
 // Decoder reads frames. The zero Decoder is ready to use. Not safe for concurrent use.
@@ -235,6 +239,9 @@ func (f *Frame) header(h parser, outer *parser) {
 		for n := h.length(); n > 0 && h.err == nil; n-- {
 			f.Hops = append(f.Hops, h.string())
 		}
+	}
+	if len(h.b) > 0 {
+		f.Standbys = h.string()
 	}
 	if outer.err == nil {
 		outer.err = h.err

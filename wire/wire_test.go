@@ -58,7 +58,7 @@ func exampleFrame() *Frame {
 		Run: 5, Length: 312, Changes: 9, Aborts: 1})
 	return &Frame{Header: Header{Cluster: "demo", Sender: "a", Origin: origin.Origin{Node: "a", Epoch: 1}, WriterEpoch: 3,
 		FirstSeq: 7, LastSeq: 8, LastStamp: 800, FirstCommitTime: 699, LastCommitTime: 800, Up: vector("b", 3), Low: vector("b", 2),
-		ResumeLSN: 1<<34 + 48, Back: 12, Mark: Mark{XID: 789, Seq: 6}, SystemID: 1 << 62, Timeline: 1}, Body: b}
+		ResumeLSN: 1<<34 + 48, Back: 12, Mark: Mark{XID: 789, Seq: 6}, SystemID: 1 << 62, Timeline: 1, Standbys: "b1,b2"}, Body: b}
 }
 
 func TestFrameRoundTrip(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/rand"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -167,6 +168,23 @@ func quoteAll(s []string) []string {
 		q[i] = fmt.Sprintf("%q", s[i])
 	}
 	return q
+}
+
+// Reach lets the node's DSN lead to the first of these servers that is a primary. Its bridge must not run.
+func (n *Node) Reach(servers ...*pgcluster.Cluster) {
+	n.t.Helper()
+	var hosts, ports []string
+	for _, s := range servers {
+		u, err := url.Parse(s.SocketDSN("postgres"))
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		hosts, ports = append(hosts, u.Query().Get("host")), append(ports, u.Query().Get("port"))
+	}
+	query := url.Values{"host": {strings.Join(hosts, ",")}, "port": {strings.Join(ports, ",")}, "target_session_attrs": {"read-write"}}
+	u := url.URL{Scheme: "postgres", User: url.User(pgcluster.Superuser), Path: "/postgres", RawQuery: query.Encode()}
+	n.DSN = u.String()
+	n.writeConfig()
 }
 
 // Load reads the node's configuration.

@@ -153,15 +153,33 @@ func NewCluster(t testing.TB, major int, settings map[string]string) *pgcluster.
 func NewClusterOf(t testing.TB, major int, o pgcluster.Options) *pgcluster.Cluster {
 	t.Helper()
 	c := startCluster(t, o, major)
+	closeAtEnd(t, c)
+	return c
+}
+
+// NewStandby starts a physical standby of a cluster, for this test alone: pgcluster.StartStandby.
+func NewStandby(t testing.TB, primary *pgcluster.Cluster, slot string, settings map[string]string) *pgcluster.Cluster {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	c, err := pgcluster.StartStandby(ctx, primary, slot, "postgres", pgcluster.Options{Settings: settings})
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeAtEnd(t, c)
+	return c
+}
+
+// closeAtEnd stops the server at the end of the test, and shows its log if that has failed.
+func closeAtEnd(t testing.TB, c *pgcluster.Cluster) {
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("the log of PostgreSQL %d on port %d ends with\n%s", major, c.Port(), c.LogTail())
+			t.Logf("the log of PostgreSQL %d on port %d ends with\n%s", c.Install().Major, c.Port(), c.LogTail())
 		}
 		if err := c.Close(); err != nil {
-			t.Errorf("stop PostgreSQL %d: %v", major, err)
+			t.Errorf("stop PostgreSQL %d: %v", c.Install().Major, err)
 		}
 	})
-	return c
 }
 
 func startCluster(t testing.TB, o pgcluster.Options, major int) *pgcluster.Cluster {

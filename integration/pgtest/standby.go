@@ -76,3 +76,24 @@ func setStandbys(t testing.TB, dsn, names string) {
 	Exec(t, dsn, `ALTER SYSTEM SET synchronous_standby_names = '`+names+`'`)
 	Exec(t, dsn, `SELECT pg_reload_conf()`)
 }
+
+// Await waits until a query gives a value on a server that is no node's, such as a standby, and does something meanwhile.
+func Await(t testing.TB, dsn, sql, want string, meanwhile ...func()) {
+	t.Helper()
+	got := ""
+	for end := time.Now().Add(queryTimeout); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		for _, do := range meanwhile {
+			do()
+		}
+		if got = ValueShared(t, dsn, sql); got == want {
+			return
+		}
+	}
+	t.Fatalf("%s gives %s, not %s", sql, got, want)
+}
+
+// AwaitReplayed waits until a standby has replayed the WAL up to an LSN.
+func AwaitReplayed(t testing.TB, dsn, lsn string) {
+	t.Helper()
+	Await(t, dsn, `SELECT pg_last_wal_replay_lsn() >= '`+lsn+`'`, "t")
+}
