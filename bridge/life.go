@@ -34,6 +34,7 @@ type life struct {
 	peers      []*peer
 	relays     []*relay
 	conns      []*nats.Conn
+	lacking    map[string]bool // nodes that are known to lack what is gone; retain's
 }
 
 // run builds the parts in the order in which they need each other, and runs them.
@@ -265,6 +266,9 @@ func (l *life) openCapture(ctx context.Context) error {
 }
 
 func (l *life) restore(ctx context.Context) error {
+	if err := l.applier.Gists(ctx, l.capture.RestoreGist); err != nil {
+		return err
+	}
 	info, err := l.publisher.Info(ctx)
 	if err != nil {
 		return err
@@ -272,7 +276,8 @@ func (l *life) restore(ctx context.Context) error {
 	if info.Last < info.First {
 		return nil
 	}
-	err = l.publisher.Scan(ctx, info.First, info.Last, func(seq uint64, f *wire.Frame) error {
+	gone, _ := l.applier.Gone() // by the gists, if they have not come to go
+	err = l.publisher.Scan(ctx, max(info.First, gone), info.Last, func(seq uint64, f *wire.Frame) error {
 		l.outbox.note(seq, f)
 		return l.capture.Restore(f)
 	})
@@ -357,11 +362,12 @@ func (l *life) watchServer(ctx context.Context) error {
 // retain purges the own stream up to what every peer has seen and flushed (PROOF.md R22). That they have seen it
 // is known from transactions that were applied here asynchronously: those are flushed before anything goes. A
 // crash would otherwise take them back, and bring older ones again that an own delete beats which then stands
-// nowhere (R20).
+// nowhere (R20). Beyond stream.absent_bytes it does not wait for nodes that are away.
 func (l *life) retain(ctx context.Context) error {
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
 	var still standstill
+	l.lacking = names(l.applier.Lacking())
 	for {
 		select {
 		case <-tick.C:
@@ -369,7 +375,9 @@ func (l *life) retain(ctx context.Context) error {
 			return nil
 		}
 		l.capture.Forget(l.applier.Stable())
-		l.applier.Turn(l.outbox.lastTold())
+		away := l.neighbours.away(time.Now())
+		seq, low := l.outbox.lastTold()
+		l.applier.Turn(seq, low, away)
 		if below := l.outbox.below(l.applier.StableEverywhere(), l.applier.HoldLSN()); below > 0 {
 			if err := l.applier.Flush(ctx); err != nil {
 				return err
@@ -378,6 +386,7 @@ func (l *life) retain(ctx context.Context) error {
 				l.log.Warn("own stream cannot be purged", "err", err.Error())
 			}
 		}
+		l.letGo(ctx, away)
 		l.relieve(ctx, &still, l.applier.StableEverywhere())
 		if err := l.applier.NotePublished(ctx, l.outbox.durableSeq()); err != nil {
 			return err
