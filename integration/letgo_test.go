@@ -28,15 +28,15 @@ const letGoSchema = `CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u
 // step back.
 func TestNodeThatIsAwayIsLetGo(t *testing.T) {
 	t.Parallel()
-	for _, major := range []int{pgtest.Versions(t)[0], pgtest.Newest(t)} {
+	for _, major := range slices.Compact([]int{pgtest.Versions(t)[0], pgtest.Newest(t)}) {
 		t.Run(fmt.Sprint("pg", major), func(t *testing.T) {
 			c := cluster.New(t, cluster.Options{Own: true, Clocks: true, Majors: []int{major}, Processes: true, Config: letGoConfig(), Schema: letGoSchema,
-				Settings: map[string]string{"fsync": "off", "min_wal_size": "32MB", "max_wal_size": "64MB"}})
+				Settings: map[string]string{"fsync": "off"}})
 			a, b, d := c.Node("a"), c.Node("b"), c.Node("c")
 			a.Exec(`INSERT INTO t SELECT i, 'first' FROM generate_series(1, 100) i`)
 			a.Exec(`INSERT INTO u SELECT i, 'first' FROM generate_series(1, 30) i`)
 			c.WaitConverged()
-			cutOff(c, b)
+			separate(c, b)
 			c.Nodes = []*cluster.Node{a, d}
 
 			// From here on the stamps of a and c lie above their commit times.
@@ -51,17 +51,17 @@ func TestNodeThatIsAwayIsLetGo(t *testing.T) {
 			a.Exec(`TRUNCATE u`)
 			a.Exec(`INSERT INTO u SELECT i, 'a' FROM generate_series(1, 10) i`)
 			// What b's users do meanwhile is older than that, and newer.
-			for ahead, ids := range map[time.Duration]string{time.Hour: "id % 2 = 0", 3 * time.Hour: "id % 2 = 1"} {
+			for i, ahead := range []time.Duration{time.Hour, 3 * time.Hour} {
 				setClock(t, b, ahead)
-				b.Exec(`UPDATE t SET v = 'b' WHERE id <= 80 AND ` + ids)
-				b.Exec(`UPDATE u SET v = 'b' WHERE ` + ids)
+				b.Exec(`UPDATE t SET v = 'b' WHERE id <= 80 AND id % 2 = $1`, i)
+				b.Exec(`UPDATE u SET v = 'b' WHERE id % 2 = $1`, i)
 			}
 			b.AwaitStatus(func(r *cluster.Report) bool { return r.Publisher.DurableSeq == r.Seq && r.Seq > 0 })
 
 			written := 0
 			for round := range 4 {
 				for _, n := range c.Nodes {
-					written = fill(n, 20*round)
+					written = fillMore(n, 20*round)
 				}
 				for _, n := range c.Nodes {
 					awaitLetGo(t, n, b)
@@ -113,8 +113,8 @@ func requireRows(t *testing.T, n *cluster.Node, table, want string) {
 	}
 }
 
-// cutOff takes a node away from all others.
-func cutOff(c *cluster.Cluster, away *cluster.Node) {
+// separate takes a node away from all others.
+func separate(c *cluster.Cluster, away *cluster.Node) {
 	for _, n := range c.Nodes {
 		if n != away {
 			n.Links[away.Name].Cut()
@@ -130,8 +130,8 @@ func setClock(t *testing.T, n *cluster.Node, ahead time.Duration) {
 	}
 }
 
-// fill writes 20 MiB on a node, and returns how many there are then.
-func fill(n *cluster.Node, from int) int {
+// fillMore writes 20 MiB on a node, and returns how many there are then.
+func fillMore(n *cluster.Node, from int) int {
 	for i := range 10 {
 		n.Exec(fmt.Sprintf(`INSERT INTO big SELECT '%s', %d + k, decode(repeat(md5(k::text), 4096), 'hex') FROM generate_series(1, 32) k`, n.Name, 16*from+32*i))
 	}
@@ -151,7 +151,7 @@ func awaitLetGo(t *testing.T, n, away *cluster.Node) {
 			return x.Node == away.Name && x.Transactions > 0 && x.SeenSeq+x.Transactions == x.GoneSeq && !x.Since.IsZero()
 		})
 		alarm := slices.ContainsFunc(r.Alarms, func(a bridge.Alarm) bool { return a.Code == "node-let-go" && strings.Contains(a.Text, away.Name) })
-		return gone && alarm && len(r.LetGo) == 1 && r.Stream.Bytes <= 16*mib && r.Publisher.DurableSeq == r.Seq && r.Slot.WALHeldBytes < 40*mib
+		return gone && alarm && len(r.LetGo) == 1 && r.Stream.Bytes <= 16*mib && r.Publisher.DurableSeq == r.Seq && r.Slot.WALHeldBytes < 64*mib
 	})
 }
 
@@ -178,6 +178,8 @@ func TestNobodyIsLetGo(t *testing.T) {
 			c.WaitConverged()
 			hinder(t, c)
 			fillStream(a)
+			full := time.Now() // and for longer than a node must be silent
+			a.AwaitStatus(func(r *cluster.Report) bool { return r.At.Sub(full) > 5*failoverAfter })
 			if r := a.Status(); len(r.LetGo) > 0 || r.Stream.Bytes < 48*mib {
 				t.Errorf("stream of %d bytes, let go: %+v", r.Stream.Bytes, r.LetGo)
 			}
