@@ -182,3 +182,17 @@ func FuzzRestoreGist(f *testing.F) {
 		}
 	})
 }
+
+// TestLiftedStampsAreBounded: what was forgotten is unknown, and not taken for a stamp that was not lifted.
+func TestLiftedStampsAreBounded(t *testing.T) {
+	var l lifted
+	for i := range origin.Stamp(liftedLimit + 2) {
+		l.add(10+i, 1000+i, uint64(i)+1, nil, true)
+	}
+	if !l.unknown(10) || !l.unknown(11) || l.unknown(12) {
+		t.Error("of two that were forgotten the stamps count as known, or that of the next one as not known")
+	}
+	if l.forget(2); l.unknown(11) {
+		t.Error("what is stable counts as not known")
+	}
+}
