@@ -53,7 +53,7 @@ type WAL interface {
 type Streams interface {
 	// Reread calls fn for frames of o's stream, in order, among which are all that hold a part of o's
 	// transactions from seq after+1 to upTo. It waits for own ones that are not published yet. fn's error
-	// ends it.
+	// ends it. ErrGap: some of them are gone.
 	Reread(ctx context.Context, o origin.Origin, after, upTo uint64, fn func(f *wire.Frame) error) error
 }
 
@@ -149,6 +149,7 @@ type Applier struct {
 	owed     *owed
 	resends  *resender
 	start    origin.Vector // applied before this start
+	gone     letGone
 	wal      atomic.Pointer[WAL]
 	catalog  *catalog
 	conns    []*pgx.Conn
@@ -234,7 +235,10 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 	}
 	a.openMender()
 	a.start = a.progress.vector()
-	return a, a.loadTombstones(ctx)
+	if err := a.loadTombstones(ctx); err != nil {
+		return nil, err
+	}
+	return a, a.loadLetGo(ctx)
 }
 
 func (a *Applier) connect(ctx context.Context, what string, settings map[string]string) (*pgx.Conn, error) {

@@ -47,9 +47,12 @@ func (a *Applier) Seen(ctx context.Context, wal WAL) (origin.Vector, error) {
 // EverywhereSeq is the highest seq of another origin o that is stable at every node, by the last Turn: nobody needs it any more.
 func (a *Applier) EverywhereSeq(o origin.Origin) uint64 { return a.heard.everywhereOf(o) }
 
-// Turn works out what EverywhereSeq says. own is the last own transaction that is durable in the stream, and low what its
-// frame says that had been seen.
-func (a *Applier) Turn(own uint64, low origin.Vector) { a.heard.turn(own, low) }
+// EverywhereSeqBut is EverywhereSeq without the nodes that were away at the last Turn; 0 if none were, or no other one is left.
+func (a *Applier) EverywhereSeqBut(o origin.Origin) uint64 { return a.heard.everywhereOfBut(o) }
+
+// Turn works out what EverywhereSeq says, and EverywhereSeqBut. own is the last own transaction that is durable in the stream, and
+// low what its frame says that had been seen.
+func (a *Applier) Turn(own uint64, low origin.Vector, away []string) { a.heard.turn(own, low, away) }
 
 // Feed takes in one frame of o's transactions, in order: of its own stream, or of another node's that hands it on, of which
 // streamSeq is 0. It blocks while o's inbox is full. Only one goroutine may feed an origin.
@@ -139,13 +142,18 @@ func (a *Applier) Stable() origin.Vector {
 
 // StableEverywhere returns the highest own seq that is stable at every node: own frames up to it are not
 // needed any more.
-func (a *Applier) StableEverywhere() uint64 {
-	s := a.heard.everywhereSeq()
-	if s == math.MaxInt64 {
+func (a *Applier) StableEverywhere() uint64 { return a.inJournal(a.heard.everywhereSeq()) }
+
+// StableBut is StableEverywhere without the nodes that are away; 0 if no other one is left.
+func (a *Applier) StableBut(away []string) uint64 { return a.inJournal(a.heard.everywhereBut(away)) }
+
+// inJournal bounds a seq by what the journal, which reads own frames back, has taken in.
+func (a *Applier) inJournal(seq uint64) uint64 {
+	if seq == math.MaxInt64 {
 		return 0
 	}
-	if a.journal != nil { // which reads them back
-		s = min(s, a.journal.upTo())
+	if a.journal != nil {
+		seq = min(seq, a.journal.upTo())
 	}
-	return s
+	return seq
 }

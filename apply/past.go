@@ -22,7 +22,7 @@ const pastLimit = 4 << 20
 // that were applied or committed here (section 7), so the row's true version is the latest write of its key
 // that stands in a stream: the own one, and those of the other origins but the worker's, whose own
 // transactions come in order. Only what the worker's transactions do not cover is needed, and that has not
-// been purged anywhere (hearsay.everywhereSeq, turn).
+// been purged anywhere (hearsay.everywhereSeq, turn), but for a node that was away for too long (letgo.go).
 type past struct {
 	local *table
 	// It tells of the transactions behind from, up to to; own ones are among them.
@@ -120,9 +120,13 @@ func (c *carefulRun) recall(ctx context.Context, m *mapping, writers map[uint64]
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
+			mend := "bring that stream back, or UPDATE the table's rows here, so that they are the latest"
+			if errors.Is(err, ErrGap) {
+				mend = "they are gone from the streams, which nodes that are away were not to fill: UPDATE the table's rows here, so that they are the latest"
+			}
 			return &Blocked{Reason: fmt.Sprintf("who wrote rows of table %s is not known here any more (it was rewritten, their commit timestamps "+
-				"are gone, or transaction ids have come round), and transactions of %s must be read again to tell what transaction %d meets; "+
-				"bring that stream back, or UPDATE the table's rows here, so that they are the latest", m.local.quoted, e.Origin, c.t.Seq), Err: err}
+				"are gone, or transaction ids have come round), and transactions of %s must be read again to tell what transaction %d meets; %s",
+				m.local.quoted, e.Origin, c.t.Seq, mend), Err: err}
 		}
 	}
 	c.pasts[m.name()] = p

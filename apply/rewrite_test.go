@@ -2,6 +2,7 @@ package apply
 
 import (
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/pgbridge/pgbridge/integration/pgtest"
@@ -49,13 +50,15 @@ func TestRewriteWhileATransactionWaits(t *testing.T) {
 }
 
 // TestStableEverywhereAgainstHistory: three nodes hear of each other at random. What this node takes for stable
-// everywhere, no node may still meet a transaction of a third one that had not seen it.
+// everywhere, no node may still meet a transaction of a third one that had not seen it. What it takes for stable but for nodes that
+// are away, no other node may that of another one.
 func TestStableEverywhereAgainstHistory(t *testing.T) {
 	t.Parallel()
 	own, nodes := origin.Origin{Node: "own"}, []origin.Origin{{Node: "p"}, {Node: "q"}, {Node: "r"}}
-	var highest uint64
+	var highest, highestBut uint64
 	for seed := range uint64(200) {
 		r := rand.New(rand.NewPCG(seed, 1))
+		away := []string{"p", "q", "r"}[:seed%4]
 		h := newHearsay(own, nodes)
 		type frame struct {
 			seq uint64
@@ -91,27 +94,39 @@ func TestStableEverywhereAgainstHistory(t *testing.T) {
 			applied[n] = v
 			everywhere := h.everywhereSeq()
 			highest = max(highest, everywhere)
-			for _, at := range nodes {
-				if everywhere > applied[at].Seq(own) {
-					t.Fatalf("seed %d: %d counts as stable, %s has applied %d", seed, everywhere, at, applied[at].Seq(own))
-				}
-				for _, third := range nodes {
-					for _, f := range streams[third] {
-						if third != at && f.seq > applied[at].Seq(third) && !f.low.Covers(own, everywhere) {
-							t.Fatalf("seed %d: %d counts as stable, %s has yet to meet %s:%d, which had seen %s", seed, everywhere, at, third, f.seq, f.low)
+			check := func(everywhere uint64, nodes []origin.Origin) {
+				for _, at := range nodes {
+					if everywhere > applied[at].Seq(own) {
+						t.Fatalf("seed %d: %d counts as stable, %s has applied %d", seed, everywhere, at, applied[at].Seq(own))
+					}
+					for _, third := range nodes {
+						for _, f := range streams[third] {
+							if third != at && f.seq > applied[at].Seq(third) && !f.low.Covers(own, everywhere) {
+								t.Fatalf("seed %d: %d counts as stable, %s has yet to meet %s:%d, which had seen %s", seed, everywhere, at, third, f.seq, f.low)
+							}
 						}
 					}
 				}
 			}
+			check(everywhere, nodes)
+			but := h.everywhereBut(away)
+			if but < everywhere && len(away) < len(nodes) || but > 0 && len(away) == len(nodes) {
+				t.Fatalf("seed %d: %d counts as stable, but for %s %d", seed, everywhere, away, but)
+			}
+			check(but, nodes[len(away):])
+			if len(away) > 0 {
+				highestBut = max(highestBut, but)
+			}
 		}
 	}
-	if highest == 0 {
-		t.Error("nothing ever counted as stable")
+	if highest == 0 || highestBut <= highest {
+		t.Errorf("%d counted as stable at most, without nodes that are away %d", highest, highestBut)
 	}
 }
 
 // TestOthersAreStableEverywhereAgainstHistory: four nodes, of which one works out what it need not keep any more of what the others
-// wrote. No node may still meet a transaction of any whose author had not seen that.
+// wrote. No node may still meet a transaction of any whose author had not seen that. Without the nodes that are away, which change,
+// that holds for the others.
 func TestOthersAreStableEverywhereAgainstHistory(t *testing.T) {
 	t.Parallel()
 	own := origin.Origin{Node: "own"}
@@ -121,9 +136,10 @@ func TestOthersAreStableEverywhereAgainstHistory(t *testing.T) {
 		seq uint64
 		low origin.Vector
 	}
-	var highest uint64
+	var highest, highestBut uint64
 	for seed := range uint64(200) {
 		r := rand.New(rand.NewPCG(seed, 2))
+		var away []string
 		h := newHearsay(own, others)
 		applied := map[origin.Origin]origin.Vector{} // by node
 		streams := map[origin.Origin][]frame{}
@@ -153,13 +169,14 @@ func TestOthersAreStableEverywhereAgainstHistory(t *testing.T) {
 			}
 			if s := streams[own]; len(s) > 0 && r.IntN(4) == 0 {
 				f := s[r.IntN(len(s))] // the last durable one
-				h.turn(f.seq, f.low)
+				if r.IntN(20) == 0 {
+					away = []string{"p", "q", "r"}[r.IntN(3):][:r.IntN(2)]
+				}
+				h.turn(f.seq, f.low, away)
 			}
-			for _, o := range others {
-				everywhere := h.everywhereOf(o)
-				highest = max(highest, everywhere)
-				for _, at := range all {
-					for _, author := range all {
+			check := func(o origin.Origin, everywhere uint64, nodes []origin.Origin) {
+				for _, at := range nodes {
+					for _, author := range nodes {
 						for _, f := range streams[author] {
 							if author != o && author != at && f.seq > applied[at].Seq(author) && !f.low.Covers(o, everywhere) {
 								t.Fatalf("seed %d: %s:%d counts as stable, %s has yet to meet %s:%d, which had seen %s", seed, o.Node, everywhere, at, author, f.seq, f.low)
@@ -168,10 +185,17 @@ func TestOthersAreStableEverywhereAgainstHistory(t *testing.T) {
 					}
 				}
 			}
+			present := slices.DeleteFunc(slices.Clone(all), func(o origin.Origin) bool { return slices.Contains(h.present.away, o.Node) })
+			for _, o := range others {
+				everywhere, but := h.everywhereOf(o), h.everywhereOfBut(o)
+				check(o, everywhere, all)
+				check(o, but, present)
+				highest, highestBut = max(highest, everywhere), max(highestBut, but)
+			}
 		}
 	}
-	if highest == 0 {
-		t.Error("nothing ever counted as stable")
+	if highest == 0 || highestBut <= highest {
+		t.Errorf("%d counted as stable at most, without nodes that are away %d", highest, highestBut)
 	}
 }
 

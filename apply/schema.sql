@@ -37,6 +37,18 @@ CREATE TABLE IF NOT EXISTS pgbridge.tombstone (
 );
 ALTER TABLE pgbridge.tombstone ALTER COLUMN keys SET STORAGE EXTERNAL;
 
+-- What own frames said that have gone from the stream though nodes which are away lack them (capture/gist.go), but for what they
+-- deleted, which is in pgbridge.tombstone. Until every node has seen it.
+CREATE TABLE IF NOT EXISTS pgbridge.let_go (
+    stream_seq bigint      PRIMARY KEY,      -- below this the frames are gone
+    seq        bigint      NOT NULL,         -- the last own transaction in them
+    stamp      bigint      NOT NULL,
+    at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    nodes      text[]      NOT NULL,         -- those that lack some of it
+    seen       bigint[]    NOT NULL,         -- and up to which own transaction each had seen them
+    gist       bytea       NOT NULL
+);
+
 -- The rows' own stamps where several remote transactions of one origin were applied as one, which bears the last one's.
 CREATE TABLE IF NOT EXISTS pgbridge.bundle (
     id     int         NOT NULL,             -- of the origin, as in position

@@ -38,7 +38,7 @@ func (n *simNode) giveUp() {
 	if n.w.s.Links == nil {
 		return
 	}
-	n.heard.turn(n.seq, n.told)
+	n.heard.turn(n.seq, n.told, nil)
 	for p, q := range n.w.nodes {
 		if p == n.id {
 			continue

@@ -34,6 +34,7 @@ type life struct {
 	peers      []*peer
 	relays     []*relay
 	conns      []*nats.Conn
+	lacking    map[string]bool // nodes that are known to lack what is gone; retain's
 }
 
 // run builds the parts in the order in which they need each other, and runs them.
@@ -275,6 +276,9 @@ func (l *life) openCapture(ctx context.Context) error {
 }
 
 func (l *life) restore(ctx context.Context) error {
+	if err := l.applier.Gists(ctx, l.capture.RestoreGist); err != nil {
+		return err
+	}
 	info, err := l.publisher.Info(ctx)
 	if err != nil {
 		return err
@@ -282,7 +286,8 @@ func (l *life) restore(ctx context.Context) error {
 	if info.Last < info.First {
 		return nil
 	}
-	err = l.publisher.Scan(ctx, info.First, info.Last, func(seq uint64, f *wire.Frame) error {
+	gone, _ := l.applier.Gone() // by the gists, if they have not come to go
+	err = l.publisher.Scan(ctx, max(info.First, gone), info.Last, func(seq uint64, f *wire.Frame) error {
 		l.outbox.note(seq, f)
 		return l.capture.Restore(f)
 	})
@@ -368,12 +373,13 @@ func (l *life) watchServer(ctx context.Context) error {
 // is known from transactions that were applied here asynchronously: those are flushed before anything goes. A
 // crash would otherwise take them back, and bring older ones again that an own delete beats which then stands
 // nowhere (R20). Nor does anything go before the standbys have that, without which nothing is shown to others: the one that
-// takes over would take it back just so.
+// takes over would take it back just so. Beyond stream.absent_bytes it does not wait for nodes that are away.
 func (l *life) retain(ctx context.Context) error {
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
 	var still standstill
-	var due purge
+	var due, letGo purge
+	l.lacking = names(l.applier.Lacking())
 	for {
 		select {
 		case <-tick.C:
@@ -381,10 +387,13 @@ func (l *life) retain(ctx context.Context) error {
 			return nil
 		}
 		l.capture.Forget(l.applier.Stable())
-		l.applier.Turn(l.outbox.lastTold())
+		away := l.neighbours.away(time.Now())
+		seq, low := l.outbox.lastTold()
+		l.applier.Turn(seq, low, away)
 		if err := l.purge(ctx, &due); err != nil {
 			return err
 		}
+		l.letGo(ctx, away, &letGo)
 		l.relieve(ctx, &still, l.applier.StableEverywhere())
 		if err := l.applier.NotePublished(ctx, l.outbox.durableSeq()); err != nil {
 			return err
@@ -408,12 +417,18 @@ func (l *life) purge(ctx context.Context, due *purge) error {
 		}
 		*due = purge{below, lsn}
 	}
-	if s := l.capture.Standbys(); s.Failover && s.Names != "" && s.LSN < due.lsn {
-		return nil
-	}
-	if err := l.publisher.Purge(ctx, due.below); err != nil && ctx.Err() == nil {
+	if _, err := l.purgeDue(ctx, due); err != nil && ctx.Err() == nil {
 		l.log.Warn("own stream cannot be purged", "err", err.Error())
 	}
-	*due = purge{}
 	return nil
+}
+
+// purgeDue reports whether the standbys have what is wanted; then what is due is purged.
+func (l *life) purgeDue(ctx context.Context, due *purge) (bool, error) {
+	if s := l.capture.Standbys(); s.Failover && s.Names != "" && s.LSN < due.lsn {
+		return false, nil
+	}
+	below := due.below
+	*due = purge{}
+	return true, l.publisher.Purge(ctx, below)
 }

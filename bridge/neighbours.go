@@ -66,10 +66,31 @@ func (n *neighbours) alarms() (all []Alarm) {
 		if n.ways[node].Lost {
 			all = append(all, Alarm{Code: "node-unreached", Severity: SeverityWarning,
 				Text: fmt.Sprintf("node %s has not been heard of for topology.failover_after of %s, by no way, and is routed around", node, n.cfg.Topology.FailoverAfter),
-				Mend: "let its bridge run and be reached; what it lacks is kept for it meanwhile, by the brokers of the others"})
+				Mend: "let its bridge run and be reached; what it lacks is kept for it meanwhile, by the brokers of the others, up to stream.absent_bytes"})
 		}
 	}
 	return all
+}
+
+// awayAfter is for how many times topology.failover_after a node must have been silent to count as away: one that flaps, or whose
+// bridge is started again, is not.
+const awayAfter = 3
+
+// away returns the nodes that have been silent for so long, by all ways, sorted. None if dead nodes are not routed around: nobody
+// knows then.
+func (n *neighbours) away(now time.Time) (nodes []string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.view == nil {
+		return nil
+	}
+	for node, last := range n.view.Away(now) {
+		if now.Sub(last) > awayAfter*n.cfg.Topology.FailoverAfter {
+			nodes = append(nodes, node)
+		}
+	}
+	slices.Sort(nodes)
+	return nodes
 }
 
 // stays returns when what o writes is to be read in another way, or ctx ends.

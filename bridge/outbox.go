@@ -80,11 +80,34 @@ func (o *outbox) note(seq uint64, f *wire.Frame) {
 func (o *outbox) below(stable, hold uint64) uint64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	return o.forget(o.settled(stable, hold))
+}
+
+// toward is below, but goes no further than to the first place at or behind want that is known.
+func (o *outbox) toward(want, stable, hold uint64) uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	most := o.settled(stable, hold)
+	n := min(2, most)
+	for n < most && o.frames[n-1].resume < want {
+		n++
+	}
+	return o.forget(n)
+}
+
+// settled is how many frames from the first one on hold nothing but what is stable, and no local delete from hold on; mu is held.
+func (o *outbox) settled(stable, hold uint64) int {
 	n := 0
 	for n < len(o.frames) && o.frames[n].last <= stable && (hold == 0 || o.frames[n].lsn <= hold) {
 		n++
 	}
-	if n < 2 { // keep the frame of the last stable transaction itself
+	return n
+}
+
+// forget forgets all but the last of n frames, and returns where reading begins behind that one: it has the last stable
+// transaction itself. mu is held.
+func (o *outbox) forget(n int) uint64 {
+	if n < 2 {
 		return 0
 	}
 	o.frames = o.frames[n-1:]

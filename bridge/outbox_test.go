@@ -31,3 +31,27 @@ func TestPurgeKeepsWhatARestartNeeds(t *testing.T) {
 		}
 	}
 }
+
+// TestLettingGoStopsWhereItMay: ten frames of one transaction each, of which every second one is known.
+func TestLettingGoStopsWhereItMay(t *testing.T) {
+	for _, x := range []struct {
+		name               string
+		want, stable, hold uint64
+		below              uint64
+	}{
+		{"the first place that is known behind the one that is wanted", 4, 9, 0, 5},
+		{"that one itself", 5, 9, 0, 5},
+		{"no further than what others have", 9, 5, 0, 5},
+		{"no further than a delete that is held", 9, 9, 350, 3},
+		{"nothing is stable", 4, 0, 0, 0},
+		{"the frame of the last stable transaction stays", 4, 1, 0, 0},
+	} {
+		o := &outbox{}
+		for i := uint64(1); i <= 10; i += 2 {
+			o.note(i, &wire.Frame{Header: wire.Header{LastSeq: i, ResumeLSN: 100 * i}})
+		}
+		if got := o.toward(x.want, x.stable, x.hold); got != x.below {
+			t.Errorf("%s: everything below frame %d goes; want %d", x.name, got, x.below)
+		}
+	}
+}

@@ -299,7 +299,7 @@ func (p *places) oldest(back uint64) uint64 {
 	return (*p)[0].ours
 }
 
-// retain forgets what every node has.
+// retain forgets what every node has, and beyond stream.absent_bytes what only those lack that are away.
 func (r *relay) retain(ctx context.Context) error {
 	tick := time.NewTicker(relayPurge)
 	defer tick.Stop()
@@ -313,7 +313,7 @@ func (r *relay) retain(ctx context.Context) error {
 		if err := r.limit(ctx); err != nil && ctx.Err() == nil {
 			r.log.Warn("frames that were handed on cannot be purged", "origin", r.origin.String(), "err", err.Error())
 		}
-		stable := min(r.applier.EverywhereSeq(r.origin), r.upTo())
+		stable := min(max(r.applier.EverywhereSeq(r.origin), r.mayGo(ctx)), r.upTo())
 		if stable == purged {
 			continue
 		}
@@ -328,6 +328,53 @@ func (r *relay) retain(ctx context.Context) error {
 			r.log.Warn("frames that were handed on cannot be purged", "origin", r.origin.String(), "err", err.Error())
 		}
 	}
+}
+
+// mayGo is up to which transaction frames may go though nodes that are away lack them; 0 while the stream is small enough. They stay
+// as long as the node that they came from has them, and so its author: when that one's broker loses its disk, its stream is made
+// again out of this one, and must hold what the author has not noted of its own frames (letgo.go).
+func (r *relay) mayGo(ctx context.Context) uint64 {
+	seq := r.applier.EverywhereSeqBut(r.origin)
+	if seq == 0 || r.cfg.Stream.AbsentBytes == 0 {
+		return 0
+	}
+	info, err := r.pub.Info(ctx)
+	if err != nil || surplus(info, uint64(r.cfg.Stream.AbsentBytes), true) == 0 {
+		return 0
+	}
+	gone, err := r.goneBefore(ctx)
+	if err != nil && ctx.Err() == nil {
+		r.log.Debug("it is not known what is gone where frames come from", "origin", r.origin.String(), "err", err.Error())
+	}
+	return min(seq, gone)
+}
+
+// goneBefore is up to which transaction they are gone from the stream that is read.
+func (r *relay) goneBefore(ctx context.Context) (uint64, error) {
+	for _, p := range r.peers {
+		at := p.at.Load()
+		if p.relay != r || at == nil || !at.nc.IsConnected() {
+			continue
+		}
+		// A reader of its own: the peer's is reading.
+		reader, err := stream.NewReader(at.nc, stream.ReaderOptions{Cluster: r.cfg.Cluster, Sender: at.name, Origin: r.origin.Node, Logger: r.log})
+		if err != nil {
+			return 0, err
+		}
+		first, last, _, err := reader.Info(ctx)
+		if err != nil || last < first {
+			return 0, err
+		}
+		f, err := reader.Get(ctx, first)
+		switch {
+		case err != nil:
+			return 0, err
+		case f.FirstSeq == 0: // it holds no transaction's end
+			return f.LastSeq, nil
+		}
+		return f.FirstSeq - 1, nil
+	}
+	return 0, nil
 }
 
 // limit keeps the stream below stream.max_bytes, which the broker is not told: it would set as much disk aside for each such

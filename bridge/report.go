@@ -26,6 +26,9 @@ type Report struct {
 	// Owed is how many rows wait for the node that wrote them to write them again, with large values that an update left alone.
 	Owed int `json:"owed"`
 
+	// LetGo are the nodes that were away for too long, by name: what they lack is gone from the own stream.
+	LetGo []LetGoReport `json:"let_go,omitempty"`
+
 	Links  []LinkReport `json:"links"`  // one per node that is read from, by name
 	Alarms []Alarm      `json:"alarms"` // what a person should look at, gravest first
 }
@@ -62,6 +65,15 @@ type StreamReport struct {
 	LimitBytes     uint64 `json:"limit_bytes"`      // in force; 0: no limit
 	FirstStreamSeq uint64 `json:"first_stream_seq"` // frames; 0 while there is none
 	LastStreamSeq  uint64 `json:"last_stream_seq"`
+}
+
+// LetGoReport is a node that lacks own transactions which are gone from the own stream, and so must get the rows from others.
+type LetGoReport struct {
+	Node         string    `json:"node"`
+	SeenSeq      uint64    `json:"seen_seq"`     // it has told of having seen own transactions up to this one
+	GoneSeq      uint64    `json:"gone_seq"`     // those up to this one are gone
+	Transactions uint64    `json:"transactions"` // in between
+	Since        time.Time `json:"since"`
 }
 
 // LinkReport is how far another node's transactions have come here.

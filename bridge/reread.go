@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/pgbridge/pgbridge/apply"
 	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/stream"
 	"github.com/pgbridge/pgbridge/wire"
@@ -55,6 +56,8 @@ func (s streams) Reread(ctx context.Context, o origin.Origin, after, upTo uint64
 		return fmt.Errorf("stream of %s ends before transaction %d", o.Node, upTo)
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
+	case errors.Is(err, stream.ErrGap):
+		return fmt.Errorf("%w: %w", apply.ErrGap, err)
 	}
 	return err
 }
@@ -71,6 +74,9 @@ func (s streams) rereadOwn(ctx context.Context, after, upTo uint64, take func(*w
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
+	}
+	if _, gone := s.applier.Gone(); after < gone {
+		return fmt.Errorf("own transactions up to %d were let go: %w", gone, stream.ErrGap)
 	}
 	from := s.outbox.behind(after)
 	if from == 0 {

@@ -137,6 +137,10 @@ func (b *bridge) report(ctx context.Context) *Report {
 	}
 	r.Alarms = append(r.Alarms, l.topologyAlarms()...)
 	r.Alarms = append(r.Alarms, l.neighbours.alarms()...)
+	r.LetGo = l.reportLetGo()
+	for i := range r.LetGo {
+		r.Alarms = append(r.Alarms, letGoAlarm(&r.LetGo[i]))
+	}
 	for _, x := range l.relays {
 		if a := x.alarm(); a != nil {
 			r.Alarms = append(r.Alarms, *a)

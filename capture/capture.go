@@ -40,7 +40,7 @@ func New(opts Options, pub Publisher, del Deletes, tail *wire.Frame) (*Capture, 
 		deps:   1, runs: map[uint32]*run{}, relations: map[uint32]*relation{}, types: map[uint32]typeName{},
 	}
 	c.tagger.txn.graves.dir = opts.SpoolDir
-	c.restore = newRestorer(c)
+	c.restore = newRestorer(&c.opts, del, c.state)
 	if tail != nil && tail.ResumeLSN != 0 {
 		c.tagger.resume(&tail.Header)
 		c.state.guard.resume(tail.Standbys)
@@ -136,8 +136,11 @@ func (c *Capture) Hasten() {
 
 // Wrote reports whether a local transaction with that commit time was captured, of those that are not stable
 // yet. Once capture has passed its commit, a row version with another commit time is either older or was
-// never captured (PROOF.md R15).
-func (c *Capture) Wrote(commitTime origin.Stamp) bool { return c.state.written.has(commitTime) }
+// never captured (PROOF.md R15). One whose stamp is not remembered, for lack of room, counts as not captured: the stream says what
+// it is.
+func (c *Capture) Wrote(commitTime origin.Stamp) bool {
+	return c.state.written.has(commitTime) && !c.state.lifted.unknown(commitTime)
+}
 
 // Captured returns the seq of the last local transaction that has been read.
 func (c *Capture) Captured() uint64 { return c.state.written.captured() }

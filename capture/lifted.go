@@ -21,6 +21,9 @@ type lifted struct {
 	entries []liftedEntry // oldest first; guarded by mu
 	gone    uint64        // entries that were dropped off the front: entry i of all is entries[i-gone]
 	keys    int           // all entries' keys together
+	// lost has the highest commit time and the last seq of the entries that went for lack of room; seq 0: none did. Of what
+	// committed up to then, the index does not know the stamp.
+	lost liftedEntry
 	// last holds, for each commit time, 1 + the number of its last entry; entries link back.
 	last map[origin.Stamp]uint64
 }
@@ -42,6 +45,8 @@ func (l *lifted) add(commitTime, stamp origin.Stamp, seq uint64, keys []wire.Key
 		l.last = map[origin.Stamp]uint64{}
 	}
 	for len(l.entries) >= liftedLimit || l.keys > liftedKeysLimit && len(l.entries) > 0 {
+		e := &l.entries[0]
+		l.lose(e.commitTime, e.seq)
 		l.drop()
 		lost++
 	}
@@ -53,6 +58,21 @@ func (l *lifted) add(commitTime, stamp origin.Stamp, seq uint64, keys []wire.Key
 	l.entries = append(l.entries, e)
 	l.last[commitTime] = l.gone + uint64(len(l.entries))
 	return lost
+}
+
+// lose notes that entries up to a seq are not known any more; mu is held.
+func (l *lifted) lose(commitTime origin.Stamp, seq uint64) {
+	if l.lost.seq != 0 {
+		commitTime = max(commitTime, l.lost.commitTime)
+	}
+	l.lost.commitTime, l.lost.seq = commitTime, max(seq, l.lost.seq)
+}
+
+// unknown reports whether the stamp of a transaction with that commit time may have gone for lack of room.
+func (l *lifted) unknown(commitTime origin.Stamp) bool {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.lost.seq != 0 && commitTime <= l.lost.commitTime
 }
 
 // drop forgets the oldest entry; mu is held.
@@ -73,6 +93,9 @@ func (l *lifted) forget(seq uint64) {
 	defer l.mu.Unlock()
 	for len(l.entries) > 0 && l.entries[0].seq <= seq {
 		l.drop()
+	}
+	if l.lost.seq <= seq {
+		l.lost = liftedEntry{}
 	}
 }
 

@@ -35,6 +35,11 @@ func (m *marks) add(x wire.Mark, up origin.Vector) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.addFull(fullMark{x, up})
+	m.addShort(x)
+}
+
+// addShort and addFull need mu held.
+func (m *marks) addShort(x wire.Mark) {
 	if n := len(m.list); n > 0 {
 		last := &m.list[n-1]
 		if x.XID <= last.XID || x.Seq < last.Seq {

@@ -35,12 +35,12 @@ type restorer struct {
 	touched   touched
 }
 
-func newRestorer(c *Capture) *restorer {
-	r := &restorer{opts: &c.opts, del: c.tagger.del, state: c.state,
-		hashes: newHashes(c.opts.Logger),
+func newRestorer(o *Options, del Deletes, s *state) *restorer {
+	r := &restorer{opts: o, del: del, state: s,
+		hashes: newHashes(o.Logger),
 		tables: map[string]*Table{}, runs: map[uint64]*restoring{}, relations: map[uint32]*Table{}}
 	r.hashes.ask = r.ask
-	r.touched.graves.dir = c.opts.SpoolDir
+	r.touched.graves.dir = o.SpoolDir
 	return r
 }
 

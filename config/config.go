@@ -81,6 +81,8 @@ type Embedded struct {
 type Stream struct {
 	// MaxBytes is what the stream may hold before capture pauses.
 	MaxBytes Size
+	// AbsentBytes is what the stream may hold for nodes that are away; 0: as much as for others.
+	AbsentBytes Size
 	// Compression of frame bodies: "none" or "zstd".
 	Compression string
 }

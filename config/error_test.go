@@ -170,6 +170,8 @@ func TestWrongTogether(t *testing.T) {
 			`--set: capture.frame_bytes: 1MiB does not fit into nats.embedded.max_payload (1MiB) with 64KiB to spare; lower the first or raise the second`},
 		{"stream above store", map[string]string{"nats.embedded.max_store": "1GiB"},
 			`FILE: stream.max_bytes: 8GiB is more than nats.embedded.max_store (1GiB); lower the first or raise the second`},
+		{"more for those away than for all", map[string]string{"stream.absent_bytes": "9GiB"},
+			`--set: stream.absent_bytes: 9GiB is more than stream.max_bytes (8GiB); lower the first or raise the second`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			path := write(t, "pgbridge.yaml", tenLines)

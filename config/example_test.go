@@ -122,6 +122,8 @@ func writeExample(b *strings.Builder, k key, last string, depth int) {
 		text = "/var/lib/pgbridge/a"
 	case k.name == "nats.embedded.listen":
 		text = "127.0.0.1:4222"
+	case k.name == "stream.absent_bytes":
+		text = "4GiB"
 	}
 	switch k.field(new(Config)).(type) {
 	case *map[string]string:

@@ -116,7 +116,12 @@ func (l *loader) readOverrides() {
 func (l *loader) decode() *Config {
 	cfg := new(Config)
 	for _, k := range keys() {
-		err := decode(k.field(cfg), l.viper.Get(k.name))
+		raw := l.viper.Get(k.name)
+		if size, ok := k.field(cfg).(*Size); ok && k.derived != "" && raw == "" {
+			*size = derived
+			continue
+		}
+		err := decode(k.field(cfg), raw)
 		if err != nil && !l.wrong[k.name] {
 			l.refuse(k.name, err.Error())
 		}

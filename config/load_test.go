@@ -52,7 +52,7 @@ func TestTenLinesAreEnough(t *testing.T) {
 		Topology: Topology{Kind: "mesh", FailoverAfter: 10 * time.Second, Nodes: map[string]string{
 			"a": "nats://127.0.0.1:4222", "b": "nats://127.0.0.1:4223", "c": "nats://127.0.0.1:4224"}},
 		NATS:    NATS{Embedded: Embedded{Listen: "127.0.0.1:4222", Sync: "always", MaxStore: 10 * GiB, MaxPayload: MiB}},
-		Stream:  Stream{MaxBytes: 8 * GiB, Compression: "none"},
+		Stream:  Stream{MaxBytes: 8 * GiB, AbsentBytes: 4 * GiB, Compression: "none"},
 		Capture: Capture{FrameBytes: 256 * KiB, Linger: 5 * time.Millisecond, StatusInterval: 10 * time.Second},
 		Apply: Apply{BatchTransactions: 256, BatchBytes: MiB, Ahead: true, ConflictRetention: 30 * 24 * time.Hour, ConflictRows: 1_000_000,
 			SpoolLimit: 10 * GiB, MaxClockSkew: time.Minute},
@@ -87,7 +87,7 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 		"topology.kind": "graph", "topology.links": "a-b", "topology.failover_after": "3s", "topology.nodes": "a=nats://10.0.0.1:4222,b=nats://10.0.0.2:4222",
 		"nats.embedded.listen": "0.0.0.0:4222", "nats.embedded.allow_plaintext": "true", "nats.embedded.sync": "interval",
 		"nats.embedded.max_store": "1GiB", "nats.embedded.max_payload": "2MiB", "nats.token_file": token,
-		"stream.max_bytes": "512MiB", "stream.compression": "zstd",
+		"stream.max_bytes": "512MiB", "stream.absent_bytes": "0", "stream.compression": "zstd",
 		"capture.frame_bytes": "1MiB", "capture.linger": "1ms", "capture.status_interval": "2s",
 		"apply.batch_transactions": "3", "apply.batch_bytes": "2MiB", "apply.ahead": "false", "apply.conflict_retention": "1d", "apply.conflict_rows": "4",
 		"apply.spool_limit": "5GiB", "apply.max_clock_skew": "6s", "conflict.default": "last_writer_wins",

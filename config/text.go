@@ -12,6 +12,9 @@ import (
 // Size is a number of bytes, written with a unit: "256KiB", "10GiB".
 type Size int64
 
+// derived stands for a size that was not given, until derive works it out.
+const derived Size = -1
+
 // The units of a [Size].
 const (
 	KiB Size = 1 << 10

@@ -23,6 +23,9 @@ func (c *Config) derive() {
 	if c.DataDir == "" && c.Node != "" {
 		c.DataDir = "/var/lib/pgbridge/" + c.Node
 	}
+	if c.Stream.AbsentBytes == derived {
+		c.Stream.AbsentBytes = c.Stream.MaxBytes / 2
+	}
 	if own, err := url.Parse(c.Topology.Nodes[c.Node]); err == nil && c.Embedded() && c.NATS.Embedded.Listen == "" {
 		c.NATS.Embedded.Listen = hostPort(own)
 	}
@@ -246,6 +249,9 @@ const frameRoom = 64 * KiB
 
 // checkSizes checks the sizes that limit each other.
 func (c *Config) checkSizes(ps *problems) {
+	if absent, stream := c.Stream.AbsentBytes, c.Stream.MaxBytes; stream > 0 && absent > stream {
+		ps.add("stream.absent_bytes", "%s is more than stream.max_bytes (%s); lower the first or raise the second", absent, stream)
+	}
 	if !c.Embedded() {
 		return // the external server's limits are not ours to know here
 	}

@@ -155,6 +155,21 @@ func (v *View) alive(node string, now time.Time) bool {
 	return now.Sub(k.at) <= v.after
 }
 
+// Away returns the nodes that are not alive, and when each was heard of last.
+func (v *View) Away(now time.Time) map[string]time.Time {
+	away := map[string]time.Time{}
+	for _, node := range v.graph.nodes {
+		if v.alive(node, now) {
+			continue
+		}
+		away[node] = v.began
+		if k := v.known[node]; k != nil {
+			away[node] = k.at
+		}
+	}
+	return away
+}
+
 // from reports whether node a hears node b, as far as is known.
 func (v *View) from(a, b string, now time.Time) bool {
 	expected := slices.Contains(v.graph.near[a], b)

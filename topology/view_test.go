@@ -387,3 +387,22 @@ func TestViewsAgree(t *testing.T) {
 		}
 	}
 }
+
+// TestViewKnowsWhoIsAway: a node is away when nothing was heard of it for a while, directly or by others, and from its last hello on.
+func TestViewKnowsWhoIsAway(t *testing.T) {
+	began := time.Date(2026, 11, 29, 0, 0, 0, 0, time.UTC)
+	at := func(s int) time.Time { return began.Add(time.Duration(s) * time.Second) }
+	v := NewView("a", named(KindMesh, 4, ""), 10*time.Second, began)
+	if away := v.Away(at(9)); len(away) != 0 {
+		t.Errorf("%v are away before they may have been heard", away)
+	}
+	v.Hear(&Hello{State: State{Node: "b", Life: 1, N: 1}, Others: []State{{Node: "c", Life: 1, N: 1}}}, at(5))
+	v.Hear(&Hello{State: State{Node: "b", Life: 1, N: 2}}, at(12))
+	if away, want := v.Away(at(16)), map[string]time.Time{"c": at(5), "d": began}; !maps.Equal(away, want) {
+		t.Errorf("%v are away, want %v", away, want)
+	}
+	v.Hear(&Hello{State: State{Node: "b", Life: 1, N: 3}, Others: []State{{Node: "c", Life: 1, N: 2}}}, at(17))
+	if away, want := v.Away(at(18)), map[string]time.Time{"d": began}; !maps.Equal(away, want) {
+		t.Errorf("%v are away when one is back, want %v", away, want)
+	}
+}

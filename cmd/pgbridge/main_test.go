@@ -299,6 +299,7 @@ func TestReport(t *testing.T) {
 		Publisher: bridge.PublisherReport{State: "away", FramesInFlight: 2, DurableSeq: 1202,
 			Waiting: "connect nats://127.0.0.1:4222: connection refused; start the server or correct nats.url"},
 		Stream: bridge.StreamReport{Stream: "PGB_shop_a", Bytes: 3_250_000, LimitBytes: 8 << 30, FirstStreamSeq: 1, LastStreamSeq: 345}, Quarantined: 3, Owed: 2,
+		LetGo: []bridge.LetGoReport{{Node: "d", SeenSeq: 100, GoneSeq: 340, Transactions: 240, Since: at.Add(-time.Hour)}},
 		Links: []bridge.LinkReport{
 			{Link: "b", URL: "nats://10.0.0.2:4222", Origin: "b", State: "connected", AppliedSeq: 1190, AppliedStamp: at, ReceivedSeq: 1192, LagSeconds: 0.21},
 			{Link: "c", URL: "nats://10.0.0.3:4222", Origin: "c", State: "waiting", AppliedSeq: 100002, AppliedStamp: at.Add(-5 * time.Minute),

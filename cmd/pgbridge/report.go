@@ -42,6 +42,10 @@ func writeOwn(b *strings.Builder, r *bridge.Report) {
 	}
 	t.row("stream", streamFill(r.Stream), fmt.Sprintf("%s: frames %d to %d",
 		orDash(r.Stream.Stream), r.Stream.FirstStreamSeq, r.Stream.LastStreamSeq))
+	for _, n := range r.LetGo {
+		t.row("let go", n.Node, fmt.Sprintf("lacks %d transactions, %d to %d, which are gone from the stream, since %s: it gets the rows from others when it is back",
+			n.Transactions, n.SeenSeq+1, n.GoneSeq, clock(n.Since)))
+	}
 	if r.Owed > 0 {
 		t.row("owed", fmt.Sprintf("%d rows", r.Owed), "their nodes write them again, with large values that are not here: pgbridge.owed")
 	}
