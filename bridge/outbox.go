@@ -20,8 +20,8 @@ type outbox struct {
 	mu        sync.Mutex
 	frames    []sent // oldest first
 	back      uint64 // of the last frame
-	// told is what a durable frame said, and next what one says that will be.
-	told, next told
+	// told is what a durable frame said, next what one says that will be, and newest what the last one says.
+	told, next, newest told
 }
 
 // told is what a frame says of what this node had seen by its last transaction.
@@ -54,8 +54,9 @@ func (o *outbox) Publish(ctx context.Context, f *wire.Frame) (uint64, error) {
 func (o *outbox) note(seq uint64, f *wire.Frame) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.newest = told{seq, f.LastSeq, f.Low}
 	if o.next.stream <= o.told.stream {
-		o.next = told{seq, f.LastSeq, f.Low}
+		o.next = o.newest
 	}
 	resume := seq
 	if o.back != 0 {
@@ -149,7 +150,7 @@ func (o *outbox) lastTold() (seq uint64, low origin.Vector) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.next.stream <= durable {
-		o.told = o.next
+		o.told, o.next = o.next, o.newest // which nothing may follow for long
 	}
 	return o.told.last, o.told.low
 }

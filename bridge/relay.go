@@ -310,24 +310,33 @@ func (r *relay) retain(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
-		if err := r.limit(ctx); err != nil && ctx.Err() == nil {
-			r.log.Warn("frames that were handed on cannot be purged", "origin", r.origin.String(), "err", err.Error())
-		}
-		stable := min(max(r.applier.EverywhereSeq(r.origin), r.mayGo(ctx)), r.upTo())
-		if stable == purged {
-			continue
-		}
-		below, err := r.reader.Find(ctx, r.origin, stable+1)
+		err := r.purge(ctx, &purged)
 		if err == nil {
-			err = r.pub.Purge(ctx, below)
+			err = r.limit(ctx)
 		}
-		switch {
-		case err == nil:
-			purged = stable
-		case ctx.Err() == nil && !errors.Is(err, stream.ErrGap):
+		if err != nil && ctx.Err() == nil {
 			r.log.Warn("frames that were handed on cannot be purged", "origin", r.origin.String(), "err", err.Error())
 		}
 	}
+}
+
+// purge forgets what need not be kept; purged is up to where it has before.
+func (r *relay) purge(ctx context.Context, purged *uint64) error {
+	stable := min(max(r.applier.EverywhereSeq(r.origin), r.mayGo(ctx)), r.upTo())
+	if stable <= *purged {
+		return nil
+	}
+	below, err := r.reader.Find(ctx, r.origin, stable+1)
+	if err == nil {
+		err = r.pub.Purge(ctx, below)
+	}
+	switch {
+	case errors.Is(err, stream.ErrGap):
+		return nil
+	case err == nil:
+		*purged = stable
+	}
+	return err
 }
 
 // mayGo is up to which transaction frames may go though nodes that are away lack them; 0 while the stream is small enough. They stay
