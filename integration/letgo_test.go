@@ -28,7 +28,7 @@ const letGoSchema = `CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u
 
 // TestNodeThatIsAwayIsLetGo: what others write while a node is away is more than their streams may hold for it, and more than they may
 // hold at all. Its late transactions are decided as if nothing had gone, also by bridges that were killed meanwhile, whose clocks
-// step back.
+// step back; and then it is given what it lacks.
 func TestNodeThatIsAwayIsLetGo(t *testing.T) {
 	t.Parallel()
 	for _, major := range slices.Compact([]int{pgtest.Versions(t)[0], pgtest.Newest(t)}) {
@@ -102,6 +102,19 @@ func TestNodeThatIsAwayIsLetGo(t *testing.T) {
 			for _, n := range c.Nodes {
 				requireRows(t, n, "t", "1-20 b 10, 21-40 b 10, 41-60 a 10, 41-60 b 10, 61-80 b 10, 61-80 c 10, 81-100 ahead 1, 81-100 first 19, 981-1000 the last one of b 1")
 				requireRows(t, n, "u", "1-20 a 5, 1-20 b 10, 21-40 b 5")
+			}
+
+			// It gets what came of all that, and is waited for again.
+			c.Nodes = []*cluster.Node{a, b, d}
+			for _, l := range b.Links {
+				l.Heal()
+			}
+			c.WaitConverged()
+			if got := resyncs(t, b); got != 1 {
+				t.Errorf("node b was given what it lacked %d times", got)
+			}
+			for _, n := range []*cluster.Node{a, d} {
+				n.AwaitStatus(func(r *cluster.Report) bool { return len(r.LetGo) == 0 })
 			}
 		})
 	}
