@@ -23,8 +23,13 @@ PG ?= 15 16 17 18
 PGBRIDGE_TEST_PG ?= 15,18
 export PGBRIDGE_TEST_PG
 
-# All packages but the cluster tests, which take minutes; they come last.
-UNIT := $$(go list ./... | grep -v '/integration$$')
+# What is tested under the race detector: all packages but the cluster tests, which take minutes and come last, and PURE.
+UNIT := $$(go list ./... | grep -vE '/(integration|origin|wire|conflict|topology)$$')
+
+# Packages without goroutines, which imports_test.go sees to, and the tests of apply that are alike: nothing there can race,
+# and the race detector would take minutes.
+PURE := ./origin ./wire ./conflict ./topology
+PLAIN := ^TestSimulation|AgainstHistory$$
 
 # What one fuzz test, and one run of the soak, may take.
 FUZZTIME ?= 20s
@@ -65,12 +70,13 @@ $(STATICCHECK):
 	GOBIN=$(CURDIR)/build/tmp-bin go install honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK_VERSION)
 	@mv build/tmp-bin/staticcheck $@ && rmdir build/tmp-bin
 
-unit: postgres ## each package by itself, with the race detector; the simulation without it, which would take minutes
-	$(RACE_GO) test -race -vet=off -count=1 -timeout 20m -skip '^TestSimulation' $(UNIT)
-	go test -vet=off -count=1 -run '^TestSimulation' ./apply
+unit: postgres ## each package by itself, with the race detector where goroutines meet
+	$(RACE_GO) test -race -vet=off -count=1 -timeout 20m -skip '$(PLAIN)' $(UNIT)
+	go test -vet=off -count=1 $(PURE)
+	go test -vet=off -count=1 -run '$(PLAIN)' ./apply
 
 integration: postgres ## bridges between real primaries; RUN=TestName picks some, RACE=-race
-	$(if $(RACE),$(RACE_GO),go) test $(RACE) -vet=off -count=1 -timeout 30m -parallel 3 -run '$(RUN)' ./integration
+	$(if $(RACE),$(RACE_GO),go) test $(RACE) -vet=off -count=1 -timeout 30m -parallel 6 -run '$(RUN)' ./integration
 
 compose: ## docker-compose.yml against the rules of compose itself
 	cd integration/compose && go vet ./... && go test -vet=off -count=1 ./...
