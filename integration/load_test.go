@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgbridge/pgbridge/integration/cluster"
+	"github.com/pgbridge/pgbridge/integration/pgtest"
 )
 
 // loadSchema is what the random load writes to: accounts that everybody updates, entries that only grow,
@@ -29,7 +30,12 @@ INSERT INTO account SELECT i, 0 FROM generate_series(1, 200) i;
 
 // loadPace is the least time from one transaction of a session to its next: a load that takes all of the
 // machine leaves nothing for what is to be tested, and shows only how long a backlog lasts.
-const loadPace = 10 * time.Millisecond
+func loadPace() time.Duration {
+	if pgtest.Soak() {
+		return 10 * time.Millisecond
+	}
+	return 20 * time.Millisecond
+}
 
 // load writes on every node at once while it runs, and counts what was committed. Beside that an observer on each node looks for
 // what must never be seen: a child whose parent is not there.
@@ -103,7 +109,7 @@ func (l *load) observe(ctx context.Context, n *cluster.Node) {
 
 // session writes.
 func (l *load) session(ctx context.Context, n *cluster.Node, i int, r *rand.Rand) {
-	l.connected(ctx, n, loadPace, func(conn *pgx.Conn) { l.transaction(conn, n.Name, i, r) })
+	l.connected(ctx, n, loadPace(), func(conn *pgx.Conn) { l.transaction(conn, n.Name, i, r) })
 }
 
 // connected does something in turn on one connection, and on another one when it is lost, until ctx ends.
