@@ -37,7 +37,7 @@ func loadTime() time.Duration {
 	if pgtest.Soak() {
 		return time.Minute
 	}
-	return 5 * time.Second
+	return 8 * time.Second
 }
 
 // TestMeshConverges: three nodes, all writing the same rows at once; then all tables are equal, nothing is

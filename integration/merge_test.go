@@ -141,7 +141,7 @@ func mergedLoad(t *testing.T, c *cluster.Cluster, writers int, d time.Duration) 
 					return
 				}
 				defer conn.Close(context.Background())
-				pace := time.NewTicker(loadPace())
+				pace := time.NewTicker(loadPace)
 				defer pace.Stop()
 				for ctx.Err() == nil {
 					id, by := 1+r.Intn(10), int64(r.Intn(7)-2)

@@ -77,7 +77,7 @@ func randomWrites(t *testing.T, c *cluster.Cluster, seed int64, d time.Duration,
 				return
 			}
 			defer conn.Close(context.Background())
-			pace := time.NewTicker(loadPace())
+			pace := time.NewTicker(loadPace)
 			defer pace.Stop()
 			for ctx.Err() == nil {
 				sql, args := statement(n, r)
