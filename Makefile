@@ -8,6 +8,11 @@ SHELL := bash
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
+# All is built as it is shipped, without cgo, but for what runs under the race detector, which needs it: so each dependency
+# is compiled twice, and not once more for each other form.
+export CGO_ENABLED ?= 0
+RACE_GO := CGO_ENABLED=1 go
+
 # Pinned, so that a new release does not break an old commit.
 STATICCHECK_VERSION := v0.8.2
 STATICCHECK := build/bin/staticcheck-$(STATICCHECK_VERSION)
@@ -18,8 +23,13 @@ PG ?= 15 16 17 18
 PGBRIDGE_TEST_PG ?= 15,18
 export PGBRIDGE_TEST_PG
 
-# All packages but the cluster tests, which take minutes; they come last.
-UNIT := $$(go list ./... | grep -v '/integration$$')
+# What is tested under the race detector: all packages but the cluster tests, which take minutes and come last, and PURE.
+UNIT := $$(go list ./... | grep -vE '/(integration|origin|wire|conflict|topology)$$')
+
+# Packages without goroutines, which imports_test.go sees to, and the tests of apply that are alike: nothing there can race,
+# and the race detector would take minutes.
+PURE := ./origin ./wire ./conflict ./topology
+PLAIN := ^TestSimulation|AgainstHistory$$
 
 # What one fuzz test, and one run of the soak, may take.
 FUZZTIME ?= 20s
@@ -60,15 +70,16 @@ $(STATICCHECK):
 	GOBIN=$(CURDIR)/build/tmp-bin go install honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK_VERSION)
 	@mv build/tmp-bin/staticcheck $@ && rmdir build/tmp-bin
 
-unit: postgres ## each package by itself, with the race detector; the simulation without it, which would take minutes
-	go test -race -count=1 -timeout 20m -skip '^TestSimulation' $(UNIT)
-	go test -count=1 -run '^TestSimulation' ./apply
+unit: postgres ## each package by itself, with the race detector where goroutines meet
+	$(RACE_GO) test -race -vet=off -count=1 -timeout 20m -skip '$(PLAIN)' $(UNIT)
+	go test -vet=off -count=1 $(PURE)
+	go test -vet=off -count=1 -run '$(PLAIN)' ./apply
 
 integration: postgres ## bridges between real primaries; RUN=TestName picks some, RACE=-race
-	go test $(RACE) -count=1 -timeout 30m -parallel 3 -run '$(RUN)' ./integration
+	$(if $(RACE),$(RACE_GO),go) test $(RACE) -vet=off -count=1 -timeout 30m -parallel 6 -run '$(RUN)' ./integration
 
 compose: ## docker-compose.yml against the rules of compose itself
-	cd integration/compose && go vet ./... && go test -count=1 ./...
+	cd integration/compose && go vet ./... && go test -vet=off -count=1 ./...
 
 fuzz: ## each fuzz test for FUZZTIME
 	@for package in $$(go list ./...); do \

@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -228,7 +229,8 @@ func TestChildRowsAreOthers(t *testing.T) {
 func TestTakeBacksThatFail(t *testing.T) {
 	t.Parallel()
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT+`; CREATE TABLE stubborn (id int PRIMARY KEY)`)
-	p.do(`INSERT INTO t SELECT generate_series(1, 3000)`)
+	const rows = takesAtOnce + 100
+	p.do(fmt.Sprintf(`INSERT INTO t SELECT generate_series(1, %d)`, rows))
 	p.do(`INSERT INTO stubborn VALUES (1)`)
 	p.to.Exec(t, `CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'no'; END$$;
 		CREATE TRIGGER refuse BEFORE DELETE ON stubborn FOR EACH ROW EXECUTE FUNCTION refuse();
@@ -242,7 +244,7 @@ func TestTakeBacksThatFail(t *testing.T) {
 		p.a.LocalDelete("public", table, key, tab.hasher.Hash(key, nil), origin.Version{Stamp: p.last + 1000, Origin: origin.Origin{Node: "b", Epoch: 1}}, 1, lsn)
 	}
 	remove("stubborn", 1, 500)
-	for i := range 3000 {
+	for i := range rows {
 		remove("t", i+1, 501)
 	}
 	awaitValue(t, p, `SELECT count(*) FROM t`, "0")

@@ -89,7 +89,7 @@ func TestKeySet(t *testing.T) {
 // TestCarefulPathKeepsLittle: what is known of a row is forgotten with its window of changes, but for who won.
 func TestCarefulPathKeepsLittle(t *testing.T) {
 	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
-	const rows = 20_000
+	const rows = 12_000
 	fill := fmt.Sprintf(`INSERT INTO t SELECT i, repeat('x', 1500) FROM generate_series(1, %d) i`, rows)
 	p.from.Exec(t, fill)
 	p.ship(nil, true)

@@ -18,6 +18,7 @@ func TestCaptureThatCannotConnect(t *testing.T) {
 	slot := a.Status().Slot.Slot
 	a.AwaitStatus(func(r *cluster.Report) bool { return r.Capture.State == "streaming" })
 	a.Stop()
+	a.Await(`SELECT active FROM pg_replication_slots WHERE slot_name = '`+slot+`'`, "f") // the walsender goes a little later
 	thief, err := pgconn.Connect(t.Context(), a.DSN+"&replication=database")
 	if err != nil {
 		t.Fatal(err)

@@ -50,10 +50,7 @@ const composePatience = time.Minute
 // change is put in its place: host names, ports, and the paths of files.
 func TestComposeServicesRunAsProcesses(t *testing.T) {
 	file := readCompose(t)
-	binary := filepath.Join(t.TempDir(), "pgbridge")
-	if out, err := exec.Command("go", "build", "-o", binary, "../cmd/pgbridge").CombinedOutput(); err != nil {
-		t.Fatalf("build pgbridge: %v\n%s", err, out)
-	}
+	binary := cluster.Binary(t)
 	ctx := t.Context()
 	places := map[string]string{} // what stands in the file, and what it is here
 	var nodes []*composeNode

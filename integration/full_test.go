@@ -16,7 +16,7 @@ ALTER TABLE big ALTER v SET STORAGE EXTERNAL`
 
 // fillStream writes more than stream.max_bytes on a node whose peers are away, until its stream is full.
 func fillStream(n *cluster.Node) {
-	for i := range 80 { // MiB
+	for i := range 72 { // MiB
 		n.Exec(fmt.Sprintf(`INSERT INTO big SELECT '%s', %d + k, decode(repeat(md5(k::text), 4096), 'hex') FROM generate_series(1, 16) k`, n.Name, 16*i))
 	}
 	n.AwaitStatus(func(r *cluster.Report) bool {

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgbridge/pgbridge/integration/cluster"
+	"github.com/pgbridge/pgbridge/integration/pgtest"
 )
 
 // loadSchema is what the random load writes to: accounts that everybody updates, entries that only grow,
@@ -30,6 +31,14 @@ INSERT INTO account SELECT i, 0 FROM generate_series(1, 200) i;
 // loadPace is the least time from one transaction of a session to its next: a load that takes all of the
 // machine leaves nothing for what is to be tested, and shows only how long a backlog lasts.
 const loadPace = 10 * time.Millisecond
+
+// sessionPace is the loadPace of the load on loadSchema, of which many tests need no more than that it goes on.
+func sessionPace() time.Duration {
+	if pgtest.Soak() {
+		return loadPace
+	}
+	return 2 * loadPace
+}
 
 // load writes on every node at once while it runs, and counts what was committed. Beside that an observer on each node looks for
 // what must never be seen: a child whose parent is not there.
@@ -103,7 +112,7 @@ func (l *load) observe(ctx context.Context, n *cluster.Node) {
 
 // session writes.
 func (l *load) session(ctx context.Context, n *cluster.Node, i int, r *rand.Rand) {
-	l.connected(ctx, n, loadPace, func(conn *pgx.Conn) { l.transaction(conn, n.Name, i, r) })
+	l.connected(ctx, n, sessionPace(), func(conn *pgx.Conn) { l.transaction(conn, n.Name, i, r) })
 }
 
 // connected does something in turn on one connection, and on another one when it is lost, until ctx ends.

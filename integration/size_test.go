@@ -13,8 +13,8 @@ import (
 // memoryLimit is what a bridge may take at its peak, in bytes.
 const memoryLimit = 256 << 20
 
-// TestSizeIsBoundedByDisk: a transaction of a million rows, one row of 50 MB, and in soak one of ten million
-// rows; the bridges' memory stays bounded on both sides, and small transactions of others go on meanwhile.
+// TestSizeIsBoundedByDisk: a transaction of 50,000 rows, in soak of ten million, and one row of 50 MB; the bridges'
+// memory stays bounded on both sides, and small transactions of others go on meanwhile.
 func TestSizeIsBoundedByDisk(t *testing.T) {
 	t.Parallel()
 	c := cluster.New(t, cluster.Options{Nodes: 3, Processes: true, Own: true, Settings: map[string]string{"fsync": "off"},
@@ -31,7 +31,7 @@ func TestSizeIsBoundedByDisk(t *testing.T) {
 			beats = n
 		}
 	})
-	rows := 200_000
+	rows := 50_000
 	if pgtest.Soak() {
 		rows = 10_000_000
 	}

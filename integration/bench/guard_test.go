@@ -33,11 +33,11 @@ func TestBrokenGuardIsNoticed(t *testing.T) {
 	}
 }
 
-// buildBridge builds pgbridge as make does, with a guard that is always true if broken.
+// buildBridge builds pgbridge as cluster.Binary does, with a guard that is always true if broken.
 func buildBridge(t *testing.T, broken bool) string {
 	t.Helper()
 	binary := filepath.Join(t.TempDir(), "pgbridge")
-	args := []string{"build", "-trimpath", "-ldflags", "-s -w", "-o", binary}
+	args := []string{"build", "-o", binary}
 	if broken {
 		args = append(args, "-overlay", breakGuard(t))
 	}

@@ -207,9 +207,14 @@ func (n *Node) Start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	ready := make(chan struct{})
 	done := make(chan error, 1)
-	log := slog.New(slog.NewTextHandler(logWriter{n}, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	file, err := n.openLog()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	log := slog.New(slog.NewTextHandler(file, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	cfg := n.Load()
 	go func() {
+		defer file.Close()
 		done <- bridge.Run(ctx, cfg, bridge.Options{Logger: log, NoHold: n.c.opts.NoHold, Ready: func() { close(ready) }})
 	}()
 	stopped := false
@@ -245,16 +250,9 @@ func (n *Node) Stop() {
 	}
 }
 
-// logWriter writes a bridge's log into the node's directory.
-type logWriter struct{ n *Node }
-
-func (w logWriter) Write(b []byte) (int, error) {
-	f, err := os.OpenFile(w.n.logPath(), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	return f.Write(b)
+// openLog opens the log of the node's bridges, in the node's directory.
+func (n *Node) openLog() (*os.File, error) {
+	return os.OpenFile(n.logPath(), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 }
 
 func (n *Node) logPath() string { return filepath.Join(n.Dir, "bridge.log") }

@@ -82,7 +82,7 @@ func (n *Node) Launch() {
 }
 
 func (n *Node) spawn() (*process, error) {
-	log, err := os.OpenFile(n.logPath(), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	log, err := n.openLog()
 	if err != nil {
 		return nil, err
 	}

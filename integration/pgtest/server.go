@@ -132,9 +132,10 @@ func SharedServer(t testing.TB, major int) *Server {
 	}
 	c := startCluster(t, pgcluster.Options{Settings: map[string]string{
 		"fsync":                 "off",
-		"max_connections":       "300", // many tests at once
-		"max_replication_slots": "100",
-		"max_wal_senders":       "100",
+		"full_page_writes":      "off", // each database that is dropped makes a checkpoint, and each first write after it a page
+		"max_connections":       "500", // many tests at once
+		"max_replication_slots": "200",
+		"max_wal_senders":       "200",
 	}}, major)
 	s := &Server{Major: major, cluster: c}
 	shared.servers[major] = s
