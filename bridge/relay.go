@@ -405,6 +405,6 @@ func (r *relay) alarm() *Alarm {
 		return nil
 	}
 	return &Alarm{Code: "frames-given-up", Severity: SeverityError,
-		Text: fmt.Sprintf("what this node hands on of node %s was more than stream.max_bytes, and the oldest was given up: a node that needs it from here cannot go on", r.origin.Node),
-		Mend: "raise stream.max_bytes; give a node whose link waits for it a link to one that has it, or let it join anew"}
+		Text: fmt.Sprintf("what this node hands on of node %s was more than stream.max_bytes, and the oldest was given up: a node that needs it from here must be given what came of it", r.origin.Node),
+		Mend: "nothing: it is given what came of them (docs/resync.md); raise stream.max_bytes to keep more"}
 }
