@@ -382,7 +382,7 @@ func wrote(w *conflict.Logged, unit int) bool { return unit < len(w.Ops) && len(
 // rival returns the write that w lost to, or the latest that lost to w, if neither had seen the other; nil if nothing was
 // lost.
 func (r *mergedRow) rival(w *conflict.Logged, out conflict.Merged) (other *conflict.Logged, wins bool) {
-	apart := func(v *conflict.Logged) bool { return v.Origin != w.Origin && !w.Covers(v) }
+	apart := func(v *conflict.Logged) bool { return v.Origin != w.Origin && !w.Covers(v) && !v.Covers(w) } // a delta has both
 	if out.Row == nil {
 		if w.Kind == conflict.Delete {
 			return r.latest(func(v *conflict.Logged) bool { return v.Kind != conflict.Delete && apart(v) }), true

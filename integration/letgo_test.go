@@ -31,7 +31,11 @@ const letGoSchema = `CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u
 // step back; and then it is given what it lacks.
 func TestNodeThatIsAwayIsLetGo(t *testing.T) {
 	t.Parallel()
-	for _, major := range slices.Compact([]int{pgtest.Versions(t)[0], pgtest.Newest(t)}) {
+	majors := []int{pgtest.Versions(t)[0], pgtest.Newest(t)}
+	if !pgtest.Soak() {
+		majors = majors[1:]
+	}
+	for _, major := range slices.Compact(majors) {
 		t.Run(fmt.Sprint("pg", major), func(t *testing.T) {
 			c := cluster.New(t, cluster.Options{Own: true, Clocks: true, Majors: []int{major}, Processes: true, Config: letGoConfig(), Schema: letGoSchema,
 				Settings: map[string]string{"fsync": "off"}})
@@ -62,7 +66,7 @@ func TestNodeThatIsAwayIsLetGo(t *testing.T) {
 			b.AwaitStatus(func(r *cluster.Report) bool { return r.Publisher.DurableSeq == r.Seq && r.Seq > 0 })
 
 			written := 0
-			for round := range 4 {
+			for round := range 3 {
 				for _, n := range c.Nodes {
 					written = fillMore(n, 20*round)
 				}
@@ -232,4 +236,48 @@ func unreached(r *cluster.Report) (n int) {
 		}
 	}
 	return n
+}
+
+// TestHalvesThatLetEachOtherGo: a cluster falls in two, and each half lets the other one go. When they meet again each is given what
+// the other half's writes came to.
+func TestHalvesThatLetEachOtherGo(t *testing.T) {
+	t.Parallel()
+	config := letGoConfig()
+	config["stream.absent_bytes"] = "1MiB"
+	c := cluster.New(t, cluster.Options{Nodes: 4, Majors: pgtest.Versions(t), Config: config, Schema: letGoSchema})
+	c.Node("a").Exec(`INSERT INTO t SELECT i, 'first' FROM generate_series(1, 100) i`)
+	c.WaitConverged()
+	halves := [][]*cluster.Node{c.Nodes[:2], c.Nodes[2:]}
+	across := func(do func(*cluster.Link)) {
+		for _, n := range halves[0] {
+			for _, m := range halves[1] {
+				do(n.Links[m.Name])
+				do(m.Links[n.Name])
+			}
+		}
+	}
+	across((*cluster.Link).Cut)
+	for i, n := range c.Nodes {
+		n.Exec(`UPDATE t SET v = $1 WHERE id % 8 IN ($2, ($2 + 1) % 8)`, n.Name, i)
+		n.Exec(`DELETE FROM t WHERE id % 8 = $1 AND id > 50`, 4+i)
+		n.Exec(`INSERT INTO t VALUES ($1, $2), (1000, $2) ON CONFLICT (id) DO UPDATE SET v = EXCLUDED.v`, 100+i+1, n.Name)
+	}
+	for h, half := range halves {
+		for _, n := range half {
+			for from := 0; !isLetGo(n.Status(), halves[1-h][0]) || !isLetGo(n.Status(), halves[1-h][1]); from = fillMore(n, from) {
+				continue
+			}
+		}
+	}
+	for _, half := range halves {
+		half[0].Exec(`DELETE FROM big WHERE id % 2 = 0`)
+	}
+	across((*cluster.Link).Heal)
+	c.WaitConverged()
+	for _, n := range c.Nodes {
+		if resyncs(t, n) == 0 {
+			t.Errorf("node %s was given nothing", n.Name)
+		}
+		n.AwaitStatus(func(r *cluster.Report) bool { return len(r.LetGo) == 0 })
+	}
 }
