@@ -12,6 +12,7 @@ import (
 	"math"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -313,10 +314,26 @@ func (r *resync) try(ctx context.Context) error {
 		default:
 			return err
 		}
-		if err := r.wait(ctx); err != nil {
+		if err := r.waitAWhile(ctx); err != nil {
 			return err
 		}
 	}
+}
+
+// ErrCaptureBehind means that a delta cannot be taken in before capture has come further.
+var ErrCaptureBehind = errors.New("capture does not come along, as where the own stream is full")
+
+// captureWait is how long a resync waits for capture. It may be that frames must be read for it to go on, and none are meanwhile.
+const captureWait = 15 * time.Second
+
+func (r *resync) waitAWhile(ctx context.Context) error {
+	short, cancel := context.WithTimeout(ctx, captureWait)
+	defer cancel()
+	err := r.wait(short)
+	if err != nil && short.Err() != nil && ctx.Err() == nil {
+		return ErrCaptureBehind
+	}
+	return err
 }
 
 // attempt takes all of the delta in once. Unless it returns nil, nothing of it is left.

@@ -317,86 +317,120 @@ func (l *life) fetchDelta(ctx context.Context, from string, nc *nats.Conn) (*os.
 	}
 }
 
-// lack is what a node lacks that no stream has any more: it is to be had from another node.
+// lack is what a node lacks that no stream has any more. It is fetched while the node goes on as before, and serves others: two that
+// lack something of each other would else each find the other one between two lives. What was fetched the next life takes in. It may
+// have read more by then, of other nodes, which does not matter: rows and deletes are a join of states.
 type lack struct {
-	mu     sync.Mutex // guards what follows
-	from   string     // of whom a delta is to be taken in next; empty: of nobody
-	failed time.Time  // when that failed last
-	why    string     // it failed; empty: it did not, or has succeeded since
+	mu      sync.Mutex // guards what follows
+	fetched *fetched   // nil: nothing
+	from    string     // of whom it is being fetched; empty: of nobody
+	failed  time.Time  // when that failed last
+	why     string     // it failed; empty: it did not, or has succeeded since
+}
+
+// fetched is a delta that is here.
+type fetched struct {
+	file *os.File
+	from string
+	size int64
+	took time.Duration
 }
 
 // resyncPause is the time from one resync that failed to the next.
 const resyncPause = 10 * time.Second
 
 // errLacks ends a life so that the next one takes a delta in, before it reads anything.
-var errLacks = errors.New("transactions are gone that this node has not read, and it gets what came of them")
+var errLacks = errors.New("transactions are gone that this node has not read, and what came of them is here")
 
 // errResynced ends the life that has taken a delta in.
 var errResynced = errors.New("a delta was taken in")
 
-// wants says that a delta of a node is wanted, unless one has just failed; then it says so.
-func (k *lack) wants(from string) (why string, ok bool) {
+// begin says that a delta is to be fetched from a node. An error says why not.
+func (k *lack) begin(from string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if time.Since(k.failed) < resyncPause {
-		return k.why, false
+	switch {
+	case k.from != "":
+		return fmt.Errorf("what came of them is fetched from node %s", k.from)
+	case time.Since(k.failed) < resyncPause:
+		return errors.New(k.why)
 	}
 	k.from = from
-	return "", true
+	return nil
 }
 
-// takes returns from whom a delta is to be taken in; empty: from nobody.
-func (k *lack) takes() string {
+// ended says how fetching ended, or taking in.
+func (k *lack) ended(got *fetched, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.from
-}
-
-// ended says how that ended.
-func (k *lack) ended(err error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.from, k.why = "", ""
+	k.from, k.why, k.fetched = "", "", got
 	if err != nil {
 		k.failed, k.why = time.Now(), err.Error()
 	}
 }
 
-// resync takes a delta in. It always ends the life: it was begun for that.
-func (l *life) resync(ctx context.Context) error {
-	from := l.lack.takes()
-	err := l.takeDelta(ctx, from)
-	if ctx.Err() != nil {
-		return nil
-	}
-	if err != nil {
-		err = fmt.Errorf("take in what came of transactions that are gone, from node %s: %w", from, err)
-	}
-	l.lack.ended(err)
-	if err == nil {
-		err = errResynced
-	}
-	return err
+// takes returns what is to be taken in, nil if nothing is.
+func (k *lack) takes() *fetched {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.fetched
 }
 
-func (l *life) takeDelta(ctx context.Context, from string) error {
-	begun := time.Now()
-	nc, err := l.connect(l.cfg.Topology.Nodes[from], from)
-	if err != nil {
-		return err
+// rest returns why what is here is not to be taken in right now; nil if it is, or nothing is here.
+func (k *lack) rest() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.why != "" && time.Since(k.failed) < resyncPause {
+		return errors.New(k.why)
 	}
-	defer nc.Close()
-	file, size, err := l.fetchDelta(ctx, from, nc)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	fetched := time.Since(begun)
-	got, err := l.applier.Resync(ctx, file)
-	if err != nil {
-		return err
-	}
-	l.log.Warn("this node was away for too long and has taken in what came meanwhile", "from", from, "bytes", size, "rows", got.Rows, "deletes", got.Deletes,
-		"conflicts", got.Conflicts, "fetched", fetched.Round(time.Millisecond), "took", time.Since(begun).Round(time.Millisecond))
 	return nil
+}
+
+// fetch fetches a delta from the node that is read from, unless one is here already.
+func (l *life) fetch(ctx context.Context, u *upstream) error {
+	if l.lack.takes() != nil {
+		return l.lack.rest()
+	}
+	if err := l.lack.begin(u.name); err != nil {
+		return err
+	}
+	begun := time.Now()
+	file, size, err := l.fetchDelta(ctx, u.name, u.nc)
+	if err != nil && ctx.Err() != nil {
+		l.lack.ended(nil, nil) // the way has changed
+		return err
+	}
+	if err != nil {
+		err = fmt.Errorf("what came of them cannot be had from node %s: %w", u.name, err)
+		l.lack.ended(nil, err)
+		return err
+	}
+	l.lack.ended(&fetched{file, u.name, size, time.Since(begun)}, nil)
+	return nil
+}
+
+// resync takes a delta in. It always ends the life: it was begun for that.
+func (l *life) resync(ctx context.Context) error {
+	f := l.lack.takes()
+	begun := time.Now()
+	got, err := l.applier.Resync(ctx, f.file)
+	if ctx.Err() != nil {
+		return nil // the next life takes it in
+	}
+	if err != nil {
+		err = fmt.Errorf("take in what node %s has given: %w", f.from, err)
+	}
+	if errors.Is(err, apply.ErrCaptureBehind) {
+		l.lack.ended(f, err) // later: others are read first
+		return err
+	}
+	f.file.Close()
+	if err != nil {
+		l.lack.ended(nil, err)
+		return err
+	}
+	l.lack.ended(nil, nil)
+	l.log.Warn("this node was away for too long and has taken in what came meanwhile", "from", f.from, "bytes", f.size, "rows", got.Rows, "deletes", got.Deletes,
+		"conflicts", got.Conflicts, "fetched", f.took.Round(time.Millisecond), "took", (f.took + time.Since(begun)).Round(time.Millisecond))
+	return errResynced
 }

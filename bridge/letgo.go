@@ -3,6 +3,7 @@ package bridge
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/pgbridge/pgbridge/apply"
@@ -26,6 +27,20 @@ func surplus(info stream.Extent, budget uint64, begin bool) uint64 {
 		return 0
 	}
 	return info.Bytes - keep
+}
+
+// away returns the nodes that frames are not kept for beyond the budget, sorted: those that are away, and those that lack what is gone
+// and will be given what came of it. Until they have that the older frames are of no use to them; and a stream that they had fill up
+// would keep capture from reading on, and this node from giving it to them.
+func (l *life) away() []string {
+	away := l.neighbours.away(time.Now())
+	for _, x := range l.applier.Lacking() {
+		if !slices.Contains(away, x.Node) {
+			away = append(away, x.Node)
+		}
+	}
+	slices.Sort(away)
+	return away
 }
 
 // letGo lets own frames go that only nodes lack which are away, as long as the stream holds too much.

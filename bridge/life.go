@@ -97,7 +97,7 @@ func (l *life) start(s stages, g *errgroup.Group) {
 	part(s.reading, g, "neighbours", asks(l.neighbours.run))
 	part(s.reading, g, "deltas", asks(l.giveDeltas))
 	peers := l.peers
-	if l.lack.takes() != "" {
+	if l.lack.takes() != nil && l.lack.rest() == nil {
 		part(s.reading, g, "resync", asks(l.resync))
 		peers = nil
 	}
@@ -387,7 +387,7 @@ func (l *life) retain(ctx context.Context) error {
 			return nil
 		}
 		l.capture.Forget(l.applier.Stable())
-		away := l.neighbours.away(time.Now())
+		away := l.away()
 		seq, low := l.outbox.lastTold()
 		l.applier.Turn(seq, low, away)
 		if err := l.purge(ctx, &due); err != nil {

@@ -128,11 +128,15 @@ func (p *peer) readOn(ctx context.Context, u *upstream, find bool) error {
 			gaps = 0
 		}
 		if gaps >= gapsForGood {
-			why, ok := p.lack.wants(u.name)
-			if ok {
+			p.trouble(u.name, err)
+			late := p.fetch(ctx, u)
+			if late == nil {
 				return fmt.Errorf("%w: %w", errLacks, err)
 			}
-			err = errors.Join(err, errors.New(why))
+			if ctx.Err() != nil {
+				return nil
+			}
+			err = errors.Join(err, late)
 		}
 		find = errors.Is(err, stream.ErrGap) || errors.Is(err, stream.ErrStreamChanged) || errors.Is(err, apply.ErrGap)
 		if gone { // the place that was remembered, which says nothing yet of the transactions

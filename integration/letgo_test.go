@@ -264,9 +264,8 @@ func TestHalvesThatLetEachOtherGo(t *testing.T) {
 	}
 	for h, half := range halves {
 		for _, n := range half {
-			for from := 0; !isLetGo(n.Status(), halves[1-h][0]) || !isLetGo(n.Status(), halves[1-h][1]); from = fillMore(n, from) {
-				continue
-			}
+			fillMore(n, 0)
+			n.AwaitStatus(func(r *cluster.Report) bool { return isLetGo(r, halves[1-h][0]) && isLetGo(r, halves[1-h][1]) })
 		}
 	}
 	for _, half := range halves {
