@@ -31,16 +31,14 @@ func TestDeadNodeIsRoutedAround(t *testing.T) {
 			if !pgtest.Soak() { // else they are timed
 				t.Parallel()
 			}
-			config := map[string]string{"topology.failover_after": failoverAfter.String()}
-			for k, v := range x.config {
-				config[k] = v
-			}
-			c := cluster.New(t, cluster.Options{Nodes: x.nodes, Schema: loadSchema + `; CREATE TABLE seen (what text, node text, PRIMARY KEY (what, node))`,
+			config := linked(t, x.config, x.nodes)
+			config["topology.failover_after"] = failoverAfter.String()
+			c := cluster.New(t, cluster.Options{Nodes: x.nodes, Own: true, Schema: loadSchema + `; CREATE TABLE seen (what text, node text, PRIMARY KEY (what, node))`,
 				Config: config, Processes: true})
 			s := seed(t)
 			l := startLoad(t, c, 1, s)
 			dead := c.Node("c")
-			f := &failover{c: c, all: c.Nodes}
+			f := &failover{t: t, c: c, all: c.Nodes}
 			f.kill(dead, func() { l.run(time.Second) })
 			f.revive(dead)
 			r := rand.New(rand.NewSource(s))
@@ -59,18 +57,22 @@ func TestDeadNodeIsRoutedAround(t *testing.T) {
 
 // failover kills nodes of a cluster and brings them back.
 type failover struct {
+	t     *testing.T
 	c     *cluster.Cluster
 	all   []*cluster.Node
 	round int
 }
 
-// kill kills a node behind a write of its own, lets something happen, and waits until what the others write is on all of them, and
-// they are equal. It gives the time from the kill until the former.
+// kill kills a node, its bridge and its server, behind a write of its own, lets something happen, and waits until what the others
+// write is on all of them, and they are equal. It gives the time from the kill until the former.
 func (f *failover) kill(dead *cluster.Node, then func()) time.Duration {
 	f.written("with all")
 	dead.Exec(`INSERT INTO seen VALUES ($1, $2)`, fmt.Sprintf("%d: its last", f.round), dead.Name)
 	begun := time.Now()
 	dead.Kill()
+	if err := dead.PG.Kill(); err != nil {
+		f.t.Fatal(err)
+	}
 	f.c.Nodes = slices.DeleteFunc(slices.Clone(f.all), func(n *cluster.Node) bool { return n == dead })
 	then()
 	f.written("without " + dead.Name)
@@ -82,6 +84,9 @@ func (f *failover) kill(dead *cluster.Node, then func()) time.Duration {
 // revive brings a dead node back. In the end all are equal, with what its users wrote meanwhile.
 func (f *failover) revive(dead *cluster.Node) {
 	f.c.Nodes = f.all
+	if err := dead.PG.Restart(f.t.Context()); err != nil {
+		f.t.Fatal(err)
+	}
 	dead.Launch()
 	f.c.WaitConverged()
 }

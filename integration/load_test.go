@@ -50,6 +50,7 @@ type load struct {
 	next    []atomic.Int64  // by node: numbers its rows
 	commits []atomic.Uint64 // by node
 	unsure  []atomic.Uint64 // by node: the connection was lost during COMMIT
+	others  map[string]int  // by node: transactions of the test itself
 	parks   string          // the node that may show children before their parents: a row refers to a parked one (docs/parked.md)
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
@@ -64,7 +65,7 @@ func startLoad(t testing.TB, c *cluster.Cluster, writers int, seed int64) *load 
 
 // newLoad is startLoad for a load that the test starts.
 func newLoad(t testing.TB, c *cluster.Cluster, writers int, seed int64) *load {
-	l := &load{cancel: func() {}, t: t, c: c, writers: writers, seed: seed, next: make([]atomic.Int64, len(c.Nodes)),
+	l := &load{cancel: func() {}, others: map[string]int{}, t: t, c: c, writers: writers, seed: seed, next: make([]atomic.Int64, len(c.Nodes)),
 		commits: make([]atomic.Uint64, len(c.Nodes)), unsure: make([]atomic.Uint64, len(c.Nodes))}
 	t.Logf("load seed %d", seed)
 	t.Cleanup(func() { l.stop() })

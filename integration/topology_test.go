@@ -1,6 +1,8 @@
 package integration
 
 import (
+	"maps"
+	"math/rand"
 	"slices"
 	"strings"
 	"testing"
@@ -16,11 +18,39 @@ var topologies = []struct {
 	config map[string]string
 }{
 	{"mesh of 3", 3, map[string]string{"topology.kind": "mesh"}},
+	{"mesh of 5", 5, map[string]string{"topology.kind": "mesh"}},
 	{"ring of 3", 3, map[string]string{"topology.kind": "ring"}},
 	{"ring of 5", 5, map[string]string{"topology.kind": "ring"}},
 	{"star of 5", 5, map[string]string{"topology.kind": "star", "topology.center": "c"}},
 	{"two stars", 6, map[string]string{"topology.kind": "graph", "topology.links": "a-b,a-c,a-d,d-e,d-f"}},
 	{"ring of 8", 8, map[string]string{"topology.kind": "ring"}},
+	{"random graph of 8", 8, map[string]string{"topology.kind": "graph"}},
+}
+
+// linked completes a topology's configuration: of a random graph with random links.
+func linked(t *testing.T, config map[string]string, nodes int) map[string]string {
+	config = maps.Clone(config)
+	if config["topology.kind"] == "graph" && config["topology.links"] == "" {
+		config["topology.links"] = randomLinks(rand.New(rand.NewSource(seed(t))), nodes)
+		t.Log(config["topology.links"])
+	}
+	return config
+}
+
+// randomLinks is a random tree of nodes a, b, and so on, and up to two links more.
+func randomLinks(r *rand.Rand, nodes int) string {
+	name := func(i int) string { return string(rune('a' + i)) }
+	var links []string
+	for i := 1; i < nodes; i++ {
+		links = append(links, name(r.Intn(i))+"-"+name(i))
+	}
+	for range r.Intn(3) {
+		p := r.Perm(nodes)
+		if l := name(min(p[0], p[1])) + "-" + name(max(p[0], p[1])); !slices.Contains(links, l) {
+			links = append(links, l)
+		}
+	}
+	return strings.Join(links, ",")
 }
 
 // TestTopologiesConverge: whoever is linked to whom, all nodes get all that is written, once.
@@ -32,7 +62,7 @@ func TestTopologiesConverge(t *testing.T) {
 		}
 		t.Run(x.name, func(t *testing.T) {
 			t.Parallel()
-			c := cluster.New(t, cluster.Options{Nodes: x.nodes, Schema: loadSchema, Config: x.config})
+			c := cluster.New(t, cluster.Options{Nodes: x.nodes, Schema: loadSchema, Config: linked(t, x.config, x.nodes)})
 			taps := c.TapRelays()
 			l := startLoad(t, c, 1, seed(t))
 			l.run(loadTime() / 2)
