@@ -47,8 +47,10 @@ func (c *Cluster) awaitSentinels(ctx context.Context) {
 	for _, n := range c.Nodes {
 		for n.Value(`SELECT count(*) FROM pgb_sentinel WHERE round = $1`, c.round) != fmt.Sprint(len(c.Nodes)) {
 			if ctx.Err() != nil {
-				c.t.Fatalf("node %s has not received everything: %v\n%s\n%s", n.Name,
-					n.Query(`SELECT node, round FROM pgb_sentinel ORDER BY 1`), n.statusText(), n.LogTail())
+				for _, m := range c.Nodes {
+					c.t.Logf("node %s has %v\n%s\n%s", m.Name, m.Query(`SELECT node, round FROM pgb_sentinel ORDER BY 1`), m.statusText(), m.LogTail())
+				}
+				c.t.Fatalf("node %s has not received everything", n.Name)
 			}
 			pause(ctx)
 		}
