@@ -67,6 +67,7 @@ type Options struct {
 	Policy            string        // last_writer_wins
 	BatchTransactions int           // at most in one network round trip; 256
 	BatchBytes        int           // about so many in one network round trip; 1 MiB
+	Rate              int64         // bytes of transactions that are applied in a second, of all origins together; 0 is no bound
 	InboxBytes        int64         // received and not applied, per origin; 16 MiB
 	SpoolLimit        int64         // bytes of large transactions on disk, per origin; 10 GiB; negative: no bound
 	MaxClockSkew      time.Duration // 1 minute; a transaction from further in the future waits
@@ -140,6 +141,8 @@ type Applier struct {
 	absence  *absence
 	heard    *hearsay
 	parked   *parked
+	pauses   *pauses
+	pace     *pace
 	workers  []*worker
 	takes    *takebacks
 	journal  *journal // nil if no table is merged
@@ -209,6 +212,10 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 	locks := newKeyLocks(len(ids.origins))
 	locks.alone = locks.alone && len(a.opts.Merge) == 0 // the journal excludes, too
 	a.heard = newHearsay(a.own, ids.origins)
+	a.pauses, a.pace = newPauses(), &pace{rate: a.opts.Rate}
+	if err := a.loadPauses(ctx); err != nil {
+		return nil, err
+	}
 	a.parked = newParked(&a.opts, a.progress, a.heard, ids.origins)
 	for i := range ids.origins {
 		w, err := a.openWorker(ctx, ids, i, policy, locks)
@@ -467,6 +474,7 @@ func (a *Applier) Run(ctx context.Context, wal WAL, streams Streams) error {
 		g.Go(func() error { return a.mender.run(ctx) })
 	}
 	g.Go(func() error { return a.watchParked(ctx) })
+	g.Go(func() error { return a.watchPauses(ctx) })
 	g.Go(func() error { return a.resends.run(ctx) })
 	for _, w := range a.workers {
 		w.wal, w.streams = wal, streams

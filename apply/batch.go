@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
@@ -304,6 +305,11 @@ func (w *worker) land(landed []landing) {
 		}
 		w.locks.release(l.held)
 	}
+	var bytes int64
+	for i := range landed {
+		bytes += landed[i].t.bytes()
+	}
+	w.pace.used(bytes, time.Now())
 	last := landed[len(landed)-1].t
 	w.heard.hear(w.origin, last.Seq, last.low)
 	w.applied.Add(uint64(len(landed)))

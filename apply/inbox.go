@@ -44,6 +44,14 @@ func (t *txn) version() origin.Version { return origin.Version{Stamp: t.Stamp, O
 // it: by its own, which the position has passed, it would be over before it begins.
 func (t *txn) registration() registration { return registration{t.origin, max(t.Seq, t.behind)} }
 
+// bytes is how much the transaction changes, about.
+func (t *txn) bytes() int64 {
+	if t.run != nil {
+		return int64(t.run.length)
+	}
+	return int64(len(t.body))
+}
+
 func (t *txn) entry() origin.Entry {
 	return origin.Entry{Origin: t.origin, Seq: t.Seq, Stamp: t.Stamp}
 }

@@ -93,7 +93,7 @@ func (a *Applier) resync(ctx context.Context, file *os.File) (*Resynced, error) 
 	w := r.worker
 	w.id, w.policy, w.named = a.kept.back, policy, resyncNames
 	w.locks = a.workers[0].locks
-	w.wal, w.streams, w.owed, w.parked = a.keeper.wal, a.keeper.streams, a.owed, a.parked
+	w.wal, w.streams, w.owed, w.parked, w.pauses = a.keeper.wal, a.keeper.streams, a.owed, a.parked, a.pauses
 	k := a.keeper
 	w.beginStatement, w.commitStatement, w.xidStatement, w.unkeepStatement = k.beginStatement, k.commitStatement, k.xidStatement, k.unkeepStatement
 	w.patientStatement = &statement{sql: "SET LOCAL lock_timeout = 0"}

@@ -87,6 +87,16 @@ CREATE TABLE IF NOT EXISTS pgbridge.parked (
     UNIQUE (origin, epoch, seq)
 );
 
+-- What an operator has paused here (pgbridge pause): what one node writes, or transactions that touch a table.
+CREATE TABLE IF NOT EXISTS pgbridge.paused (
+    origin   text        NOT NULL,           -- the node; empty: a table is paused
+    relation text        NOT NULL,           -- as schema.table; empty: a node is
+    since    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    reason   text        NOT NULL DEFAULT '',
+    PRIMARY KEY (origin, relation),
+    CHECK ((origin = '') <> (relation = ''))
+);
+
 -- Losing row versions, with both images: json, since jsonb cannot hold every value that json can.
 CREATE TABLE IF NOT EXISTS pgbridge.conflict (
     id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

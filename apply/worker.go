@@ -42,6 +42,8 @@ type worker struct {
 	mender   *mender // nil if no foreign key has a policy
 	heard    *hearsay
 	parked   *parked
+	pauses   *pauses
+	pace     *pace
 	owed     *owed
 	policy   conflict.Policy
 	inbox    *inbox
@@ -73,6 +75,7 @@ type worker struct {
 	journalStatement, journalBaseStatement        *statement
 	beginStatement, commitStatement, xidStatement *statement
 	parking                                       parkingStatements
+	pausesSeen                                    <-chan struct{}
 	parkedDue, parkedTried                        bool // a parked transaction of the origin may be due, was tried just now
 	retried                                       int  // whose registrations have not ended
 	payStatement                                  *statement
@@ -140,8 +143,10 @@ func (w *worker) run(ctx context.Context) error {
 		}
 		w.forgetMappings()
 		delay = min(max(2*delay, 200*time.Millisecond), 5*time.Second)
+		_, resumed := w.pauses.of(w.origin)
 		select {
 		case <-time.After(delay):
+		case <-resumed:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -167,6 +172,12 @@ func (w *worker) step(ctx context.Context) error {
 		return err
 	}
 	if again, err := w.tryParked(ctx); again || err != nil {
+		return err
+	}
+	if waited, err := w.paused(ctx); waited || err != nil {
+		return err
+	}
+	if waited, err := w.paced(ctx); waited || err != nil {
 		return err
 	}
 	if ok, err := w.worthwhile(ctx); !ok {
@@ -278,6 +289,7 @@ func (w *worker) alone(ctx context.Context, t *txn) (bool, error) {
 // waiting, and returns nil.
 func (w *worker) nextTxn(ctx context.Context) (*txn, error) {
 	t, changed := w.inbox.peek(w.passed)
+	_, paused := w.pauses.of(w.origin)
 	for t == nil {
 		var landed <-chan struct{}
 		if len(w.pending) > 0 {
@@ -290,6 +302,8 @@ func (w *worker) nextTxn(ctx context.Context) (*txn, error) {
 			t, changed = w.inbox.peek(w.passed)
 		case <-w.parked.wake(w.origin):
 			w.parkedDue = true
+			return nil, nil
+		case <-paused:
 			return nil, nil
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
@@ -362,6 +376,9 @@ func (w *worker) mapping(r *wire.Relation, id uint32) (*mapping, error) {
 	if m != nil && (m.remote == r || sameRelation(m.remote, r)) {
 		m.remote = r
 		return m, nil
+	}
+	if err := w.pauses.table(r.Schema, r.Name); err != nil {
+		return nil, err
 	}
 	t, err := w.catalog.table(w.ctx, r.Schema, r.Name)
 	if err != nil {

@@ -122,6 +122,9 @@ func (b *bridge) report(ctx context.Context) *Report {
 	for _, f := range l.tables.Findings() {
 		r.Alarms = append(r.Alarms, Alarm{Code: f.Code, Severity: SeverityError, Text: f.Thing + " " + f.Fault, Mend: f.Mend})
 	}
+	for _, p := range l.applier.Paused() {
+		r.Alarms = append(r.Alarms, pauseAlarm(p))
+	}
 	r.Quarantined = l.applier.Quarantined()
 	if n, why := l.applier.OrphansRefused(); n > 0 {
 		r.Alarms = append(r.Alarms, Alarm{Code: "orphan-refused", Severity: SeverityError,

@@ -103,6 +103,8 @@ type Apply struct {
 	// BatchTransactions and BatchBytes bound what is in one pipeline at a time, per origin.
 	BatchTransactions int
 	BatchBytes        Size
+	// Rate bounds the bytes of transactions that are applied in a second, of all nodes together; 0 is no bound.
+	Rate Size
 	// Ahead takes transactions before the peer's broker has stored them.
 	Ahead bool
 	// ConflictRetention and ConflictRows bound the conflict history by age and number; 0 is no bound.

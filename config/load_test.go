@@ -89,7 +89,7 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 		"nats.embedded.max_store": "1GiB", "nats.embedded.max_payload": "2MiB", "nats.token_file": token,
 		"stream.max_bytes": "512MiB", "stream.absent_bytes": "0", "stream.compression": "zstd",
 		"capture.frame_bytes": "1MiB", "capture.linger": "1ms", "capture.status_interval": "2s",
-		"apply.batch_transactions": "3", "apply.batch_bytes": "2MiB", "apply.ahead": "false", "apply.conflict_retention": "1d", "apply.conflict_rows": "4",
+		"apply.batch_transactions": "3", "apply.batch_bytes": "2MiB", "apply.ahead": "false", "apply.rate": "3MiB", "apply.conflict_retention": "1d", "apply.conflict_rows": "4",
 		"apply.spool_limit": "5GiB", "apply.max_clock_skew": "6s", "conflict.default": "last_writer_wins",
 		"conflict.priority": "b, a", "conflict.tables": "app.stock: n=delta, .deletes=update_wins; app.doc: body=text_merge",
 		"conflict.foreign_keys": "app.item.*=restore, app.*.fk=keep",
@@ -114,7 +114,7 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 			Token: "s3cret", TokenFile: token},
 		Stream:  Stream{MaxBytes: 512 * MiB, Compression: "zstd"},
 		Capture: Capture{FrameBytes: MiB, Linger: time.Millisecond, StatusInterval: 2 * time.Second},
-		Apply: Apply{BatchTransactions: 3, BatchBytes: 2 * MiB, ConflictRetention: 24 * time.Hour, ConflictRows: 4,
+		Apply: Apply{BatchTransactions: 3, BatchBytes: 2 * MiB, Rate: 3 * MiB, ConflictRetention: 24 * time.Hour, ConflictRows: 4,
 			SpoolLimit: 5 * GiB, MaxClockSkew: 6 * time.Second},
 		Conflict: Conflict{Default: "last_writer_wins", Priority: []string{"b", "a"}, Tables: []TablePolicy{
 			{Match: "app.stock", Deletes: "update_wins", Columns: []ColumnPolicy{{Names: []string{"n"}, Policy: "delta"}}},

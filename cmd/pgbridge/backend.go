@@ -34,6 +34,12 @@ type backend struct {
 	showParked func(ctx context.Context, cfg *config.Config, name string, limit int) (*bridge.ParkedTransaction, []bridge.ParkedChange, error)
 	// requestParked has parked transactions tried again or discarded; all of them if name is empty.
 	requestParked func(ctx context.Context, cfg *config.Config, name string, request bridge.ParkedRequest) (*bridge.ParkedOutcome, error)
+	// paused lists what is paused at the node of this configuration.
+	paused func(ctx context.Context, cfg *config.Config) ([]bridge.Pause, error)
+	// setPause pauses a node or a table there.
+	setPause func(ctx context.Context, cfg *config.Config, p bridge.Pause) error
+	// resume ends a pause of a node or a table, or all if both are empty.
+	resume func(ctx context.Context, cfg *config.Config, node, table string) error
 	// demo runs a whole cluster for a while.
 	demo func(ctx context.Context, opts demo.Options) error
 }
@@ -69,6 +75,10 @@ func realBackend() backend {
 		parked:        bridge.ParkedList,
 		showParked:    bridge.ParkedShow,
 		requestParked: bridge.RequestParked,
+
+		paused:   bridge.Paused,
+		setPause: bridge.SetPause,
+		resume:   bridge.Resume,
 
 		demo: demo.Run,
 	}
