@@ -19,7 +19,7 @@ const saved = 100 * time.Millisecond
 
 // used notes what was applied.
 func (p *pace) used(bytes int64, now time.Time) {
-	if p.rate == 0 {
+	if p == nil || p.rate == 0 { // nil: a simulated worker's
 		return
 	}
 	p.mu.Lock()
