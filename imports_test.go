@@ -25,16 +25,17 @@ type border struct {
 }
 
 const (
-	viper     = "github.com/spf13/viper"
-	cobra     = "github.com/spf13/cobra"
-	yaml      = "go.yaml.in/yaml/v3"
-	pgx       = "github.com/jackc/pgx/v5"
-	pglogrepl = "github.com/jackc/pglogrepl"
-	nats      = "github.com/nats-io"
-	zstd      = "github.com/klauspost/compress"
-	xxh3      = "github.com/zeebo/xxh3"
-	errgroup  = "golang.org/x/sync"
-	sysunix   = "golang.org/x/sys/unix"
+	viper      = "github.com/spf13/viper"
+	cobra      = "github.com/spf13/cobra"
+	yaml       = "go.yaml.in/yaml/v3"
+	pgx        = "github.com/jackc/pgx/v5"
+	pglogrepl  = "github.com/jackc/pglogrepl"
+	nats       = "github.com/nats-io"
+	zstd       = "github.com/klauspost/compress"
+	xxh3       = "github.com/zeebo/xxh3"
+	errgroup   = "golang.org/x/sync"
+	prometheus = "github.com/prometheus"
+	sysunix    = "golang.org/x/sys/unix"
 )
 
 // borders are the house's rules of who may know whom; imports go down, never sideways or up. A package
@@ -52,7 +53,7 @@ func borders() map[string]border {
 		// The names of policies are conflict's, those of graphs topology's.
 		"config":  {inside: []string{"conflict", "topology"}, outside: []string{viper, yaml}},
 		"console": {never: []string{"database/sql"}},
-		"bridge":  {inside: []string{"*"}, outside: []string{pgx, pglogrepl, nats, errgroup}},
+		"bridge":  {inside: []string{"*"}, outside: []string{pgx, pglogrepl, nats, errgroup, prometheus}},
 		"demo": {inside: []string{"bridge", "config", "integration/pgcluster"},
 			outside: []string{pgx, errgroup, sysunix}},
 		"cmd/pgbridge": {inside: []string{"bridge", "config", "demo"}, outside: []string{cobra}},

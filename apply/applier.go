@@ -142,6 +142,8 @@ type Applier struct {
 	heard    *hearsay
 	parked   *parked
 	pauses   *pauses
+	kinds    tally
+	clocks   map[string]Clock // guarded by catalog.mu
 	pace     *pace
 	workers  []*worker
 	takes    *takebacks
@@ -213,6 +215,7 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 	locks.alone = locks.alone && len(a.opts.Merge) == 0 // the journal excludes, too
 	a.heard = newHearsay(a.own, ids.origins)
 	a.pauses, a.pace = newPauses(), &pace{rate: a.opts.Rate}
+	a.clocks = map[string]Clock{}
 	if err := a.loadPauses(ctx); err != nil {
 		return nil, err
 	}

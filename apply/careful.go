@@ -57,8 +57,8 @@ type carefulRun struct {
 	// row that it wrote bears its id.
 	lost, buried keySet
 	wiped        []tableName
-	losses       int
-	bereaved     bool // it has deleted rows to which others may refer
+	losses       []string // the kinds of the conflicts that were recorded
+	bereaved     bool     // it has deleted rows to which others may refer
 	// blind: something was unknown, and the attempt only looks on, for what else is.
 	blind bool
 	// beaten: the rows of tables with large values that the transaction wrote and that stay as they were. Others
@@ -273,7 +273,7 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 	c.t, c.part = c.all[0], 0
 	c.tries++
 	c.rows, c.unsure, c.queue = map[wire.KeyHash]*rowState{}, map[uint32]bool{}, c.queue[:0]
-	c.lost, c.buried, c.wiped, c.losses, c.bereaved = keySet{}, keySet{}, nil, 0, false
+	c.lost, c.buried, c.wiped, c.losses, c.bereaved = keySet{}, keySet{}, nil, c.losses[:0], false
 	c.blind, c.beaten, c.told, c.swarm = false, lostRows{}, nil, swarm{}
 	c.owes, c.paid = nil, nil
 	c.push("begin", c.beginStatement, nil)
@@ -316,7 +316,8 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 		c.mender.wake()
 	}
 	c.careful.Add(uint64(len(c.all))) // before whoever waits for the transaction hears of it
-	c.conflicts.Add(uint64(c.losses))
+	c.conflicts.Add(uint64(len(c.losses)))
+	c.kinds.add(c.losses)
 	if c.t.parked != 0 {
 		c.unparked(h)
 		return nil

@@ -1,8 +1,11 @@
 package apply
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 )
 
@@ -26,7 +29,21 @@ func (a *Applier) NoteClock(ctx context.Context, node string, ahead, within time
 		node, ahead.Microseconds(), (within + half).Microseconds()); err != nil {
 		return fmt.Errorf("note the clock of node %s: %w", node, err)
 	}
+	a.clocks[node] = Clock{Node: node, Ahead: ahead, Within: within + half}
 	return nil
+}
+
+// Clock is how far another node's clock was ahead of this node's when they were compared last.
+type Clock struct {
+	Node          string
+	Ahead, Within time.Duration // Within: how exactly that is known
+}
+
+// Clocks returns those that were compared since the start, by name. It is safe for concurrent use.
+func (a *Applier) Clocks() []Clock {
+	a.catalog.mu.Lock()
+	defer a.catalog.mu.Unlock()
+	return slices.SortedFunc(maps.Values(a.clocks), func(x, y Clock) int { return cmp.Compare(x.Node, y.Node) })
 }
 
 // AssumedClockError is what clocks that NTP keeps over a wide network are at most apart, for want of a measurement.

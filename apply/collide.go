@@ -568,7 +568,7 @@ func (c *carefulRun) recordUnique(x collision, l look) error {
 	if x.wins {
 		outcome = remoteWins
 	}
-	c.losses++
+	c.losses = append(c.losses, string(conflict.Unique))
 	i := images{}
 	if c.bare != "" {
 		i.mark(c.bare, true, true)

@@ -114,7 +114,7 @@ func (a *Applier) sideRun(ctx context.Context, conn *pgx.Conn) (*carefulRun, err
 	w := &worker{
 		own: a.own, id: noOrigin, opts: &a.opts, log: a.opts.Logger, progress: a.progress, markers: a.markers, absence: a.absence,
 		heard: a.heard, kept: a.kept, conn: conn, catalog: a.catalog, digests: rowkey.NewDigests(a.catalog.ask), pasts: map[tableName]*past{},
-		mappings: map[uint32]*mapping{}, ctx: ctx,
+		mappings: map[uint32]*mapping{}, ctx: ctx, kinds: &a.kinds,
 	}
 	w.journal = a.journal
 	w.planner.w = w

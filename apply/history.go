@@ -57,7 +57,7 @@ func (c *carefulRun) record(m *mapping, tuple []wire.Value, here rowOf, l look, 
 	if d.RemoteWins {
 		outcome = remoteWins
 	}
-	c.losses++
+	c.losses = append(c.losses, string(d.Kind))
 	if ok, err := c.recordTogether(m, tuple, l, d, outcome); ok || err != nil {
 		return err
 	}

@@ -113,7 +113,7 @@ func (a *Applier) resync(ctx context.Context, file *os.File) (*Resynced, error) 
 	if err := r.try(ctx); err != nil {
 		return nil, err
 	}
-	return &Resynced{Seen: r.seen, Rows: r.rows, Deletes: uint64(len(r.doomed)), Conflicts: uint64(r.losses)}, nil
+	return &Resynced{Seen: r.seen, Rows: r.rows, Deletes: uint64(len(r.doomed)), Conflicts: uint64(len(r.losses))}, nil
 }
 
 // records walks the delta.
@@ -353,7 +353,7 @@ func (r *resync) attempt(ctx context.Context) (err error) {
 	c.keeps, c.touched, c.ownKept, c.wholly, c.onTheWay = map[wire.KeyHash]*keptRow{}, map[wire.KeyHash]struct{}{}, nil, nil, nil
 	c.guarded = map[tableName]bool{}
 	c.rows, c.unsure, c.queue = map[wire.KeyHash]*rowState{}, map[uint32]bool{}, c.queue[:0]
-	c.lost, c.buried, c.losses, c.blind, c.beaten, c.told, c.swarm = keySet{}, keySet{}, 0, false, lostRows{}, nil, swarm{}
+	c.lost, c.buried, c.losses, c.blind, c.beaten, c.told, c.swarm = keySet{}, keySet{}, c.losses[:0], false, lostRows{}, nil, swarm{}
 	c.owes, c.paid = nil, nil
 	c.push("begin", c.beginStatement, nil)
 	if c.gaveWay == resyncTries {
@@ -375,6 +375,7 @@ func (r *resync) attempt(ctx context.Context) (err error) {
 	}
 	c.owed.drop(c.paid...)
 	c.committed()
+	c.kinds.add(c.losses)
 	return nil
 }
 

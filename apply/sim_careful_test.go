@@ -32,7 +32,7 @@ func (s *simWorker) attempt() bool {
 	c.t, c.part = s.t, 0
 	c.tries++
 	c.rows, c.unsure, c.queue = map[wire.KeyHash]*rowState{}, map[uint32]bool{}, c.queue[:0]
-	c.lost, c.buried, c.wiped, c.losses = keySet{}, keySet{}, nil, 0
+	c.lost, c.buried, c.wiped, c.losses = keySet{}, keySet{}, nil, nil
 	c.blind, c.beaten, c.told, c.swarm = false, lostRows{}, nil, swarm{}
 	c.owes, c.paid = nil, nil
 	switch err := s.walk(); {
@@ -41,7 +41,7 @@ func (s *simWorker) attempt() bool {
 	default:
 		return s.again(err)
 	}
-	if c.losses > 0 && s.n.w.s.InTurn {
+	if len(c.losses) > 0 && s.n.w.s.InTurn {
 		s.n.w.fail("%s: %s conflicts, and there was never more than one writer", s.n.own, s.truth)
 	}
 	if told := c.tell(); len(told) > 0 {

@@ -43,6 +43,7 @@ type worker struct {
 	heard    *hearsay
 	parked   *parked
 	pauses   *pauses
+	kinds    *tally
 	pace     *pace
 	owed     *owed
 	policy   conflict.Policy

@@ -29,6 +29,11 @@ type Report struct {
 	// LetGo are the nodes that were away for too long, by name: what they lack is gone from the own stream.
 	LetGo []LetGoReport `json:"let_go,omitempty"`
 
+	// Conflicts counts those that were recorded since the bridge began to apply, by kind.
+	Conflicts map[string]uint64 `json:"conflicts,omitempty"`
+	// Clocks are the other nodes whose clocks were compared with this one's lately, by name.
+	Clocks []ClockReport `json:"clocks,omitempty"`
+
 	Links  []LinkReport `json:"links"`  // one per node that is read from, by name
 	Alarms []Alarm      `json:"alarms"` // what a person should look at, gravest first
 }
@@ -74,6 +79,13 @@ type LetGoReport struct {
 	GoneSeq      uint64    `json:"gone_seq"`     // those up to this one are gone
 	Transactions uint64    `json:"transactions"` // in between
 	Since        time.Time `json:"since"`
+}
+
+// ClockReport is how far another node's clock is apart.
+type ClockReport struct {
+	Node          string  `json:"node"`
+	AheadSeconds  float64 `json:"ahead_seconds"`  // of this node's, negative if it is behind
+	WithinSeconds float64 `json:"within_seconds"` // known within so much
 }
 
 // LinkReport is how far another node's transactions have come here.

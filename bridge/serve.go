@@ -67,17 +67,48 @@ func (b *bridge) handler() http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		json.NewEncoder(w).Encode(b.report(r.Context()))
 	})
+	mux.Handle("GET /metrics", b.metrics())
 	mux.HandleFunc("GET /token", b.serveToken)
 	mux.HandleFunc("GET /wait", b.serveWait)
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		if err := b.healthy(); err != nil {
+	mux.HandleFunc("GET /healthz", answers(b.healthy))
+	mux.HandleFunc("GET /readyz", answers(b.ready))
+	return mux
+}
+
+// answers gives 200 while check finds nothing, and else 503 with what it found.
+func answers(check func() error) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		if err := check(); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(w, "ok")
-	})
-	return mux
+	}
 }
+
+// ready returns nil while this node takes part: local changes are read and are safe at the broker, and what another one that is
+// reached has written is applied. Unlike healthy it tells of what a restart would not mend.
+func (b *bridge) ready() error {
+	if err := b.healthy(); err != nil {
+		return err
+	}
+	l, _ := b.current.get()
+	if l == nil {
+		return errors.New(starting)
+	}
+	if _, err := l.publisher.State(); err != nil {
+		return fmt.Errorf("own stream cannot be written: %w", err)
+	}
+	for _, o := range l.applier.Status() {
+		if o.Waiting != "" && o.Lag > readyLag {
+			return fmt.Errorf("what %s writes waits for %s: %s", o.Origin, o.Lag.Round(time.Second), o.Waiting)
+		}
+	}
+	return nil
+}
+
+// readyLag is how long what another node wrote may wait here before this node counts as one that does not take part.
+const readyLag = time.Minute
 
 // healthy returns nil while all parts run. It asks nobody, so that it can be asked often. A peer that is away, or
 // a row that waits for a person, is no fault of this process: status tells of those.

@@ -125,6 +125,10 @@ func (b *bridge) report(ctx context.Context) *Report {
 	for _, p := range l.applier.Paused() {
 		r.Alarms = append(r.Alarms, pauseAlarm(p))
 	}
+	r.Conflicts = l.applier.ConflictKinds()
+	for _, x := range l.applier.Clocks() {
+		r.Clocks = append(r.Clocks, ClockReport{Node: x.Node, AheadSeconds: x.Ahead.Seconds(), WithinSeconds: x.Within.Seconds()})
+	}
 	r.Quarantined = l.applier.Quarantined()
 	if n, why := l.applier.OrphansRefused(); n > 0 {
 		r.Alarms = append(r.Alarms, Alarm{Code: "orphan-refused", Severity: SeverityError,

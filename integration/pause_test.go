@@ -1,7 +1,12 @@
 package integration
 
 import (
+	"context"
+	"io"
+	"net"
+	"net/http"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -48,6 +53,13 @@ func TestPause(t *testing.T) {
 		n.Await(`SELECT count(*) FROM u`, "1")
 	}
 	waits("c", "which its author had seen")
+	for path, want := range map[string]string{
+		"/metrics": `pgbridge_alarm{code="paused",severity="warning"} 1`, "/metrics?": `pgbridge_origin_queued_transactions{origin="b"} 1`, "/healthz": "ok", "/readyz": "ok",
+	} {
+		if got := get(t, a, path); !strings.Contains(got, want) {
+			t.Errorf("%s answers without %s:\n%s", path, want, got)
+		}
+	}
 	a.Stop()
 	a.Start()
 	waits("b", "to be looked at")
@@ -71,4 +83,22 @@ func TestPause(t *testing.T) {
 	run("", "resume", "--all")
 	c.WaitConverged()
 	run("nothing is paused", "pause", "--list")
+}
+
+// get asks a node's bridge over its status socket.
+func get(t *testing.T, n *cluster.Node, path string) string {
+	t.Helper()
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(n.Load().DataDir, "status.sock"))
+	}}}
+	resp, err := client.Get("http://bridge" + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }
