@@ -30,6 +30,7 @@ type ConnectOptions struct {
 	User, Password  string
 	Token           string
 	TLS             *tls.Config
+	Through         *Visitor     // dial a node's server through its door, instead of URL
 	Logger          *slog.Logger // nil: slog.Default()
 	// OnState, if set, is told of each change: connected, or not and why (nil: closed). It must not block.
 	OnState func(connected bool, cause error)
@@ -38,10 +39,16 @@ type ConnectOptions struct {
 // Connect returns a connection that looks for its server for ever: a server that is away is no error.
 // Options that cannot be used are. Nothing is buffered while the server is away.
 func Connect(o ConnectOptions) (*nats.Conn, error) {
+	if o.Through != nil {
+		o.URL = "nats://" + o.Through.Node // for errors
+	}
 	if o.URL == "" {
 		return nil, errors.New("connect to NATS: no URL is configured")
 	}
 	opts := o.clientOptions()
+	if o.Through != nil {
+		opts = append(opts, nats.SetCustomDialer(o.Through), nats.SkipHostLookup())
+	}
 	if o.CredentialsFile != "" {
 		opts = append(opts, nats.UserCredentials(o.CredentialsFile))
 	}

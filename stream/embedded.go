@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -31,7 +32,7 @@ const (
 // ServerOptions say how the NATS server inside the bridge runs.
 type ServerOptions struct {
 	Name       string // shown to clients; empty: the server makes one up
-	Listen     string // host:port for peers; port 0 takes a free one
+	Listen     string // host:port for peers; port 0 takes a free one; empty: nowhere, it is reached in the process alone
 	StoreDir   string // created if absent; not locked: one server at a time is the caller's duty
 	SyncAlways bool   // fsync before each ack
 	MaxStore   int64  // bytes on disk; 0: three quarters of what is free
@@ -46,6 +47,9 @@ type ServerOptions struct {
 // Validate checks the options, each and all together.
 func (o *ServerOptions) Validate() error {
 	host, port, err := net.SplitHostPort(o.Listen)
+	if o.Listen == "" {
+		host, port, err = "localhost", "0", nil
+	}
 	if err != nil {
 		return fmt.Errorf("nats.embedded.listen %q is not host:port: %w", o.Listen, err)
 	}
@@ -97,6 +101,9 @@ func StartServer(o ServerOptions) (*Server, error) {
 	if err := s.start(); err != nil {
 		return nil, err
 	}
+	if o.Listen == "" {
+		return s, nil
+	}
 	srv := s.current.Load()
 	s.url = srv.ClientURL()
 	host, _, _ := net.SplitHostPort(o.Listen) // Validate has checked it
@@ -105,8 +112,10 @@ func StartServer(o ServerOptions) (*Server, error) {
 }
 
 func (s *Server) start() error {
-	if err := probeListen(s.opts.Listen); err != nil {
-		return err
+	if s.opts.Listen != "" {
+		if err := probeListen(s.opts.Listen); err != nil {
+			return err
+		}
 	}
 	if err := probeStore(s.opts.StoreDir); err != nil {
 		return err
@@ -127,7 +136,7 @@ func (s *Server) start() error {
 	if fatal := log.fatal(); fatal != nil {
 		return fmt.Errorf("start the embedded NATS server on %s with %q: %w", s.opts.Listen, s.opts.StoreDir, fatal)
 	}
-	return fmt.Errorf("start the embedded NATS server: it does not listen on %s after %v", s.opts.Listen, readyTimeout)
+	return fmt.Errorf("start the embedded NATS server: it does not serve after %v, to listen on %q", readyTimeout, s.opts.Listen)
 }
 
 func (s *Server) natsOptions() *server.Options {
@@ -137,7 +146,7 @@ func (s *Server) natsOptions() *server.Options {
 		n = server.RANDOM_PORT
 	}
 	return &server.Options{
-		ServerName: s.opts.Name, Host: host, Port: n,
+		ServerName: s.opts.Name, Host: host, Port: n, DontListen: s.opts.Listen == "",
 		Authorization: s.opts.Token,
 		NoSigs:        true, DisableJetStreamBanner: true,
 		MaxPayload: s.opts.MaxPayload, TLSConfig: s.opts.TLS, TLS: s.opts.TLS != nil,
@@ -146,7 +155,7 @@ func (s *Server) natsOptions() *server.Options {
 	}
 }
 
-// ClientURL is where other programs find the server.
+// ClientURL is where other programs find the server; empty: nowhere.
 func (s *Server) ClientURL() string { return s.url }
 
 // InProcessConn opens a connection without a socket; it is what nats.InProcessServer asks for.
@@ -163,7 +172,7 @@ func (s *Server) InProcessConn() (net.Conn, error) {
 func (s *Server) Connect(opts ...nats.Option) (*nats.Conn, error) {
 	all := append(ConnectOptions{Name: "pgbridge", Logger: s.log}.clientOptions(), nats.InProcessServer(s), nats.Token(s.opts.Token))
 	// Not ClientURL: what stays in the process needs no TLS.
-	nc, err := nats.Connect("nats://"+s.opts.Listen, append(all, opts...)...)
+	nc, err := nats.Connect("nats://"+cmp.Or(s.opts.Listen, "in-process"), append(all, opts...)...)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the embedded NATS server: %w", err)
 	}
