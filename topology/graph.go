@@ -38,6 +38,7 @@ func ParseLink(text string) (Link, error) {
 type Graph struct {
 	nodes []string // sorted
 	near  map[string][]string
+	roles map[string]string // of nodes that have one
 }
 
 // New makes a graph of nodes. Links to others are left out.
@@ -96,18 +97,32 @@ func (g *Graph) Has(node string) bool {
 // Neighbours returns the nodes to which node is linked, sorted; the caller must not change it.
 func (g *Graph) Neighbours(node string) []string { return g.near[node] }
 
-// Distances returns how many links are between root and each node that can be reached from it.
+// Distances returns how many links are between root and each node that can be reached from it. Each edge in between counts for as many
+// links as there are nodes.
 func (g *Graph) Distances(root string) map[string]int {
 	d := map[string]int{root: 0}
 	for todo := []string{root}; len(todo) > 0; todo = todo[1:] {
 		for _, n := range g.near[todo[0]] {
-			if _, ok := d[n]; !ok {
-				d[n] = d[todo[0]] + 1
+			if far := d[todo[0]] + g.step(todo[0], d); !has(d, n) || far < d[n] {
+				d[n] = far
 				todo = append(todo, n)
 			}
 		}
 	}
 	return d
+}
+
+func has(d map[string]int, node string) bool {
+	_, ok := d[node]
+	return ok
+}
+
+// step is how much farther than a node its neighbours are from where distances d begin.
+func (g *Graph) step(node string, d map[string]int) int {
+	if d[node] == 0 {
+		return 1
+	}
+	return 1 + g.detour(node)
 }
 
 // Next returns the neighbour from which node gets what begins at root: the first one by name of those that are
@@ -123,7 +138,7 @@ func (g *Graph) nearer(node string, d map[string]int) string {
 		return ""
 	}
 	for _, n := range g.near[node] {
-		if d[n] == own-1 {
+		if d[n]+g.step(n, d) == own {
 			return n
 		}
 	}

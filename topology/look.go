@@ -115,9 +115,10 @@ func (v *View) furthest(o string, among map[string]int) string {
 
 // missing returns the nodes that cannot be reached and that it is up to this one to look for, sorted. Of those that can reach
 // each other the first one by name looks, and each next one when that has not helped for a while: not everybody has a way to
-// everybody.
+// everybody. Nobody looks for edges, which nobody can dial: they look for the others, and ask them to listen back.
 func (v *View) missing(now time.Time, reach map[string]int) []string {
-	if len(reach) == len(v.graph.nodes) || v.young(now) {
+	missing := slices.DeleteFunc(slices.Clone(v.graph.nodes), func(node string) bool { return has(reach, node) || v.graph.Edge(node) })
+	if len(missing) == 0 || v.young(now) {
 		v.whole = now
 		return nil
 	}
@@ -130,7 +131,7 @@ func (v *View) missing(now time.Time, reach map[string]int) []string {
 	if now.Sub(v.whole) < turn {
 		return nil
 	}
-	return slices.DeleteFunc(slices.Clone(v.graph.nodes), func(node string) bool { _, ok := reach[node]; return ok })
+	return missing
 }
 
 // tidy gives up listening to nodes without a configured link: to those that do not answer, and to all when the configured links

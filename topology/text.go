@@ -5,9 +5,15 @@ import (
 	"strings"
 )
 
-// String gives the nodes, and behind them the links as readers count them: "a b c a-b a-c". Equal graphs have equal texts.
+// String gives the nodes, and behind them their roles and the links as readers count them: "a b c c:edge a-b a-c". Equal graphs have
+// equal texts, whatever else each node was told of how to reach the others.
 func (g *Graph) String() string {
 	words := slices.Clone(g.nodes)
+	for _, node := range g.nodes {
+		if role := g.roles[node]; role != "" {
+			words = append(words, node+":"+role)
+		}
+	}
 	for _, a := range g.nodes {
 		for _, b := range g.near[a] {
 			if a < b {

@@ -106,7 +106,9 @@ func (tn *town) part(cut bool, as, bs []string) {
 }
 
 // joins reports whether two nodes can hear each other.
-func (tn *town) joins(a, b string) bool { return !tn.cut[Link{a, b}] && !tn.cut[Link{b, a}] }
+func (tn *town) joins(a, b string) bool {
+	return !tn.cut[Link{a, b}] && !tn.cut[Link{b, a}] && !(tn.graph.Edge(a) && tn.graph.Edge(b))
+}
 
 func (tn *town) run(ticks int) {
 	for range ticks {
@@ -125,6 +127,9 @@ func (tn *town) tick() {
 		hello := h.view.Hello(maps.Clone(h.has), tn.now)
 		h.look = h.view.Look(tn.now)
 		for _, o := range h.look.Knock {
+			if tn.graph.Edge(o) {
+				panic(node + " knocks at edge " + o)
+			}
 			if tn.lives(o) && !tn.cut[Link{node, o}] { // who reaches it can ask it
 				tn.homes[o].view.Knocked(node, tn.now)
 			}
@@ -150,7 +155,13 @@ func (tn *town) deliver() {
 	})
 }
 
+// listens reports whether a node hears another one that it can reach. An edge is reached where it has dialled itself.
 func (tn *town) listens(node, to string) bool {
+	return tn.asks(node, to) && (!tn.graph.Edge(to) || tn.asks(to, node) && !tn.cut[Link{to, node}])
+}
+
+// asks reports whether a node wants to hear another one.
+func (tn *town) asks(node, to string) bool {
 	return tn.lives(node) && tn.homes[node].look != nil && slices.Contains(tn.homes[node].look.Listen, to)
 }
 
@@ -265,7 +276,30 @@ func joinedStars() *Graph {
 	return New(names(7), []Link{{"a", "b"}, {"c", "b"}, {"b", "d"}, {"d", "f"}, {"e", "f"}, {"g", "f"}})
 }
 
-// anyGraph returns a graph in which there is a way between all nodes.
+// hubs are three nodes that are all linked, and an edge that is linked to two of them: the ways of what these write are open without
+// it.
+func hubs() *Graph {
+	return New(names(4), []Link{{"b", "c"}, {"b", "d"}, {"c", "d"}, {"a", "b"}, {"a", "c"}}).As(map[string]string{"a": RoleEdge})
+}
+
+// devices are a star of edges, and of one node that they can dial beside the center.
+func devices() *Graph {
+	return named(KindStar, 5, "c").As(map[string]string{"a": RoleEdge, "d": RoleEdgeReader, "e": RoleEdge})
+}
+
+// someEdges makes some nodes edges that have no links to each other, so that three others stay.
+func someEdges(r *rand.Rand, g *Graph) *Graph {
+	roles := map[string]string{}
+	for range r.IntN(max(len(g.nodes)-2, 1)) {
+		node := g.nodes[r.IntN(len(g.nodes))]
+		if !slices.ContainsFunc(g.near[node], func(n string) bool { return roles[n] != "" }) {
+			roles[node] = RoleEdge
+		}
+	}
+	return g.As(roles)
+}
+
+// anyGraph returns a graph in which there is a way between all nodes. Some of them may be edges.
 func anyGraph(r *rand.Rand, n int) *Graph {
 	nodes := names(n)
 	r.Shuffle(n, func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
@@ -276,7 +310,7 @@ func anyGraph(r *rand.Rand, n int) *Graph {
 	for range r.IntN(n) {
 		links = append(links, Link{nodes[r.IntN(n)], nodes[r.IntN(n)]})
 	}
-	return New(nodes, links)
+	return someEdges(r, New(nodes, links))
 }
 
 func seeded(t *testing.T) *rand.Rand {
@@ -290,7 +324,7 @@ func shapes(r *rand.Rand) map[string]*Graph {
 	all := map[string]*Graph{
 		"mesh": named(KindMesh, 5, ""), "ring of 5": named(KindRing, 5, ""), "ring of 6": named(KindRing, 6, ""),
 		"star": named(KindStar, 5, "c"), "star, first": named(KindStar, 5, "a"), "star, last": named(KindStar, 5, "e"),
-		"joined stars": joinedStars(),
+		"joined stars": joinedStars(), "hubs": hubs(), "devices": devices(),
 	}
 	for i := range 4 {
 		all[fmt.Sprint("any ", i)] = anyGraph(r, 3+r.IntN(6))

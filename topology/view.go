@@ -200,5 +200,5 @@ func (v *View) live(now time.Time, extra bool) *Graph {
 			}
 		}
 	}
-	return New(nodes, links)
+	return New(nodes, links).As(v.graph.roles)
 }
