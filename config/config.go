@@ -48,8 +48,10 @@ type Topology struct {
 	Links []string
 	// FailoverAfter is for how long a node must be silent to be routed around; 0: none is.
 	FailoverAfter time.Duration
-	// Nodes maps each node's name, this one's too, to the URL of the NATS server with its stream.
+	// Nodes maps each node's name, this one's too, to the URL of the NATS server with its stream; empty for an edge.
 	Nodes map[string]string
+	// Roles are of nodes that have one: one of package topology's.
+	Roles map[string]string
 }
 
 // NATS says where this node's stream lives: in the embedded server, or at URL.
@@ -63,6 +65,8 @@ type NATS struct {
 	// Load it is set also when it came from TokenFile.
 	Token     string
 	TokenFile string
+	// Links says, by node, how its server is reached where that is not as for all.
+	Links map[string]Access
 }
 
 // Embedded configures the NATS server inside the bridge.

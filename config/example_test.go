@@ -127,6 +127,10 @@ func writeExample(b *strings.Builder, k key, last string, depth int) {
 	}
 	switch k.field(new(Config)).(type) {
 	case *map[string]string:
+		if text == "" {
+			b.WriteString(" {}\n")
+			return
+		}
 		b.WriteString("\n")
 		for _, part := range splitList(text) {
 			fmt.Fprintf(b, "%s%s\n", indent(depth+1), strings.Replace(part, "=", ": ", 1))
@@ -137,7 +141,7 @@ func writeExample(b *strings.Builder, k key, last string, depth int) {
 			list = `"` + list + `"`
 		}
 		fmt.Fprintf(b, " [%s]\n", list)
-	case *[]TablePolicy:
+	case *[]TablePolicy, *map[string]Access:
 		b.WriteString(" {}\n")
 	default:
 		if text == "" {

@@ -156,6 +156,12 @@ func (d *document) readValue(k key, n *yaml.Node) any {
 		}
 		d.refuse(n, k.name, "wants names with values below it, such as a: nats://127.0.0.1:4222")
 		return nil
+	case *map[string]Access:
+		if n.Kind == yaml.MappingNode {
+			return d.readLinks(k.name, n)
+		}
+		d.refuse(n, k.name, "wants nodes with settings below them, such as b: {creds_file: /etc/pgbridge/b.creds}")
+		return nil
 	case *[]TablePolicy:
 		if n.Kind == yaml.MappingNode {
 			return d.readPolicies(k.name, n)

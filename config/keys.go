@@ -76,6 +76,9 @@ func nodeKeys() []key {
 			required: true,
 			why:      "Every node's name and the NATS server that holds its stream; the same on every node.",
 			field:    func(c *Config) any { return &c.Topology.Nodes }},
+		{name: "topology.roles",
+			why:   "Nodes that are reader (users do not write), edge (dials out only, not in nodes) or edge_reader; the same on every node.",
+			field: func(c *Config) any { return &c.Topology.Roles }},
 	}
 }
 
@@ -109,6 +112,9 @@ func brokerKeys() []key {
 		{name: "nats.token_file", file: true,
 			why:   "File that holds the token, instead of nats.token.",
 			field: func(c *Config) any { return &c.NATS.TokenFile }},
+		{name: "nats.links",
+			why:   "How this node reaches the servers of others, where that is not as for all: URL, credentials, certificates. See docs/topology.md.",
+			field: func(c *Config) any { return &c.NATS.Links }},
 
 		{name: "stream.max_bytes", initial: "8GiB", least: "64MiB",
 			why:   "What the stream may hold for slow readers, in need twice that; when full, capture pauses with an alarm.",

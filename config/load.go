@@ -24,6 +24,7 @@ func Load(path string, overrides map[string]string) (*Config, error) {
 	l.readOverrides()
 	cfg := l.decode()
 	l.readSecrets(cfg)
+	l.readLinkSecrets(cfg)
 	cfg.derive()
 	l.refuseUntold(cfg.problems())
 	if err := l.problems.err(); err != nil {

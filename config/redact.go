@@ -16,14 +16,26 @@ func (c *Config) Redacted() *Config {
 	r := *c
 	r.Postgres.DSN = redactDSN(c.Postgres.DSN)
 	r.NATS.URL = redactURL(c.NATS.URL)
-	if c.NATS.Token != "" {
-		r.NATS.Token = hidden
+	r.NATS.Token = hide(c.NATS.Token)
+	r.NATS.Links = maps.Clone(c.NATS.Links)
+	for name, a := range r.NATS.Links {
+		a.URL = redactURL(a.URL)
+		a.Password, a.Token = hide(a.Password), hide(a.Token)
+		r.NATS.Links[name] = a
 	}
 	r.Topology.Nodes = maps.Clone(c.Topology.Nodes)
 	for name, text := range r.Topology.Nodes {
 		r.Topology.Nodes[name] = redactURL(text)
 	}
 	return &r
+}
+
+// hide hides a secret, if there is one.
+func hide(secret string) string {
+	if secret == "" {
+		return ""
+	}
+	return hidden
 }
 
 // String lists every key with its value, one per line, redacted.

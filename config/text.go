@@ -139,6 +139,16 @@ func splitMap(text string) (map[string]string, error) {
 	return m, nil
 }
 
+// joinMap writes what splitMap reads.
+func joinMap(m map[string]string) string {
+	parts := make([]string, 0, len(m))
+	for name, value := range m {
+		parts = append(parts, name+"="+value)
+	}
+	slices.Sort(parts)
+	return strings.Join(parts, ",")
+}
+
 // typeName is what the documentation calls the type behind a field pointer.
 func typeName(field any) string {
 	switch field.(type) {
@@ -154,6 +164,8 @@ func typeName(field any) string {
 		return "list"
 	case *map[string]string:
 		return "map"
+	case *map[string]Access:
+		return "links"
 	case *[]TablePolicy:
 		return "policies"
 	}
@@ -171,8 +183,7 @@ func decode(field, raw any) error {
 		for name, text := range value {
 			m[name] = text.(string)
 		}
-		*field.(*map[string]string) = m
-		return nil
+		return decodeMap(field, m)
 	case string:
 		return decodeText(field, value)
 	}
@@ -199,10 +210,27 @@ func decodeText(field any, text string) (err error) {
 		*p, err = ParseDuration(text)
 	case *[]string:
 		*p = splitList(text)
-	case *map[string]string:
-		*p, err = splitMap(text)
+	case *map[string]string, *map[string]Access:
+		var m map[string]string
+		if m, err = splitMap(text); err == nil {
+			err = decodeMap(field, m)
+		}
 	case *[]TablePolicy:
 		*p, err = parsePolicies(text)
+	}
+	return err
+}
+
+// decodeMap stores names with values.
+func decodeMap(field any, m map[string]string) (err error) {
+	if len(m) == 0 {
+		return nil
+	}
+	switch p := field.(type) {
+	case *map[string]string:
+		*p = m
+	case *map[string]Access:
+		*p, err = linksOf(m)
 	}
 	return err
 }
@@ -219,12 +247,9 @@ func encode(field any) string {
 	case *[]string:
 		return strings.Join(*p, ",")
 	case *map[string]string:
-		parts := make([]string, 0, len(*p))
-		for name, value := range *p {
-			parts = append(parts, name+"="+value)
-		}
-		slices.Sort(parts)
-		return strings.Join(parts, ",")
+		return joinMap(*p)
+	case *map[string]Access:
+		return joinMap(linkTexts(*p))
 	case *[]TablePolicy:
 		return formatPolicies(*p)
 	case *bool:

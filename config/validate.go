@@ -26,7 +26,8 @@ func (c *Config) derive() {
 	if c.Stream.AbsentBytes == derived {
 		c.Stream.AbsentBytes = c.Stream.MaxBytes / 2
 	}
-	if own, err := url.Parse(c.Topology.Nodes[c.Node]); err == nil && c.Embedded() && c.NATS.Embedded.Listen == "" {
+	c.deriveEdges()
+	if own, err := url.Parse(c.Topology.Nodes[c.Node]); err == nil && c.Embedded() && !c.Edge(c.Node) && c.NATS.Embedded.Listen == "" {
 		c.NATS.Embedded.Listen = hostPort(own)
 	}
 	if !slices.ContainsFunc(c.Tables, func(pattern string) bool { return !strings.HasPrefix(pattern, "!") }) {
@@ -44,8 +45,10 @@ func (c *Config) problems() problems {
 	c.checkPostgres(&ps)
 	c.checkTables(&ps)
 	c.checkNodes(&ps)
+	c.checkRoles(&ps)
 	c.checkLinks(&ps)
 	c.checkBroker(&ps)
+	c.checkAccess(&ps)
 	c.checkSizes(&ps)
 	c.checkPolicies(&ps)
 	c.checkForeignKeys(&ps)
@@ -142,7 +145,9 @@ func (c *Config) checkNodes(ps *problems) {
 			ps.add(entry, "%q is not a name; %s", name, nameRule)
 			continue
 		}
-		ps.checkURL(entry, nodes[name])
+		if !c.Edge(name) {
+			ps.checkURL(entry, nodes[name])
+		}
 	}
 	if len(nodes) > MostNodes {
 		ps.add("topology.nodes", "names %d nodes; a cluster has at most %d, since each frame says what its author had seen of each", len(nodes), MostNodes)
@@ -179,7 +184,11 @@ func (c *Config) Graph() *topology.Graph {
 			links = append(links, l)
 		}
 	}
-	return topology.New(nodes, topology.Links(t.Kind, nodes, t.Center, links))
+	links = topology.Links(t.Kind, nodes, t.Center, links)
+	if t.Kind == topology.KindMesh { // every node with every other one that it can reach
+		links = slices.DeleteFunc(links, func(l topology.Link) bool { return c.Edge(l.A) && c.Edge(l.B) })
+	}
+	return topology.New(nodes, links).As(t.Roles)
 }
 
 // checkLinks checks that every node can get what every other one writes.
@@ -219,7 +228,11 @@ func (c *Config) checkLinks(ps *problems) {
 			}
 		}
 	}
-	if parts := c.Graph().Parts(); graph && good && len(parts) > 1 {
+	switch parts := c.Graph().Parts(); {
+	case len(parts) < 2 || !good:
+	case t.Kind == topology.KindMesh:
+		ps.add("topology.roles", "no way leads from %s to %s, since all nodes are edges; take the role from one, or let them have another node between them", strings.Join(parts[0], ", "), strings.Join(parts[1], ", "))
+	case graph:
 		ps.add("topology.links", "no way leads from %s to %s; add a link between them", strings.Join(parts[0], ", "), strings.Join(parts[1], ", "))
 	}
 }

@@ -1,0 +1,162 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+// devices is a star of a hub, a reader and two edges; the node is named by the test.
+const devices = `cluster: shop
+postgres:
+  dsn: host=/tmp dbname=app
+topology:
+  kind: star
+  center: hub
+  nodes:
+    hub: nats://127.0.0.1:4222
+    report: nats://127.0.0.1:4223
+  roles:
+    report: reader
+    laptop: edge
+    kiosk: edge_reader
+`
+
+// TestRoles: an edge needs no URL, is a node all the same, and its server listens nowhere.
+func TestRoles(t *testing.T) {
+	for _, node := range []string{"hub", "report", "laptop", "kiosk"} {
+		cfg := load(t, devices, map[string]string{"node": node})
+		if got := cfg.Graph().String(); got != "hub kiosk laptop report kiosk:edge_reader laptop:edge report:reader hub-kiosk hub-laptop hub-report" {
+			t.Errorf("%s: %s", node, got)
+		}
+		edge := node == "laptop" || node == "kiosk"
+		if cfg.Edge(node) != edge || (cfg.NATS.Embedded.Listen == "") != edge || cfg.Reader(node) != (node == "report" || node == "kiosk") {
+			t.Errorf("%s: edge %t, reader %t, listens at %q", node, cfg.Edge(node), cfg.Reader(node), cfg.NATS.Embedded.Listen)
+		}
+	}
+	mesh := load(t, devices, map[string]string{"node": "hub", "topology.kind": "mesh", "topology.center": ""})
+	if got := mesh.Graph().String(); !strings.HasSuffix(got, " hub-kiosk hub-laptop hub-report kiosk-report laptop-report") {
+		t.Errorf("mesh: %s", got)
+	}
+}
+
+// TestTopologyIsTheSameForAll: the text by which nodes compare their topologies tells nothing of how each reaches the others.
+func TestTopologyIsTheSameForAll(t *testing.T) {
+	plain := load(t, devices, map[string]string{"node": "laptop"})
+	other := load(t, devices, map[string]string{"node": "report", "topology.nodes": "hub=tls://u:pw@10.0.0.1,report=nats://127.0.0.1:5000",
+		"nats.links": "hub.url=nats://10.9.9.9:1,hub.token_file=" + write(t, "token", "s3cret")})
+	if a, b := plain.Graph().String(), other.Graph().String(); a != b {
+		t.Errorf("%s\n%s", a, b)
+	}
+}
+
+func TestWrongRoles(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		set  map[string]string
+		want string
+	}{
+		{"unknown role", map[string]string{"topology.roles": "report=writer"},
+			`--set: topology.roles.report: "writer" is not a role; use reader, edge or edge_reader`},
+		{"role of nobody", map[string]string{"topology.roles": "x=reader"},
+			`--set: topology.roles.x: "x" is not in topology.nodes; the names there are hub, report`},
+		{"edge with a URL", map[string]string{"topology.roles": "report=edge"},
+			`FILE:10: topology.nodes.report: has a URL, and is an edge, which nobody dials; remove it here, or the role from topology.roles`},
+		{"edge's name", map[string]string{"topology.roles": "Lap=edge"},
+			"FILE:8: topology.nodes.Lap: \"Lap\" is not a name; use 1 to 16 of a-z, 0-9 and _\n" +
+				`--set: topology.roles.Lap: "Lap" is not a name; use 1 to 16 of a-z, 0-9 and _`},
+		{"nobody writes", map[string]string{"topology.roles": "report=reader,hub=reader"},
+			`--set: topology.roles: every node is a reader, so that nobody writes; take the role from one`},
+		{"edge beside edge", map[string]string{"topology.kind": "graph", "topology.center": "", "topology.links": "hub-laptop,laptop-kiosk,hub-report"},
+			`FILE:11: topology.roles: kiosk and laptop are linked, and both are edges, so that neither can dial the other one; link them through another node`},
+		{"ring of edges", map[string]string{"topology.kind": "ring", "topology.center": ""},
+			`FILE:11: topology.roles: kiosk and laptop are linked, and both are edges, so that neither can dial the other one; link them through another node`},
+		{"nobody to dial", map[string]string{"node": "laptop", "topology.kind": "mesh", "topology.center": "", "topology.nodes": "laptop=nats://127.0.0.1:1", "topology.roles": "kiosk=edge,laptop=edge"},
+			"--set: topology.nodes.laptop: has a URL, and is an edge, which nobody dials; remove it here, or the role from topology.roles\n" +
+				`--set: topology.roles: no way leads from kiosk to laptop, since all nodes are edges; take the role from one, or let them have another node between them`},
+		{"edge's own server", map[string]string{"node": "laptop", "nats.url": "nats://127.0.0.1:1"},
+			`--set: nats.url: is not for an edge, whose stream is in the server inside its bridge; remove it`},
+		{"edge that listens", map[string]string{"node": "laptop", "nats.embedded.listen": "127.0.0.1:1"},
+			`--set: nats.embedded.listen: is not for an edge, whose server listens nowhere; remove it`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			path := write(t, "pgbridge.yaml", "node: hub\n"+devices)
+			_, err := Load(path, c.set)
+			requireProblems(t, err, strings.ReplaceAll(c.want, "FILE", path))
+		})
+	}
+}
+
+// TestLinks: each node has its own way to each other one, from the file as from the environment.
+func TestLinks(t *testing.T) {
+	pw, token := write(t, "pw", "hunter2\n"), write(t, "token", "hunter2")
+	file := load(t, tenLines+"nats:\n  links:\n    b: {url: \"nats://u:hunter2@10.9.0.2:4222\", user: me, password_file: "+pw+"}\n    c:\n      token_file: "+token+"\n", nil)
+	want := map[string]Access{"b": {URL: "nats://u:hunter2@10.9.0.2:4222", User: "me", PasswordFile: pw, Password: "hunter2"}, "c": {TokenFile: token, Token: "hunter2"}}
+	if !reflect.DeepEqual(file.NATS.Links, want) {
+		t.Errorf("%+v", file.NATS.Links)
+	}
+	if text := file.String(); strings.Contains(text, "hunter2") || !strings.Contains(text, "b.url=nats://u:xxxxx@10.9.0.2:4222") {
+		t.Errorf("secrets show:\n%s", text)
+	}
+	if a := file.Redacted().NATS.Links["b"]; a.Password != hidden || file.NATS.Links["b"].Password != "hunter2" {
+		t.Error("a password shows, or the original was changed")
+	}
+}
+
+// TestWrongLinks: each fault names the link, the file and the mend.
+func TestWrongLinks(t *testing.T) {
+	secret, empty, absent := write(t, "secret", "s3cret"), write(t, "empty", "\n"), filepath.Join(t.TempDir(), "absent")
+	for _, c := range []struct{ name, links, want string }{
+		{"nobody's", "x: {token_file: " + secret + "}", `FILE:12: nats.links.x: "x" is not in topology.nodes; the names there are a, b, c`},
+		{"own", "a: {token_file: " + secret + "}", `FILE:12: nats.links.a: is this node, whose server is inside its bridge; remove the entry, or set nats.url`},
+		{"unknown", "b: {password: x}", `FILE:12: nats.links.b: "password" is unknown here; use url, creds_file, nkey_file, user, password_file, token_file, ca_file, cert_file or key_file`},
+		{"no settings", "b: secret", `FILE:12: nats.links.b: wants settings below it, such as creds_file: /etc/pgbridge/b.creds`},
+		{"no value", "b: {user: }", `FILE:12: nats.links.b.user: wants one value`},
+		{"twice", "b: {user: x, user: y}", `FILE:12: nats.links.b.user: given twice; keep one`},
+		{"name", "B: {user: x}", `FILE:12: nats.links: "B" is not a name; use 1 to 16 of a-z, 0-9 and _`},
+		{"URL", "b: {url: \"http://h\"}", `FILE:12: nats.links.b.url: "http://h" is not the URL of a NATS server; write nats://host:4222 or tls://host:4222`},
+		{"two kinds", "b: {token_file: SECRET, nkey_file: SECRET}", `FILE:12: nats.links.b.nkey_file: given together with token_file; keep one of them`},
+		{"no password", "b: {user: me}", `FILE:12: nats.links.b.user: given without password_file; give both`},
+		{"no user", "b: {password_file: SECRET}", `FILE:12: nats.links.b.password_file: given without user; give both`},
+		{"no key", "b: {cert_file: SECRET}", `FILE:12: nats.links.b.cert_file: given without key_file; give both`},
+		{"password absent", "b: {user: me, password_file: ABSENT}", `FILE:12: nats.links.b.password_file: open ABSENT: no such file or directory; name a file that the bridge can read`},
+		{"token empty", "b: {token_file: EMPTY}", `FILE:12: nats.links.b.token_file: EMPTY is empty; write the secret into it`},
+		{"credentials absent", "b: {creds_file: ABSENT}", `FILE:12: nats.links.b.creds_file: open ABSENT: no such file or directory; name a file that the bridge can read`},
+		{"authority absent", "b: {ca_file: ABSENT}", `FILE:12: nats.links.b.ca_file: open ABSENT: no such file or directory; name a file that the bridge can read`},
+		{"no authority", "b: {ca_file: SECRET}", `FILE:12: nats.links.b.ca_file: SECRET holds no certificate; write the certificate of the authority into it, as PEM`},
+		{"no certificate", "b: {cert_file: SECRET, key_file: SECRET}",
+			`FILE:12: nats.links.b.cert_file: tls: failed to find any PEM data in certificate input; name this node's certificate, and its key as key_file, both as PEM`},
+		{"not nodes", "[b]", `FILE:11: nats.links: wants nodes with settings below them, such as b: {creds_file: /etc/pgbridge/b.creds}`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			names := strings.NewReplacer("SECRET", secret, "EMPTY", empty, "ABSENT", absent)
+			text := "nats:\n  links:\n    " + names.Replace(c.links) + "\n"
+			if c.name == "not nodes" {
+				text = "nats:\n  links: [b]\n"
+			}
+			path := write(t, "pgbridge.yaml", tenLines+text)
+			_, err := Load(path, nil)
+			requireProblems(t, err, strings.ReplaceAll(names.Replace(c.want), "FILE", path))
+		})
+	}
+	for set, want := range map[string]string{
+		"b.creds=x": `--set: nats.links: "b.creds" is unknown; write a node and one of url, creds_file, nkey_file, user, password_file, token_file, ca_file, cert_file or key_file, such as b.creds_file=/etc/pgbridge/b.creds`,
+		"b=x":       `--set: nats.links: "b" is unknown; write a node and one of url, creds_file, nkey_file, user, password_file, token_file, ca_file, cert_file or key_file, such as b.creds_file=/etc/pgbridge/b.creds`,
+	} {
+		_, err := Load(write(t, "pgbridge.yaml", tenLines), map[string]string{"nats.links": set})
+		requireProblems(t, err, want)
+	}
+	_, err := Load(write(t, "pgbridge.yaml", "node: hub\n"+devices), map[string]string{"nats.links": "laptop.url=nats://h"})
+	requireProblems(t, err, `--set: nats.links.laptop: is an edge, which nobody dials; what comes through its own connection needs neither url nor certificates: remove them`)
+	if os.Getuid() != 0 { // root reads every file
+		locked := write(t, "locked", "x")
+		if err := os.Chmod(locked, 0); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Load(write(t, "pgbridge.yaml", tenLines), map[string]string{"nats.links": "b.token_file=" + locked}); err == nil {
+			t.Error("a file that cannot be read is taken")
+		}
+	}
+}
