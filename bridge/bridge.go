@@ -38,6 +38,9 @@ func Run(ctx context.Context, cfg *config.Config, opts Options) error {
 		return err
 	}
 	defer unlock()
+	if err := b.checkLinks(); err != nil {
+		return err
+	}
 	if err := b.startServer(); err != nil {
 		return err
 	}
@@ -61,6 +64,7 @@ type bridge struct {
 	waits   atomic.Int32 // over HTTP, for tokens
 	current current      // the life that runs, for status
 	lack    lack
+	links   links
 }
 
 const (

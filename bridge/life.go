@@ -33,7 +33,8 @@ type life struct {
 	neighbours *neighbours
 	peers      []*peer
 	relays     []*relay
-	conns      []*nats.Conn
+	conns      []*nats.Conn    // the publisher's to the own broker first
+	visits     *nats.Conn      // through which edges are reached; nil: there are none, or this is one
 	lacking    map[string]bool // nodes that are known to lack what is gone; retain's
 }
 
@@ -213,14 +214,16 @@ func bound[T int | int64 | time.Duration](v T) T {
 	return v
 }
 
-func (l *life) connectOwn(ctx context.Context) (*nats.Conn, error) {
-	var nc *nats.Conn
-	var err error
-	if l.server != nil {
-		nc, err = l.server.Connect()
-	} else {
-		nc, err = l.connect(l.cfg.NATS.URL, "its own stream")
+// ownConn returns a connection to the own broker.
+func (b *bridge) ownConn() (*nats.Conn, error) {
+	if b.server != nil {
+		return b.server.Connect()
 	}
+	return b.connect(b.cfg.NATS.URL, b.cfg.Node)
+}
+
+func (l *life) connectOwn(ctx context.Context) (*nats.Conn, error) {
+	nc, err := l.ownConn()
 	if err != nil {
 		return nil, err
 	}
@@ -232,6 +235,9 @@ func (l *life) connectOwn(ctx context.Context) (*nats.Conn, error) {
 func (l *life) openPublisher(ctx context.Context) error {
 	nc, err := l.connectOwn(ctx)
 	if err != nil {
+		return err
+	}
+	if err := l.openVisits(); err != nil {
 		return err
 	}
 	l.publisher, err = stream.OpenPublisher(ctx, nc, stream.PublisherOptions{

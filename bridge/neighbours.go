@@ -30,8 +30,20 @@ type neighbours struct {
 	watches map[string]*watch // of the nodes that are listened to
 }
 
-// watch is a connection to another node's broker, to hear that node; nc is nil as long as it is being made.
-type watch struct{ nc *nats.Conn }
+// watch is a connection to another node's broker, to hear that node. An edge holds a door open there, through which it is read.
+type watch struct {
+	nc   *nats.Conn // nil as long as it is being made
+	shut func()     // the door; nil: there is none
+}
+
+func (w *watch) close() {
+	if w.nc != nil {
+		w.nc.Close()
+	}
+	if w.shut != nil {
+		w.shut()
+	}
+}
 
 // rerouted reports whether dead nodes are routed around: with two nodes there is no other way.
 func (b *bridge) rerouted() bool {
@@ -63,7 +75,7 @@ func (n *neighbours) alarms() (all []Alarm) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, node := range slices.Sorted(maps.Keys(n.ways)) {
-		if n.ways[node].Lost {
+		if n.ways[node].Lost && !n.cfg.Edge(node) { // an edge is away as a rule
 			all = append(all, Alarm{Code: "node-unreached", Severity: SeverityWarning,
 				Text: fmt.Sprintf("node %s has not been heard of for topology.failover_after of %s, by no way, and is routed around", node, n.cfg.Topology.FailoverAfter),
 				Mend: "let its bridge run and be reached; what it lacks is kept for it meanwhile, by the brokers of the others, up to stream.absent_bytes"})
@@ -110,11 +122,10 @@ func (n *neighbours) stays(ctx context.Context, o string, w topology.Way) {
 
 // run says hello and listens until ctx ends.
 func (n *neighbours) run(ctx context.Context) error {
-	if n.view == nil {
-		<-ctx.Done()
-		return nil
-	}
 	defer n.listen(nil)
+	if n.view == nil {
+		return n.openDoors(ctx)
+	}
 	stop, err := stream.Listen(n.nc, stream.KnockSubject(n.cfg.Cluster, n.cfg.Node), n.knocked)
 	if err != nil {
 		return err
@@ -129,6 +140,25 @@ func (n *neighbours) run(ctx context.Context) error {
 		select {
 		case <-tick.C:
 		case <-n.hurry:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// doorPause is the time after which an edge tries again to open a door, where no hello makes it do so.
+const doorPause = time.Second
+
+// openDoors opens an edge's doors at its neighbours' brokers, where nobody says hello.
+func (n *neighbours) openDoors(ctx context.Context) error {
+	tick := time.NewTicker(doorPause)
+	defer tick.Stop()
+	for {
+		if n.cfg.Edge(n.cfg.Node) {
+			n.listen(n.cfg.Graph().Neighbours(n.cfg.Node))
+		}
+		select {
+		case <-tick.C:
 		case <-ctx.Done():
 			return nil
 		}
@@ -175,9 +205,7 @@ func (n *neighbours) listen(nodes []string) {
 	defer n.mu.Unlock()
 	for node, w := range n.watches {
 		if !slices.Contains(nodes, node) {
-			if w.nc != nil {
-				w.nc.Close()
-			}
+			w.close()
 			delete(n.watches, node)
 		}
 	}
@@ -192,20 +220,22 @@ func (n *neighbours) listen(nodes []string) {
 
 // open makes the connection of a watch. It comes too late if the watch was given up meanwhile.
 func (n *neighbours) open(node string, w *watch) {
-	nc, err := n.connect(n.cfg.Topology.Nodes[node], node)
-	if err == nil {
-		_, err = stream.Listen(nc, stream.HelloSubject(n.cfg.Cluster, node), func(data []byte) { n.hear(node, data) })
+	made := watch{}
+	var err error
+	if made.nc, err = n.reach(node); err == nil {
+		_, err = stream.Listen(made.nc, stream.HelloSubject(n.cfg.Cluster, node), func(data []byte) { n.hear(node, data) })
+	}
+	if err == nil && n.cfg.Edge(n.cfg.Node) {
+		made.shut, err = stream.OpenDoor(made.nc, n.cfg.Cluster, n.cfg.Node, n.server.InProcessConn, n.log.With("link", node))
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	current := n.watches[node] == w
 	if current && err == nil {
-		w.nc = nc
+		*w = made
 		return
 	}
-	if nc != nil {
-		nc.Close()
-	}
+	made.close()
 	if err != nil {
 		n.log.Debug("node cannot be listened to", "node", node, "err", err.Error())
 	}
@@ -222,7 +252,7 @@ func (n *neighbours) hear(node string, data []byte) {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.watches[node] == nil || !n.view.Hear(&h, time.Now()) {
+	if n.view == nil || n.watches[node] == nil || !n.view.Hear(&h, time.Now()) {
 		return
 	}
 	select {

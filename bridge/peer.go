@@ -89,7 +89,7 @@ func (p *peer) follow(whole context.Context, w topology.Way, moved bool) error {
 		defer cancel()
 		p.neighbours.stays(ctx, p.origin.Node, w)
 	})
-	nc, err := p.connect(p.cfg.Topology.Nodes[w.From], w.From)
+	nc, err := p.reach(w.From)
 	if err != nil {
 		return err
 	}
@@ -220,6 +220,9 @@ func (u *upstream) took(f *wire.Frame) {
 // trouble says why nothing is read.
 func (p *peer) trouble(way string, err error) {
 	text := err.Error()
+	if fault := p.linkFault(way); fault != "" {
+		text = fault
+	}
 	if old := p.problem.Swap(&text); old == nil || *old != text {
 		p.log.Warn("peer is not read", "origin", p.origin.Node, "sender", way, "err", text)
 	}

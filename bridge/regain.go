@@ -117,7 +117,7 @@ func (l *life) askDonor(ctx context.Context, name string, own origin.Origin) (_ 
 	ctx, cancel := context.WithTimeout(ctx, regainPatience)
 	defer cancel()
 	k := &donor{name: name}
-	if k.nc, err = l.connect(l.cfg.Topology.Nodes[name], name); err != nil {
+	if k.nc, err = l.reach(name); err != nil {
 		return nil, err
 	}
 	defer func() {

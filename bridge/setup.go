@@ -7,12 +7,10 @@ import (
 	"slices"
 
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/nats-io/nats.go"
 
 	"github.com/pgbridge/pgbridge/apply"
 	"github.com/pgbridge/pgbridge/capture"
 	"github.com/pgbridge/pgbridge/config"
-	"github.com/pgbridge/pgbridge/stream"
 )
 
 // slotName is the name of the node's slot and of its publication.
@@ -95,10 +93,4 @@ func SetupSQL(ctx context.Context, cfg *config.Config) ([]string, error) {
 func mayNot(err error) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && pg.Code == "42501"
-}
-
-// connect returns a connection to a NATS server, which may be away for now.
-func (b *bridge) connect(url, to string) (*nats.Conn, error) {
-	return stream.Connect(stream.ConnectOptions{URL: url, Name: fmt.Sprintf("pgbridge %s/%s to %s", b.cfg.Cluster, b.cfg.Node, to),
-		CredentialsFile: b.cfg.NATS.CredsFile, Token: b.cfg.NATS.Token, Logger: b.log})
 }

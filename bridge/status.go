@@ -261,6 +261,9 @@ func (l *life) reportLink(o apply.OriginStatus) LinkReport {
 		r.Disagrees = p.disagrees.Load()
 		if state, err := p.state(); err != nil {
 			r.State, r.Waiting = state, err.Error()
+			if fault := l.linkFault(r.Link); fault != "" {
+				r.Waiting = fault
+			}
 		}
 	}
 	return r

@@ -138,6 +138,9 @@ func (c *Config) checkAccess(ps *problems) {
 		case node == c.Node && c.Embedded():
 			ps.add(entry, "is this node, whose server is inside its bridge; remove the entry, or set nats.url")
 			continue
+		case node == c.Node && a.URL != "":
+			ps.add(entry+".url", "is this node, whose server's URL is nats.url; remove one of them")
+			continue
 		case edge && (a.URL != "" || a.CAFile != "" || a.CertFile != ""):
 			ps.add(entry, "is an edge, which nobody dials; what comes through its own connection needs neither url nor certificates: remove them")
 			continue

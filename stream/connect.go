@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"os"
 	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
 )
 
 const (
@@ -34,6 +36,25 @@ type ConnectOptions struct {
 	Logger          *slog.Logger // nil: slog.Default()
 	// OnState, if set, is told of each change: connected, or not and why (nil: closed). It must not block.
 	OnState func(connected bool, cause error)
+}
+
+// Check finds what is wrong with the credentials' files, which Connect would find out only when the server asks.
+func (o ConnectOptions) Check() error {
+	if o.CredentialsFile != "" {
+		text, err := os.ReadFile(o.CredentialsFile)
+		if err == nil {
+			_, err = nkeys.ParseDecoratedUserNKey(text)
+		}
+		if err != nil {
+			return fmt.Errorf("%s is no NATS credentials file: %w; write one with nsc generate creds", o.CredentialsFile, err)
+		}
+	}
+	if o.NKeyFile != "" {
+		if _, err := nats.NkeyOptionFromSeed(o.NKeyFile); err != nil {
+			return fmt.Errorf("%s holds no nkey seed: %w; write the seed of a user into it, which begins with SU", o.NKeyFile, err)
+		}
+	}
+	return nil
 }
 
 // Connect returns a connection that looks for its server for ever: a server that is away is no error.

@@ -17,6 +17,7 @@ import (
 	"github.com/pgbridge/pgbridge/config"
 	"github.com/pgbridge/pgbridge/integration/pgcluster"
 	"github.com/pgbridge/pgbridge/integration/pgtest"
+	"github.com/pgbridge/pgbridge/topology"
 )
 
 // Options say what New makes.
@@ -32,7 +33,7 @@ type Options struct {
 	Clocks   bool              // of own clusters can be set, by PG.SetClock
 	// Processes runs bridges as processes of their own, which the test may kill, instead of in process.
 	Processes bool
-	// Config changes a node's configuration file's keys.
+	// Config changes a node's configuration file's keys. Nodes that topology.roles makes edges have no address then.
 	Config map[string]string
 	// NoHold switches the causal hold off (in process only).
 	NoHold bool
@@ -81,9 +82,7 @@ func New(t testing.TB, o Options) *Cluster {
 	}
 	c.link()
 	c.Exec(sentinelTable + o.Schema)
-	for _, n := range c.Nodes {
-		n.writeConfig()
-	}
+	c.WriteConfig()
 	if !o.Idle {
 		for _, n := range c.Nodes {
 			n.Start()
@@ -139,6 +138,23 @@ func (c *Cluster) link() {
 	}
 }
 
+// WriteConfig writes the configuration files anew, as the options are now.
+func (c *Cluster) WriteConfig() {
+	for _, n := range c.Nodes {
+		n.writeConfig()
+	}
+}
+
+// Edge reports whether nobody can dial the node.
+func (n *Node) Edge() bool {
+	for role := range strings.SplitSeq(n.c.opts.Config["topology.roles"], ",") {
+		if name, role, _ := strings.Cut(role, "="); name == n.Name && topology.IsEdge(role) {
+			return true
+		}
+	}
+	return false
+}
+
 func (n *Node) writeConfig() {
 	var b strings.Builder
 	fmt.Fprintf(&b, "cluster: %s\nnode: %s\ndata_dir: %s\npostgres:\n  dsn: %q\n", n.c.Name, n.Name, filepath.Join(n.Dir, "data"), n.DSN)
@@ -146,8 +162,15 @@ func (n *Node) writeConfig() {
 	if n.c.opts.Own {
 		sync = "always"
 	}
-	fmt.Fprintf(&b, "nats:\n  embedded:\n    listen: %s\n    sync: %s\ntopology:\n  kind: mesh\n  nodes:\n", n.Listen, sync)
+	fmt.Fprintf(&b, "nats:\n  embedded:\n    sync: %s\n", sync)
+	if !n.Edge() {
+		fmt.Fprintf(&b, "    listen: %s\n", n.Listen)
+	}
+	fmt.Fprintf(&b, "topology:\n  kind: mesh\n  nodes:\n")
 	for _, m := range n.c.Nodes {
+		if m.Edge() {
+			continue
+		}
 		addr := m.Listen
 		if l := n.Links[m.Name]; l != nil {
 			addr = l.addr()
