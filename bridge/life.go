@@ -36,6 +36,7 @@ type life struct {
 	conns      []*nats.Conn    // the publisher's to the own broker first
 	visits     *nats.Conn      // through which edges are reached; nil: there are none, or this is one
 	lacking    map[string]bool // nodes that are known to lack what is gone; retain's
+	firstOwn   uint64          // the last own transaction before this life
 }
 
 // run builds the parts in the order in which they need each other, and runs them.
@@ -261,6 +262,7 @@ func (l *life) openCapture(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	l.firstOwn = fence.LastSeq
 	from, err := l.deletesFrom(ctx, info)
 	if err != nil {
 		return err

@@ -41,7 +41,7 @@ func captureSetup(ctx context.Context, cfg *config.Config) (capture.SetupOptions
 
 func checkOptions(cfg *config.Config) capture.CheckOptions {
 	o := capture.CheckOptions{DSN: cfg.Postgres.DSN, Cluster: cfg.Cluster, Node: cfg.Node,
-		Slot: slotName(cfg), Publication: slotName(cfg), Tables: cfg.Tables, Failover: cfg.Postgres.Failover}
+		Slot: slotName(cfg), Publication: slotName(cfg), Tables: cfg.Tables, Failover: cfg.Postgres.Failover, Reader: cfg.Reader(cfg.Node)}
 	for _, t := range cfg.Conflict.Tables {
 		o.Merged = append(o.Merged, t.Match)
 	}

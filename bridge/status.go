@@ -143,6 +143,7 @@ func (b *bridge) report(ctx context.Context) *Report {
 		}
 	}
 	r.Alarms = append(r.Alarms, l.topologyAlarms()...)
+	r.Alarms = append(r.Alarms, l.roleAlarms(s.Seq)...)
 	r.Alarms = append(r.Alarms, l.neighbours.alarms()...)
 	r.LetGo = l.reportLetGo()
 	for i := range r.LetGo {

@@ -236,6 +236,15 @@ func (c *check) tables(ctx context.Context, p *publication, chosen []candidate) 
 			absent = append(absent, t.String())
 		}
 	}
+	if c.opts.Reader {
+		open, err := listGuarded(ctx, c.conn, openSQL, oidsOf(chosen))
+		if err != nil {
+			return err
+		}
+		for _, g := range open {
+			c.findings = append(c.findings, writable(g, c.opts.Node, nil))
+		}
+	}
 	if len(absent) > 0 {
 		c.add(CodePublication, "publication "+ident(p.name), "leaves out "+strings.Join(absent, ", "), "run pgbridge setup")
 	}

@@ -49,6 +49,7 @@ const (
 	CodeTableUnlogged      = "table-unlogged"         // a table's changes are not in the WAL
 	CodeTableUnpublished   = "table-unpublished"      // a table came while capture ran, and is not published
 	CodeTableUnusable      = "table-unusable"         // a table came while capture ran, and cannot be published
+	CodeReaderWritable     = "reader-writable"        // users of a reader can write to a table
 	CodeOriginForeign      = "replication-origin"     // somebody else replicates into this database
 	CodeTables             = "tables"                 // the patterns match nothing
 	CodeFailover           = "failover"               // a standby is to take over, and could not

@@ -23,6 +23,8 @@ type SetupOptions struct {
 	HasRun bool
 	// Failover says that a standby is to take over, with the slot: one that is there and is none for that becomes one.
 	Failover bool
+	// Reader says that users do not write to the tables here: a trigger refuses it.
+	Reader bool
 	// Running says that capture goes on after an interruption: a table that cannot be captured, or is not yet,
 	// keeps Check from nothing then. TableWatch tells of it.
 	Running bool
@@ -133,6 +135,11 @@ func setupSQL(ctx context.Context, conn *pgx.Conn, o SetupOptions) ([]string, er
 		}
 	}
 	statements := publicationSQL(pub, names)
+	refuse, err := refuseSQL(ctx, conn, o, oidsOf(chosen))
+	if err != nil {
+		return nil, err
+	}
+	statements = append(statements, refuse...)
 	s, err := readSlot(ctx, conn, o.Slot)
 	if err != nil {
 		return nil, err

@@ -103,9 +103,16 @@ func (w *TableWatch) look(ctx context.Context, conn *pgx.Conn) error {
 			found = append(found, w.unpublished(t.TableName, err))
 		}
 	}
+	open, err := w.refuse(ctx, conn)
+	if err != nil {
+		return err
+	}
 	w.mu.Lock()
-	w.findings = found
+	w.findings = append(slices.Clone(found), open...)
 	w.mu.Unlock()
+	for _, f := range open {
+		w.say("table of a reader can be written by users", slog.String("code", f.Code), slog.String("table", f.Thing), slog.String("err", f.Fault), slog.String("mend", f.Mend))
+	}
 	for _, f := range found {
 		w.say("table is not replicated", slog.String("code", f.Code), slog.String("table", f.Thing), slog.String("err", f.Fault), slog.String("mend", f.Mend))
 	}

@@ -78,6 +78,9 @@ func (l *load) start() {
 	l.cancel = cancel
 	for i, n := range l.c.Nodes {
 		for range l.writers {
+			if n.Reader() {
+				break
+			}
 			l.seed++
 			r := rand.New(rand.NewSource(l.seed))
 			l.wg.Go(func() { l.session(ctx, n, i, r) })

@@ -63,6 +63,7 @@ type Node struct {
 	Listen string           // of the embedded broker
 	Links  map[string]*Link // to the other nodes, by name
 
+	rounds  int // of sentinels that were written here
 	stop    func() error
 	process *process
 }
@@ -146,13 +147,18 @@ func (c *Cluster) WriteConfig() {
 }
 
 // Edge reports whether nobody can dial the node.
-func (n *Node) Edge() bool {
+func (n *Node) Edge() bool { return topology.IsEdge(n.role()) }
+
+// Reader reports whether the node's users do not write.
+func (n *Node) Reader() bool { return topology.IsReader(n.role()) }
+
+func (n *Node) role() string {
 	for role := range strings.SplitSeq(n.c.opts.Config["topology.roles"], ",") {
-		if name, role, _ := strings.Cut(role, "="); name == n.Name && topology.IsEdge(role) {
-			return true
+		if name, role, _ := strings.Cut(role, "="); name == n.Name {
+			return role
 		}
 	}
-	return false
+	return ""
 }
 
 func (n *Node) writeConfig() {

@@ -36,16 +36,22 @@ func (c *Cluster) WaitConverged() {
 	c.t.Fatalf("nodes differ: %s", diff)
 }
 
-// awaitSentinels writes a row on each node, behind everything else, and waits until every node has all
+// awaitSentinels writes a row on each node but readers, behind everything else, and waits until every node has all
 // of them: an origin's transactions are applied in order.
 func (c *Cluster) awaitSentinels(ctx context.Context) {
 	c.t.Helper()
 	c.round++
+	writers := 0
 	for _, n := range c.Nodes {
+		if n.Reader() {
+			continue
+		}
+		writers++
+		n.rounds++
 		n.Exec(`INSERT INTO pgb_sentinel VALUES ($1, $2) ON CONFLICT (node) DO UPDATE SET round = EXCLUDED.round`, n.Name, c.round)
 	}
 	for _, n := range c.Nodes {
-		for n.Value(`SELECT count(*) FROM pgb_sentinel WHERE round = $1`, c.round) != fmt.Sprint(len(c.Nodes)) {
+		for n.Value(`SELECT count(*) FROM pgb_sentinel WHERE round = $1`, c.round) != fmt.Sprint(writers) {
 			if ctx.Err() != nil {
 				for _, m := range c.Nodes {
 					c.t.Logf("node %s has %v\n%s\n%s", m.Name, m.Query(`SELECT node, round FROM pgb_sentinel ORDER BY 1`), m.statusText(), m.LogTail())

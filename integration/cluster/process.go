@@ -130,6 +130,9 @@ func (n *Node) AwaitEnd() {
 	}
 }
 
+// Pid is that of the bridge's process.
+func (n *Node) Pid() int { return n.process.cmd.Process.Pid }
+
 // Running reports whether the bridge's process is alive.
 func (n *Node) Running() bool {
 	if n.process == nil {

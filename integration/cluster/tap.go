@@ -44,8 +44,8 @@ func (c *Cluster) TapRelays() map[string]*Tap {
 	return taps
 }
 
-// Rounds returns how many sentinel transactions each node has written.
-func (c *Cluster) Rounds() int { return c.round }
+// Rounds returns how many sentinel transactions the node has written.
+func (n *Node) Rounds() int { return n.rounds }
 
 func (n *Node) tap(t testing.TB, origin string) *Tap {
 	p := &Tap{seqs: map[uint64]int{}}

@@ -1,0 +1,146 @@
+package capture
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Users of a reader do not write to tables that are replicated. A trigger refuses that, which fires for each statement of a user
+// and not in apply's sessions, whose session_replication_role is replica. Whoever gets past it, as a superuser can, has written as on
+// any other node: nothing is lost, no rows differ, and there is an alarm.
+
+// refusing is the name of the trigger, and refuseFunction that of what it calls.
+const (
+	refusing       = "pgbridge_reader"
+	refuseFunction = "pgbridge.refuse_write()"
+)
+
+// refuseFunctionSQL creates it. TG_ARGV has the node.
+const refuseFunctionSQL = `CREATE FUNCTION ` + refuseFunction + ` RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  RAISE EXCEPTION USING ERRCODE = 'read_only_sql_transaction',
+    MESSAGE = pg_catalog.format('table %I.%I cannot be written on node %s, which is a reader', TG_TABLE_SCHEMA, TG_TABLE_NAME, TG_ARGV[0]),
+    HINT = 'Write on another node: it is replicated to here. To write here, take the node out of topology.roles on every node.';
+END $$`
+
+// openSQL lists the tables among those of $1, and their partitions, that users can write.
+const openSQL = `
+SELECT n.nspname::text, c.relname::text, EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgname = '` + refusing + `')
+FROM (SELECT DISTINCT coalesce(p.relid, t) AS oid FROM unnest($1::oid[]) t LEFT JOIN LATERAL pg_partition_tree(t) p ON true) x
+     JOIN pg_class c ON c.oid = x.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p')
+  AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgname = '` + refusing + `' AND g.tgenabled = 'O')
+ORDER BY 1, 2`
+
+// closedSQL lists the tables that have the trigger, and are not among those of $1 and their partitions.
+const closedSQL = `
+SELECT n.nspname::text, c.relname::text, true
+FROM pg_trigger g JOIN pg_class c ON c.oid = g.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE g.tgname = '` + refusing + `' AND g.tgparentid = 0
+  AND NOT EXISTS (SELECT FROM unnest($1::oid[]) t LEFT JOIN LATERAL pg_partition_tree(t) p ON true WHERE coalesce(p.relid, t) = c.oid)
+ORDER BY 1, 2`
+
+// guarded is a table, and whether it has the trigger, in whatever state.
+type guarded struct {
+	TableName
+	there bool
+}
+
+func listGuarded(ctx context.Context, conn *pgx.Conn, sql string, oids []uint32) ([]guarded, error) {
+	rows, err := conn.Query(ctx, sql, oids)
+	if err != nil {
+		return nil, classify(err, "list triggers")
+	}
+	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (g guarded, err error) {
+		return g, row.Scan(&g.Schema, &g.Name, &g.there)
+	})
+	return all, classify(err, "list triggers")
+}
+
+// closeSQL returns what makes users unable to write a table.
+func (g guarded) closeSQL(node string) string {
+	if g.there { // as somebody has changed it
+		return fmt.Sprintf("ALTER TABLE %s ENABLE TRIGGER %s", g, refusing)
+	}
+	return fmt.Sprintf("CREATE TRIGGER %s BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s\nFOR EACH STATEMENT EXECUTE FUNCTION %s",
+		refusing, g, strings.Replace(refuseFunction, "()", "("+literal(node)+")", 1))
+}
+
+// refuseSQL returns what lets users write exactly the tables that they may: all of them, but on a reader those that are replicated.
+func refuseSQL(ctx context.Context, conn *pgx.Conn, o SetupOptions, replicated []uint32) (sql []string, err error) {
+	if !o.Reader {
+		replicated = nil
+	}
+	open, err := listGuarded(ctx, conn, openSQL, replicated)
+	if err != nil {
+		return nil, err
+	}
+	if len(open) > 0 {
+		var there bool
+		if err := conn.QueryRow(ctx, `SELECT to_regprocedure($1) IS NOT NULL`, refuseFunction).Scan(&there); err != nil {
+			return nil, classify(err, "look for "+refuseFunction)
+		}
+		if !there {
+			sql = append(sql, refuseFunctionSQL)
+		}
+	}
+	for _, g := range open {
+		sql = append(sql, g.closeSQL(o.Node))
+	}
+	closed, err := listGuarded(ctx, conn, closedSQL, replicated)
+	for _, g := range closed {
+		sql = append(sql, fmt.Sprintf("DROP TRIGGER %s ON %s", refusing, g))
+	}
+	return sql, err
+}
+
+// writable is what to say of a table of a reader that users can write; err is why that could not be mended.
+func writable(g guarded, node string, err error) Finding {
+	fault := "can be written by users, though this node is a reader"
+	if err != nil {
+		fault += " (" + oneLine(err) + ")"
+	}
+	return Finding{CodeReaderWritable, "table " + g.String(), fault,
+		"run pgbridge setup, or as the table's owner " + strings.ReplaceAll(g.closeSQL(node), "\n", " ")}
+}
+
+// oidsOf lists the tables that are replicated if their rows can be told apart.
+func oidsOf(tables []candidate) (oids []uint32) {
+	for _, t := range tables {
+		if t.usable() {
+			oids = append(oids, t.oid)
+		}
+	}
+	return oids
+}
+
+// refuse has users refused what a reader's users cannot do, in tables that came or were changed since Setup, and returns where that
+// cannot be done.
+func (w *TableWatch) refuse(ctx context.Context, conn *pgx.Conn) (found []Finding, err error) {
+	if !w.opts.Reader {
+		return nil, nil
+	}
+	tables, err := listTables(ctx, conn, w.opts.Tables)
+	if err != nil {
+		return nil, err
+	}
+	open, err := listGuarded(ctx, conn, openSQL, oidsOf(tables))
+	for _, g := range open {
+		err := errNotAsked
+		if w.publish {
+			_, err = conn.Exec(ctx, g.closeSQL(w.opts.Node))
+		}
+		if isLost(err) {
+			return nil, err
+		}
+		if err != nil {
+			found = append(found, writable(g, w.opts.Node, err))
+			continue
+		}
+		w.log.Warn("table of a reader could be written by users until now", "table", g.String())
+	}
+	return found, err
+}
