@@ -1,9 +1,11 @@
 package bridge
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -74,7 +76,7 @@ func (l *life) reach(node string) (*nats.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	o.Through = &stream.Visitor{Conn: l.visits, Cluster: l.cfg.Cluster, Node: node}
+	o.Through = &stream.Visitor{Conn: l.visits, Cluster: l.cfg.Cluster, Node: node, Own: l.cfg.Node}
 	return stream.Connect(o)
 }
 
@@ -115,7 +117,11 @@ func (b *bridge) noteLink(node string, open bool, cause error) {
 		b.log.Info("link is open", "link", node)
 		return
 	}
-	b.log.Warn("link is not open", "link", node, "err", text)
+	level := slog.LevelWarn
+	if b.cfg.Edge(node) { // which is away as a rule
+		level = slog.LevelInfo
+	}
+	b.log.Log(context.Background(), level, "link is not open", "link", node, "err", text)
 }
 
 // linkFault says why there is no connection to a node's server; "" if there is one, or nothing is known.

@@ -226,7 +226,7 @@ func (n *neighbours) open(node string, w *watch) {
 		_, err = stream.Listen(made.nc, stream.HelloSubject(n.cfg.Cluster, node), func(data []byte) { n.hear(node, data) })
 	}
 	if err == nil && n.cfg.Edge(n.cfg.Node) {
-		made.shut, err = stream.OpenDoor(made.nc, n.cfg.Cluster, n.cfg.Node, n.server.InProcessConn, n.log.With("link", node))
+		made.shut, err = stream.OpenDoor(made.nc, n.cfg.Cluster, n.cfg.Node, node, n.server.InProcessConn, n.log.With("link", node))
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -18,8 +18,10 @@ import (
 // through the broker. What goes through it is NATS's own protocol, as over TCP, so that readers, hellos and whatever else is told
 // between nodes need not know of it.
 
-// DoorSubject is where a node that nobody can dial is asked for tunnels, at the brokers that it has dialled.
-func DoorSubject(cluster, node string) string { return "pgb_dial." + cluster + "." + node }
+// DoorSubject is where a node that nobody can dial is asked for tunnels by a neighbour, at that one's broker: several may have the same.
+func DoorSubject(cluster, node, neighbour string) string {
+	return "pgb_dial." + cluster + "." + node + "." + neighbour
+}
 
 // doorLimit bounds the tunnels through one door. A neighbour needs one for each node whose transactions it reads from there, and some.
 const doorLimit = 256
@@ -41,22 +43,27 @@ type door struct {
 
 	mu      sync.Mutex // guards what follows
 	tunnels map[*tunnel]struct{}
-	untold  []string // subjects of tunnels that ended when the broker was away
 	closed  bool
 	wg      sync.WaitGroup
 }
 
-// OpenDoor lets those at the broker of nc reach a node's server, to which dial opens connections, until the returned function is
-// called, which waits until all tunnels have ended.
-func OpenDoor(nc *nats.Conn, cluster, node string, dial func() (net.Conn, error), log *slog.Logger) (shut func(), err error) {
-	_ = nc.Publish(openedSubject(DoorSubject(cluster, node)), nil) // before anybody can dial
-	d := &door{nc: nc, at: DoorSubject(cluster, node), server: dial, log: log, tunnels: map[*tunnel]struct{}{}}
+// OpenDoor lets a neighbour reach a node's server, to which dial opens connections, by that neighbour's broker, which nc leads to, until
+// the returned function is called. That one waits until all tunnels have ended.
+func OpenDoor(nc *nats.Conn, cluster, node, neighbour string, dial func() (net.Conn, error), log *slog.Logger) (shut func(), err error) {
+	d := &door{nc: nc, at: DoorSubject(cluster, node, neighbour), server: dial, log: log, tunnels: map[*tunnel]struct{}{}}
 	s, err := nc.Subscribe(d.at, d.knock)
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to %s: %w", d.at, err)
 	}
-	d.status = nc.StatusChanged(nats.CONNECTED, nats.CLOSED)
-	d.wg.Go(d.tell)
+	d.status = nc.StatusChanged(nats.CONNECTED)
+	if nc.IsConnected() {
+		d.say()
+	}
+	d.wg.Go(func() {
+		for range d.status {
+			d.say()
+		}
+	})
 	return func() {
 		_ = s.Unsubscribe() // the connection may be closed
 		nc.RemoveStatusListener(d.status)
@@ -104,27 +111,17 @@ func (d *door) open(name string) error {
 	}
 	d.tunnels[t] = struct{}{}
 	d.wg.Go(func() {
-		told := t.run()
+		t.run()
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		delete(d.tunnels, t)
-		if !told && len(d.untold) < doorLimit {
-			d.untold = append(d.untold, t.out)
-		}
 	})
 	return nil
 }
 
-// tell says, as soon as the broker is back, which tunnels have ended: who is there dials again then.
-func (d *door) tell() {
-	for s := range d.status {
-		d.mu.Lock()
-		for len(d.untold) > 0 && s == nats.CONNECTED && sayClosed(d.nc, d.untold[0]) == nil {
-			d.untold = d.untold[1:]
-		}
-		d.mu.Unlock()
-	}
-}
+// say tells the neighbour that the door is open: whatever it dialled before the broker was there is dead, which nobody could tell it
+// then. It may have dialled since, and does so again.
+func (d *door) say() { _ = d.nc.Publish(openedSubject(d.at), nil) }
 
 // The directions of a tunnel, as its subjects end: to the server behind the door, and from there.
 const (
@@ -132,20 +129,20 @@ const (
 	outward = "out"
 )
 
-// openedSubject is where a door says that it was opened: whatever was dialled before is dead, also if it was killed.
+// openedSubject is where a door says that it was opened.
 func openedSubject(door string) string { return door + ".opened" }
 
 func tunnelSubject(door, name, direction string) string { return door + "." + name + "." + direction }
 
-// Visitor dials a node's server through the door that it holds open at the broker of Conn. It is a nats.CustomDialer.
+// Visitor dials a node's server through the door that it holds open for Own at the broker of Conn. It is a nats.CustomDialer.
 type Visitor struct {
-	Conn          *nats.Conn // must outlive what it dials
-	Cluster, Node string
+	Conn               *nats.Conn // must outlive what it dials
+	Cluster, Node, Own string
 }
 
 // Dial opens a tunnel; ErrNotHere if there is no door. Network and address count for nothing.
 func (v *Visitor) Dial(_, _ string) (net.Conn, error) {
-	at, name := DoorSubject(v.Cluster, v.Node), nuid.Next()
+	at, name := DoorSubject(v.Cluster, v.Node, v.Own), nuid.Next()
 	near, far := net.Pipe()
 	t, err := newTunnel(v.Conn, far, tunnelSubject(at, name, outward), tunnelSubject(at, name, inward))
 	if err != nil {

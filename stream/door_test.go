@@ -32,7 +32,7 @@ func openDoor(t *testing.T) (*Visitor, *echo, *natstest.Proxy) {
 	p := natstest.NewProxy(t, s.Addr())
 	e := &echo{make(chan net.Conn, doorLimit+1)}
 	nc := natstest.Connect(t, p.URL())
-	shut, err := OpenDoor(nc, "x", "e", e.dial, slog.New(slog.DiscardHandler))
+	shut, err := OpenDoor(nc, "x", "e", "h", e.dial, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +40,7 @@ func openDoor(t *testing.T) (*Visitor, *echo, *natstest.Proxy) {
 	if err := nc.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	return &Visitor{Conn: s.Connect(t), Cluster: "x", Node: "e"}, e, p
+	return &Visitor{Conn: s.Connect(t), Cluster: "x", Node: "e", Own: "h"}, e, p
 }
 
 // bytesFor returns bytes of which each piece can be told from the others.
@@ -127,7 +127,7 @@ func TestTunnelEnds(t *testing.T) {
 			p.Hold(true) // nothing of the first life gets through any more
 			far.Close()
 			nc := natstest.Connect(t, v.Conn.ConnectedUrl())
-			if _, err := OpenDoor(nc, "x", "e", nil, slog.New(slog.DiscardHandler)); err != nil {
+			if _, err := OpenDoor(nc, "x", "e", "h", nil, slog.New(slog.DiscardHandler)); err != nil {
 				t.Fatal(err)
 			}
 		},
@@ -177,13 +177,13 @@ func TestTunnelNoticesWhatIsLost(t *testing.T) {
 // its tunnels.
 func TestDoor(t *testing.T) {
 	s := natstest.New(t)
-	v := &Visitor{Conn: s.Connect(t), Cluster: "x", Node: "e"}
+	v := &Visitor{Conn: s.Connect(t), Cluster: "x", Node: "e", Own: "h"}
 	if _, err := v.Dial("", ""); !errors.Is(err, ErrNotHere) || !strings.Contains(err.Error(), "node e") {
 		t.Errorf("without a door: %v", err)
 	}
 	e := &echo{make(chan net.Conn, doorLimit+1)}
 	nc := s.Connect(t)
-	shut, err := OpenDoor(nc, "x", "e", e.dial, slog.New(slog.DiscardHandler))
+	shut, err := OpenDoor(nc, "x", "e", "h", e.dial, slog.New(slog.DiscardHandler))
 	if err == nil {
 		err = nc.Flush()
 	}
@@ -201,7 +201,7 @@ func TestDoor(t *testing.T) {
 	if _, err := v.Dial("", ""); err == nil || !strings.Contains(err.Error(), "256 tunnels") {
 		t.Errorf("one too many: %v", err)
 	}
-	if m, err := v.Conn.Request(DoorSubject("x", "e"), []byte("a.b"), time.Minute); err != nil || string(m.Data) == tunnelOpen {
+	if m, err := v.Conn.Request(DoorSubject("x", "e", "h"), []byte("a.b"), time.Minute); err != nil || string(m.Data) == tunnelOpen {
 		t.Errorf("a name with a dot: %v", err)
 	}
 	shut()
@@ -225,12 +225,12 @@ func TestServerBehindADoor(t *testing.T) {
 	s := natstest.New(t)
 	p := natstest.NewProxy(t, s.Addr())
 	out := natstest.Connect(t, p.URL())
-	shut, err := OpenDoor(out, "x", "e", inside.InProcessConn, slog.New(slog.DiscardHandler))
+	shut, err := OpenDoor(out, "x", "e", "h", inside.InProcessConn, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(shut)
-	nc, err := Connect(ConnectOptions{Through: &Visitor{Conn: s.Connect(t), Cluster: "x", Node: "e"}, Token: "secret"})
+	nc, err := Connect(ConnectOptions{Through: &Visitor{Conn: s.Connect(t), Cluster: "x", Node: "e", Own: "h"}, Token: "secret"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,8 +21,9 @@ import (
 const tunnelBytes, tunnelAck, tunnelClose = 'd', 'a', 'c'
 
 const (
-	// tunnelWindow bounds the bytes in each direction that are on their way.
-	tunnelWindow = 1 << 20
+	// tunnelWindow bounds the bytes in each direction that are on their way. Hellos must not stand behind more than a thin link carries
+	// in some seconds.
+	tunnelWindow = 512 << 10
 	// tunnelPiece is what one message holds at most: below MinMaxPayload.
 	tunnelPiece = 32 << 10
 	// tunnelBeat is the time from one sign of life to the next, and tunnelSilence how long there may be none: whoever was killed says
@@ -67,8 +68,8 @@ func newTunnel(nc *nats.Conn, conn net.Conn, in, out string) (*tunnel, error) {
 // close ends the tunnel. It does not wait.
 func (t *tunnel) close() { t.once.Do(func() { close(t.ended) }) }
 
-// run passes bytes on until the tunnel is closed, from here or from the other side. It reports whether the other side has been told.
-func (t *tunnel) run() (told bool) {
+// run passes bytes on until the tunnel is closed, from here or from the other side.
+func (t *tunnel) run() {
 	var reading sync.WaitGroup
 	reading.Go(t.read)
 	beat := time.NewTicker(tunnelBeat)
@@ -91,11 +92,8 @@ func (t *tunnel) run() (told bool) {
 	t.nc.RemoveStatusListener(t.status)
 	_ = t.sub.Unsubscribe()
 	reading.Wait()
-	return sayClosed(t.nc, t.out) == nil
+	_ = t.nc.Publish(t.out, []byte{tunnelClose}) // who does not hear it notices the silence
 }
-
-// sayClosed tells the other side that there is no tunnel any more. Who does not hear it notices the silence.
-func sayClosed(nc *nats.Conn, out string) error { return nc.Publish(out, []byte{tunnelClose}) }
 
 // read sends what the connection gives, as far as there is room on the way.
 func (t *tunnel) read() {
