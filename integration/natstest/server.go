@@ -1,6 +1,7 @@
 package natstest
 
 import (
+	"crypto/tls"
 	"net"
 	"net/url"
 	"path/filepath"
@@ -24,12 +25,33 @@ type Options struct {
 	NoJetStream  bool   // as a server that somebody forgot to set up
 	User, Secret string // when set, whoever connects must give them
 	DenyPublish  string // subjects on which nobody may publish; empty: none. Not together with User
+	Users        []User // who may connect, instead of User
 	Dir          string // of the store; empty: a temporary directory of the test
 	Port         int    // 0: a free one
 
 	member    string // name in a cluster; empty: in none
 	routePort int
 	routes    []*url.URL
+	TLS       *tls.Config `json:"-"` // nil: none; not of a process
+}
+
+// User is one who may connect: by name and secret, or by the public part of an nkey.
+type User struct {
+	Name, Secret, NKey string
+	// Publish and Subscribe are all that the user may; Answer: also to answer whoever asks it.
+	Publish, Subscribe []string
+	Answer             bool
+}
+
+func (u User) permissions() *server.Permissions {
+	p := &server.Permissions{Publish: &server.SubjectPermission{Allow: u.Publish}, Subscribe: &server.SubjectPermission{Allow: u.Subscribe}}
+	if len(u.Publish) == 0 && len(u.Subscribe) == 0 {
+		return nil
+	}
+	if u.Answer {
+		p.Response = &server.ResponsePermission{MaxMsgs: server.DEFAULT_ALLOW_RESPONSE_MAX_MSGS, Expires: server.DEFAULT_ALLOW_RESPONSE_EXPIRATION}
+	}
+	return p
 }
 
 // Server is a NATS server in the test binary.
@@ -126,6 +148,14 @@ func start(o Options) (*server.Server, error) {
 		deny := &server.Permissions{Publish: &server.SubjectPermission{Deny: []string{o.DenyPublish}}}
 		so.Users, so.NoAuthUser = []*server.User{{Username: "anybody", Permissions: deny}}, "anybody"
 	}
+	for _, u := range o.Users {
+		if u.NKey != "" {
+			so.Nkeys = append(so.Nkeys, &server.NkeyUser{Nkey: u.NKey, Permissions: u.permissions()})
+			continue
+		}
+		so.Users = append(so.Users, &server.User{Username: u.Name, Password: u.Secret, Permissions: u.permissions()})
+	}
+	so.TLSConfig, so.TLS, so.TLSVerify = o.TLS, o.TLS != nil, o.TLS != nil && o.TLS.ClientAuth != tls.NoClientCert
 	if o.member != "" {
 		so.ServerName = o.member
 		so.Cluster = server.ClusterOpts{Name: "natstest", Host: "127.0.0.1", Port: o.routePort}
