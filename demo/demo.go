@@ -42,7 +42,7 @@ type Options struct {
 	Scenario string
 	// Topology is one of Topologies, for Datacenters alone; "" is the first.
 	Topology string
-	// Nodes is how many nodes there are, LeastNodes to MostNodes; 0 is 3, or 5 for Datacenters, which needs 3. Offline has 3.
+	// Nodes is how many nodes there are, LeastNodes to MostNodes; 0 is 3, or 5 for Datacenters, which needs 3. Offline has 4.
 	Nodes int
 	// Duration is how long is written, LeastDuration to MostDuration; 0 is 20 s. Set-up and comparison
 	// come on top. Offline takes as long as it takes.
@@ -108,6 +108,9 @@ func prepare(o Options) (*demo, error) {
 	if o.Scenario == Datacenters {
 		o.Nodes, o.Topology, least = cmp.Or(o.Nodes, 5), cmp.Or(o.Topology, Topologies[0]), 3
 	}
+	if o.Scenario == Offline {
+		o.Nodes = cmp.Or(o.Nodes, len(calendar.nodes))
+	}
 	o.Nodes = cmp.Or(o.Nodes, 3)
 	o.Duration = cmp.Or(o.Duration, 20*time.Second)
 	if o.Out == nil {
@@ -122,8 +125,8 @@ func prepare(o Options) (*demo, error) {
 	if o.Nodes < least || o.Nodes > MostNodes {
 		return nil, fmt.Errorf("demonstration with %d nodes: use %d to %d", o.Nodes, least, MostNodes)
 	}
-	if o.Scenario == Offline && o.Nodes != len(devices) {
-		return nil, fmt.Errorf("demonstration with %d nodes: the scenario %s has %d", o.Nodes, Offline, len(devices))
+	if o.Scenario == Offline && o.Nodes != len(calendar.nodes) {
+		return nil, fmt.Errorf("demonstration with %d nodes: the scenario %s has %d", o.Nodes, Offline, len(calendar.nodes))
 	}
 	if o.Duration < LeastDuration || o.Duration > MostDuration {
 		return nil, fmt.Errorf("demonstration of %s: use %s to %s", o.Duration, LeastDuration, MostDuration)

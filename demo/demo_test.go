@@ -116,10 +116,10 @@ func TestDevicesMeet(t *testing.T) {
 		t.Fatal(err)
 	}
 	before, after, _ := strings.Cut(a.text.String(), "The inbox")
-	requireLines(t, before, `12:30  Lunch +guests: (Ada, Bob|Bob, Ada) +notes: vegan at the Ponte, bring cake`, `14:30  Dentist`,
+	requireLines(t, before, `a star of 6 links`, `laptop: PostgreSQL on [\d.:]+, NATS on no address`, `stands in its own stream`, `12:30  Lunch +guests: (Ada, Bob|Bob, Ada) +notes: vegan at the Ponte, bring cake`, `14:30  Dentist`,
 		`16:00  Review   Blue`, `18:00  Swim`)
 	requireLines(t, after, `undecided  phone   laptop`, `\$ pgbridge conflicts undo \d+`, `10:00  Dentist`,
-		`Every row of every table is the same on all 3 nodes`)
+		`Every row of every table is the same on all 4 nodes`)
 }
 
 // TestPlantedFaultsAreFound changes one node behind pgbridge's back: in a session with a replication
@@ -202,7 +202,7 @@ func TestOptionsAreChecked(t *testing.T) {
 		{Options{Topology: "star"}, `topology "star": use one of ring, star, mesh, with the scenario datacenters`},
 		{Options{Scenario: Datacenters, Topology: "line"}, `topology "line": use one of ring, star, mesh, with the scenario datacenters`},
 		{Options{Scenario: Datacenters, Nodes: 2}, "demonstration with 2 nodes: use 3 to 9"},
-		{Options{Scenario: Offline, Nodes: 4}, "demonstration with 4 nodes: the scenario offline has 3"},
+		{Options{Scenario: Offline, Nodes: 3}, "demonstration with 3 nodes: the scenario offline has 4"},
 		{Options{Duration: time.Millisecond}, "demonstration of 1ms: use 1s to 1h0m0s"},
 	} {
 		if err := Run(t.Context(), c.o); err == nil || err.Error() != c.want {

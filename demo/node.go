@@ -31,6 +31,7 @@ var schemaSQL string
 type world struct {
 	name   string   // of the database, and of the schema in it
 	nodes  []string // their names; nil: a, b, c
+	edges  []string // those that nobody can dial
 	schema string
 	tables string // as the account tells of them
 	try    string // a statement to try
@@ -46,7 +47,7 @@ type node struct {
 	pg     *pgcluster.Cluster
 	dir    string
 	file   string    // the bridge's configuration
-	listen string    // of the NATS server in the bridge
+	listen string    // of the NATS server in the bridge; empty: nowhere
 	bridge *child    // nil before its first start
 	conn   *pgx.Conn // the session of Run's own goroutine
 	ledger ledger
@@ -107,12 +108,15 @@ func (n *node) connect(ctx context.Context) (*pgx.Conn, error) {
 
 func (n *node) dsn() string { return n.pg.SocketDSN(n.world.name) }
 
-// writeConfig writes what an operator would: nothing that has a default. more goes on from topology.nodes.
+// writeConfig writes what an operator would: nothing that has a default. more goes on below topology.
 func (n *node) writeConfig(all []*node, more string) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "cluster: %s\nnode: %s\ndata_dir: %s\n", clusterName, n.name, n.bridgeDir())
 	fmt.Fprintf(&b, "postgres:\n  dsn: %q\ntopology:\n  nodes:\n", n.dsn())
 	for _, m := range all {
+		if m.listen == "" {
+			continue
+		}
 		fmt.Fprintf(&b, "    %s: nats://%s\n", m.name, m.listen)
 	}
 	b.WriteString(more)

@@ -14,14 +14,17 @@ import (
 //go:embed calendar.sql
 var calendarSQL string
 
-// devices are the nodes of the scenario Offline.
-var devices = []string{"laptop", "phone", "tablet"}
+// home is the node that the devices dial. Nobody can dial a device.
+const home = "home"
 
-var calendar = &world{name: "calendar", nodes: devices, schema: calendarSQL, tables: "one table, appointments",
-	try: "UPDATE calendar.appointments SET room = 'Red'"}
+var calendar = &world{name: "calendar", nodes: []string{"laptop", "phone", "tablet", home}, edges: []string{"laptop", "phone", "tablet"},
+	schema: calendarSQL, tables: "one table, appointments", try: "UPDATE calendar.appointments SET room = 'Red'"}
 
-// calendarPolicies say how changes that nobody had seen of each other become one appointment.
-const calendarPolicies = `conflict:
+// calendarConfig says that the devices dial out only, and how changes that nobody had seen of each other become one appointment.
+const calendarConfig = `  kind: star
+  center: home
+  roles: {laptop: edge, phone: edge, tablet: edge}
+conflict:
   tables:
     calendar.appointments:
       rows: manual               # title, time and room: somebody decides
@@ -33,11 +36,11 @@ const calendarPolicies = `conflict:
 
 // offline is the script of that name.
 func (d *demo) offline(ctx context.Context) error {
-	d.screen.say("pgbridge demo: one calendar on a laptop, a phone and a tablet, PostgreSQL %s", d.install.Version)
+	d.screen.say("pgbridge demo: one calendar on a laptop, a phone and a tablet, and on a server at home, PostgreSQL %s", d.install.Version)
 	d.screen.title("Set-up")
 	return inOrder(
 		func() error { return d.startServers(ctx, calendar) },
-		func() error { return d.startBridges(ctx, "a mesh", calendarPolicies) },
+		func() error { return d.startBridges(ctx, "a star", calendarConfig) },
 		func() error { return d.firstAppointments(ctx) },
 		func() error { return d.editOffline(ctx) },
 		func() error { return d.meet(ctx) },
@@ -94,11 +97,10 @@ func (d *demo) firstAppointments(ctx context.Context) error {
 }
 
 func (d *demo) editOffline(ctx context.Context) error {
-	d.screen.title("All go offline, and write on")
-	for _, n := range d.nodes {
-		n.bridge.stop(bridgeTimeout)
-	}
-	return d.edits(ctx,
+	d.screen.title("All are offline, and write on")
+	d.screen.say("The bridge at home is stopped: no device reaches any other one.")
+	d.device(home).bridge.stop(bridgeTimeout)
+	err := d.edits(ctx,
 		edit{"laptop", "moves the dentist to 10:00", `UPDATE appointments SET at = '10:00' WHERE title = 'Dentist'`},
 		edit{"laptop", "invites Ada to lunch, and notes: bring cake", `UPDATE appointments SET guests = guests || '{Ada}', notes = notes || ', bring cake' WHERE title = 'Lunch'`},
 		edit{"phone", "moves the dentist to 14:30", `UPDATE appointments SET at = '14:30' WHERE title = 'Dentist'`},
@@ -107,26 +109,47 @@ func (d *demo) editOffline(ctx context.Context) error {
 		edit{"tablet", "cancels the review", `DELETE FROM appointments WHERE title = 'Review'`},
 		edit{"tablet", "adds a swim", `INSERT INTO appointments (title, at) VALUES ('Swim', '18:00')`},
 	)
+	if err != nil {
+		return err
+	}
+	for _, name := range calendar.edges {
+		if err := d.awaitOutbox(ctx, d.device(name)); err != nil {
+			return err
+		}
+	}
+	d.screen.say("What each has written stands in its own stream, on its own disk, and waits for home.")
+	return nil
 }
 
-// meet brings the devices online, one after the other.
+// awaitOutbox waits until all that was committed on a node is safe in its stream.
+func (d *demo) awaitOutbox(ctx context.Context, n *node) error {
+	return await(ctx, checkpointTimeout, func(ctx context.Context) (string, error) {
+		r, err := n.status(ctx)
+		if err != nil {
+			return err.Error(), nil
+		}
+		if want := uint64(n.ledger.count()); r.Publisher.DurableSeq < want {
+			return fmt.Sprintf("the stream of the %s has %d of %d transactions", n.name, r.Publisher.DurableSeq, want), nil
+		}
+		return "", nil
+	})
+}
+
+// meet brings the devices online: home is back.
 func (d *demo) meet(ctx context.Context) error {
 	d.screen.title("They meet")
-	var last time.Time
-	for _, n := range d.nodes {
-		if err := n.startBridge(d.opts.Executable); err != nil {
-			return err
-		}
-		d.screen.say("  %-7s is online, bridge pid %d", n.name, n.bridge.pid())
-		if err := n.awaitBridge(ctx); err != nil {
-			return err
-		}
-		last = time.Now()
+	n := d.device(home)
+	if err := n.startBridge(d.opts.Executable); err != nil {
+		return err
 	}
+	if err := n.awaitBridge(ctx); err != nil {
+		return err
+	}
+	back := time.Now()
 	if err := d.checkpoint(ctx); err != nil {
 		return err
 	}
-	d.screen.say("%s after the last one's bridge ran, all had everything:", age(time.Since(last)))
+	d.screen.say("%s after the bridge at home ran again, pid %d, all had everything:", age(time.Since(back)), n.bridge.pid())
 	return d.showCalendar(ctx, d.device("laptop"))
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -51,7 +52,9 @@ func (d *demo) startBridges(ctx context.Context, topology, config string) error 
 		return err
 	}
 	for i, n := range d.nodes {
-		n.listen = addrs[i]
+		if !slices.Contains(n.world.edges, n.name) {
+			n.listen = addrs[i]
+		}
 	}
 	for _, n := range d.nodes {
 		if err := n.writeConfig(d.nodes, config); err != nil {
@@ -69,7 +72,11 @@ func (d *demo) startBridges(ctx context.Context, topology, config string) error 
 	d.screen.say("%s  %d bridges, each a program with a NATS server inside: %s of %d links",
 		took(begun), len(d.nodes), topology, d.links())
 	for _, n := range d.nodes {
-		d.screen.say("         %s: PostgreSQL on 127.0.0.1:%d, NATS on %s, bridge pid %d", n.name, n.pg.Port(), n.listen, n.bridge.pid())
+		nats := "on " + n.listen
+		if n.listen == "" {
+			nats = "on no address"
+		}
+		d.screen.say("         %s: PostgreSQL on 127.0.0.1:%d, NATS %s, bridge pid %d", n.name, n.pg.Port(), nats, n.bridge.pid())
 	}
 	return nil
 }
@@ -77,10 +84,10 @@ func (d *demo) startBridges(ctx context.Context, topology, config string) error 
 // links is how many readers there are between nodes that are linked.
 func (d *demo) links() int {
 	n := len(d.nodes)
-	switch d.opts.Topology {
-	case "ring":
+	switch {
+	case d.opts.Topology == "ring":
 		return 2 * n
-	case "star":
+	case d.opts.Topology == "star", d.opts.Scenario == Offline:
 		return 2 * (n - 1)
 	}
 	return n * (n - 1)
