@@ -114,8 +114,8 @@ type faults struct {
 	large int // numbers the large rows
 }
 
-// TestRandomFaults plays schedules of random faults on random topologies: bridges and servers are killed and come back, links are
-// cut, muted, slow, and heal, clocks step, brokers lose their disks, and nodes are away until the others let them go, all under
+// TestRandomFaults plays schedules of random faults on random topologies, most of them with an edge and a reader: bridges and servers are
+// killed and come back, links are cut, muted, slow, and heal, clocks step, brokers lose their disks, and nodes are away until the others let them go, all under
 // load. In the end all nodes hold the same rows, and each acknowledged write is there.
 func TestRandomFaults(t *testing.T) {
 	t.Parallel()
@@ -150,7 +150,7 @@ func (f *faults) rearrange() {
 	for _, n := range f.c.Nodes {
 		n.Stop()
 	}
-	for _, key := range []string{"topology.kind", "topology.center", "topology.links"} {
+	for _, key := range []string{"topology.kind", "topology.center", "topology.links", "topology.roles"} {
 		delete(f.kinds, key)
 	}
 	var kind string
@@ -167,8 +167,15 @@ func (f *faults) rearrange() {
 		f.kinds["topology.links"] = randomLinks(f.r, len(f.c.Nodes))
 	}
 	f.kinds["topology.kind"] = kind
+	if a, b := f.pair(); f.r.Intn(3) > 0 {
+		f.kinds["topology.roles"] = a.Name + "=edge," + b.Name + "=reader"
+	}
+	f.c.WriteConfig()
 	for _, n := range f.c.Nodes {
 		n.Launch()
+	}
+	for _, n := range f.c.Nodes { // what was a reader may be written again
+		n.AwaitStatus(func(r *cluster.Report) bool { return r.Waiting == "" })
 	}
 	f.c.WaitConverged()
 	f.t.Logf("topology: %v", f.kinds)
