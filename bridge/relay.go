@@ -303,14 +303,14 @@ func (p *places) oldest(back uint64) uint64 {
 func (r *relay) retain(ctx context.Context) error {
 	tick := time.NewTicker(relayPurge)
 	defer tick.Stop()
-	var purged uint64
+	var done purged
 	for {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return nil
 		}
-		err := r.purge(ctx, &purged)
+		err := r.purge(ctx, &done)
 		if err == nil {
 			err = r.limit(ctx)
 		}
@@ -320,10 +320,17 @@ func (r *relay) retain(ctx context.Context) error {
 	}
 }
 
-// purge forgets what need not be kept; purged is up to where it has before.
-func (r *relay) purge(ctx context.Context, purged *uint64) error {
+// purged is up to which transaction frames were purged, and which one had been handed on last by then.
+type purged struct{ seq, handed uint64 }
+
+// purge forgets what need not be kept. Frames that hold no transaction need not behind the last one that every node has: a node whose
+// users do not write has no others.
+func (r *relay) purge(ctx context.Context, done *purged) error {
 	stable := min(max(r.applier.EverywhereSeq(r.origin), r.mayGo(ctx)), r.upTo())
-	if stable <= *purged {
+	r.mu.Lock()
+	handed := r.handed
+	r.mu.Unlock()
+	if stable < done.seq || stable == done.seq && handed == done.handed {
 		return nil
 	}
 	below, err := r.reader.Find(ctx, r.origin, stable+1)
@@ -334,7 +341,7 @@ func (r *relay) purge(ctx context.Context, purged *uint64) error {
 	case errors.Is(err, stream.ErrGap):
 		return nil
 	case err == nil:
-		*purged = stable
+		*done = purged{stable, handed}
 	}
 	return err
 }
