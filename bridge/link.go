@@ -25,6 +25,10 @@ type links struct {
 
 // checkLinks finds what can be seen of wrong credentials without a server.
 func (b *bridge) checkLinks() error {
+	all := stream.ConnectOptions{CredentialsFile: b.cfg.NATS.CredsFile}
+	if err := all.Check(); err != nil {
+		return &configError{fmt.Sprintf("nats.creds_file: %v", err)}
+	}
 	for _, node := range slices.Sorted(maps.Keys(b.cfg.NATS.Links)) {
 		o, err := b.access(node, b.cfg.Topology.Nodes[node])
 		if err == nil {
@@ -57,8 +61,8 @@ func (b *bridge) access(node, url string) (stream.ConnectOptions, error) {
 // connect returns a connection to the NATS server of a node, at a URL unless nats.links has another one. It may be away for now.
 func (b *bridge) connect(url, node string) (*nats.Conn, error) {
 	o, err := b.access(node, url)
-	if err != nil {
-		return nil, &configError{fmt.Sprintf("nats.links.%s: %v", node, err)}
+	if err != nil { // checkLinks has let it pass: somebody is replacing the file
+		return nil, fmt.Errorf("nats.links.%s: %w", node, err)
 	}
 	return stream.Connect(o)
 }

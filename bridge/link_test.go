@@ -123,4 +123,9 @@ func TestLinksAreChecked(t *testing.T) {
 			t.Errorf("%v does not end the bridge", err)
 		}
 	}
+	cfg := &config.Config{Cluster: "x", Node: "b"}
+	cfg.NATS.CredsFile = bad
+	if err := (&bridge{cfg: cfg}).checkLinks(); err == nil || !permanent(err) || !strings.HasPrefix(err.Error(), "nats.creds_file: "+bad) {
+		t.Errorf("credentials for all: %v", err)
+	}
 }

@@ -77,7 +77,6 @@ func handsOn(t *testing.T, n, author *cluster.Node) uint64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%s hands %d frames of %s on", n.Name, s.CachedInfo().State.Msgs, author.Name)
 	return s.CachedInfo().State.Msgs
 }
 
