@@ -190,6 +190,15 @@ func TestDoor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Another neighbour may have the same broker: who asks at one door gets one tunnel.
+	both, err := OpenDoor(nc, "x", "e", "i", e.dial, slog.New(slog.DiscardHandler))
+	if err == nil {
+		err = nc.Flush()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(both)
 	var conns []net.Conn
 	for range doorLimit {
 		c, err := v.Dial("", "")
@@ -200,6 +209,9 @@ func TestDoor(t *testing.T) {
 	}
 	if _, err := v.Dial("", ""); err == nil || !strings.Contains(err.Error(), "256 tunnels") {
 		t.Errorf("one too many: %v", err)
+	}
+	if n := len(e.conns); n != doorLimit {
+		t.Errorf("%d connections for %d tunnels", n, doorLimit)
 	}
 	if m, err := v.Conn.Request(DoorSubject("x", "e", "h"), []byte("a.b"), time.Minute); err != nil || string(m.Data) == tunnelOpen {
 		t.Errorf("a name with a dot: %v", err)
