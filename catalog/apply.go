@@ -18,6 +18,9 @@ func Apply(ctx context.Context, conn *pgx.Conn, steps []Step) ([]Step, error) {
 	}
 	done := append([]Step{}, steps...)
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, lockSQL); err != nil {
+			return err
+		}
 		for i := range done {
 			if s := &done[i]; s.SQL != "" {
 				if err := s.apply(ctx, tx); err != nil {
@@ -36,6 +39,9 @@ func Apply(ctx context.Context, conn *pgx.Conn, steps []Step) ([]Step, error) {
 	}
 	return done, nil
 }
+
+// lockSQL lets go soon where somebody holds a sequence: whoever wants a value stands behind this in the queue.
+const lockSQL = `SET LOCAL lock_timeout = '2s'`
 
 // apply locks the sequence by the first change, so that nobody takes a value until the transaction is committed.
 func (s *Step) apply(ctx context.Context, tx pgx.Tx) error {

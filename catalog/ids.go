@@ -20,8 +20,8 @@ const (
 const timeIDSQL = `CREATE OR REPLACE FUNCTION pgbridge.id_number() RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT %d';
 CREATE SEQUENCE IF NOT EXISTS pgbridge.id_count MINVALUE 0 MAXVALUE 65535 START WITH 0 CYCLE CACHE 1;
 CREATE OR REPLACE FUNCTION pgbridge.time_id() RETURNS bigint LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog AS $$
-    SELECT (floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint - 1735689600000) << 22
-           | pgbridge.id_number()::bigint << 16 | nextval('pgbridge.id_count')
+    SELECT ((floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint - 1735689600000) << 22)
+           | (pgbridge.id_number()::bigint << 16) | nextval('pgbridge.id_count')
 $$`
 
 // uuidSQL makes a function that servers have from 18 on. The time takes the first 48 bits; 52 and 53 turn version 4 into 7.

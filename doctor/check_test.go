@@ -179,6 +179,23 @@ func TestEachFindingIsProvoked(t *testing.T) {
 	}
 }
 
+// TestDocsNameEachFinding: docs/doctor.md lists all codes.
+func TestDocsNameEachFinding(t *testing.T) {
+	text, err := os.ReadFile("../docs/doctor.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := slices.Collect(maps.Keys(reasons))
+	for _, p := range provocations {
+		all = append(all, p.code)
+	}
+	for _, code := range append(all, codes(t)...) {
+		if code != "stream-full" && !strings.Contains(string(text), "`"+code+"`") { // which is an alarm
+			t.Errorf("docs/doctor.md does not name %s", code)
+		}
+	}
+}
+
 // codes are those that stand in the package's source: the first value of each Finding, of each call of one, and the second of
 // each judgement. What is put together, such as trigger-local, is not seen.
 func codes(t *testing.T) (all []string) {
