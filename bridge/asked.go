@@ -31,7 +31,9 @@ const (
 )
 
 const (
-	// askPatience is how long another node may take to answer, with the time to connect.
+	// connectPatience is how long it may take to connect to another node's broker: somebody waits.
+	connectPatience = 3 * time.Second
+	// askPatience is how long another node may take to answer.
 	askPatience = 5 * time.Second
 	// answerLimit bounds an answer when it is unpacked.
 	answerLimit = 64 << 20
@@ -159,7 +161,7 @@ func (b *bridge) askOthers(ctx context.Context, fn func(ctx context.Context, nod
 				return err
 			}
 			defer nc.Close()
-			wait, cancel := context.WithTimeout(ctx, askPatience)
+			wait, cancel := context.WithTimeout(ctx, connectPatience)
 			defer cancel()
 			fn(ctx, node, &asker{b.cfg, node, nc}, stream.AwaitConnected(wait, nc))
 			return nil

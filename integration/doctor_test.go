@@ -72,7 +72,7 @@ func requireFindings(t *testing.T, x *bridge.Examination, want map[string]string
 func TestDoctorOnABadServer(t *testing.T) {
 	t.Parallel()
 	c := cluster.New(t, cluster.Options{Nodes: 1, Majors: []int{18}, Own: true, Clocks: true, Idle: true, Settings: map[string]string{
-		"wal_level": "replica", "track_commit_timestamp": "off", "wal_sender_timeout": "12s", "max_connections": "20", "max_replication_slots": "1",
+		"wal_level": "replica", "track_commit_timestamp": "off", "wal_sender_timeout": "12s", "max_connections": "12", "max_replication_slots": "1",
 		"max_active_replication_origins": "1", "idle_replication_slot_timeout": "1h", "max_prepared_transactions": "5", "fsync": "off"}})
 	n := c.Nodes[0]
 	n.Exec(`CREATE TABLE t (id int PRIMARY KEY)`)
@@ -377,7 +377,7 @@ func TestCommandsAsTheLeastRole(t *testing.T) {
 			for i, n := range []*cluster.Node{a, b} {
 				owner := "o_" + n.Value(`SELECT current_database()`)
 				n.Exec(`CREATE ROLE ` + owner)
-				t.Cleanup(func() { n.Exec(`REASSIGN OWNED BY ` + owner + ` TO CURRENT_USER; DROP ROLE ` + owner) })
+				t.Cleanup(func() { n.Exec(`REASSIGN OWNED BY ` + owner + ` TO CURRENT_USER; DROP OWNED BY ` + owner + `; DROP ROLE ` + owner) })
 				n.Exec(`ALTER TABLE app.t OWNER TO ` + owner + `; ALTER TABLE app.u OWNER TO ` + owner + `; GRANT CREATE, USAGE ON SCHEMA app TO ` + owner + `; GRANT ` + owner + ` TO ` + roles[i])
 				if code, out := command(t, n, "sequences apply"); code != 0 || !strings.Contains(out, `"app"."u_id_seq" goes on with`) {
 					t.Errorf("as a member of the owner: exit code %d: %s", code, out)
