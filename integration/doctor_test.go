@@ -377,7 +377,9 @@ func TestCommandsAsTheLeastRole(t *testing.T) {
 			for i, n := range []*cluster.Node{a, b} {
 				owner := "o_" + n.Value(`SELECT current_database()`)
 				n.Exec(`CREATE ROLE ` + owner)
-				t.Cleanup(func() { n.Exec(`REASSIGN OWNED BY ` + owner + ` TO CURRENT_USER; DROP OWNED BY ` + owner + `; DROP ROLE ` + owner) })
+				t.Cleanup(func() {
+					n.Exec(`REASSIGN OWNED BY ` + owner + ` TO CURRENT_USER; DROP OWNED BY ` + owner + `; DROP ROLE ` + owner)
+				})
 				n.Exec(`ALTER TABLE app.t OWNER TO ` + owner + `; ALTER TABLE app.u OWNER TO ` + owner + `; GRANT CREATE, USAGE ON SCHEMA app TO ` + owner + `; GRANT ` + owner + ` TO ` + roles[i])
 				if code, out := command(t, n, "sequences apply"); code != 0 || !strings.Contains(out, `"app"."u_id_seq" goes on with`) {
 					t.Errorf("as a member of the owner: exit code %d: %s", code, out)
