@@ -354,7 +354,7 @@ func TestCommandsAsTheLeastRole(t *testing.T) {
 				{"doctor", 3, "sequence-collides"},
 				{"doctor --json", 3, `"holds": true`},
 				{"status", 0, "all is well"},
-				{"status --json --strict", 0, `"well": true`},
+				{"status --json --check --strict", 0, `"well": true`},
 				{"top --once --interval 100ms", 0, "APPLIED/S"},
 				{"top", 2, "use --once"},
 				{"sequences plan", 0, `ALTER SEQUENCE "app"."t_id_seq" INCREMENT BY 16`},

@@ -12,14 +12,15 @@ import (
 
 func newStatus(b backend, c terminal) *cobra.Command {
 	var flags configFlags
-	var asJSON, strict bool
+	var asJSON, check, strict bool
 	cmd := &cobra.Command{
 		Use:   "status --config file",
 		Short: "Show where this node stands, what waits and why",
 		Long: `Show whether all is well, how far this node's own transactions and those of every other node have come, who is
 behind, how much WAL the slot holds, what waits, and what to do about it. The exit code is 1 if no bridge runs here, or if it
-does not work yet: what is written before its first start has created the slot is not replicated. It is 3 if an alarm needs a
-person, with --strict also if there is a warning.`,
+does not work yet: what is written before its first start has created the slot is not replicated. With --check it is 3
+if an alarm needs a person, with --strict also if there is a warning; a supervisor that starts the bridge anew for that would
+not help.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := flags.load()
 			if err != nil {
@@ -32,7 +33,7 @@ person, with --strict also if there is a warning.`,
 			if err == nil && report.Waiting != "" {
 				err = errors.New(report.Waiting)
 			}
-			if err == nil {
+			if err == nil && (check || strict) {
 				err = reported(report, strict)
 			}
 			if asJSON {
@@ -43,7 +44,8 @@ person, with --strict also if there is a warning.`,
 	}
 	flags.add(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, with the keys of the log")
-	cmd.Flags().BoolVar(&strict, "strict", false, "let a warning count as an error")
+	cmd.Flags().BoolVar(&check, "check", false, "end with exit code 3 if an alarm needs a person")
+	cmd.Flags().BoolVar(&strict, "strict", false, "the same, and let a warning count as an error")
 	return cmd
 }
 

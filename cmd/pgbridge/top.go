@@ -26,7 +26,7 @@ func newTop(b backend, c terminal) *cobra.Command {
 		Use:   "top --config file",
 		Short: "Watch this node in the terminal: who is behind, what waits, at what rates",
 		Long: `Watch this node's bridge until Ctrl-C: what "status" says, and how many transactions a second go each way. With --once one
-picture is printed as text, made of two looks, which needs no terminal; its exit codes are those of status.`,
+picture is printed as text, made of two looks, which needs no terminal.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if d := time.Duration(interval); d < leastInterval || d > mostInterval {
 				return usagef("--interval %s is out of range; use %s to %s", d, leastInterval, mostInterval)
@@ -76,10 +76,8 @@ func (v *topView) once(ctx context.Context, interval time.Duration) error {
 	if r, err = v.b.status(ctx, v.cfg); err != nil {
 		return err
 	}
-	if _, err = io.WriteString(v.out, strings.Join(v.picture(r), "\n")+"\n"); err != nil {
-		return err
-	}
-	return reported(r, false)
+	_, err = io.WriteString(v.out, strings.Join(v.picture(r), "\n")+"\n")
+	return err
 }
 
 // ANSI: the other screen and no cursor, and back; home; clear to the end of the line, and of the screen.
