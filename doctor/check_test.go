@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -242,8 +243,24 @@ func codes(t *testing.T) (all []string) {
 	return all
 }
 
-// TestReasonsOfCapture: what capture finds says why it matters.
+// startCodes are those that capture finds when it starts to read, or while it reads, and not in its checks.
+var startCodes = []string{capture.CodeSlotAhead, capture.CodeServerBehind, capture.CodeServerOther, capture.CodeTableUnpublished, capture.CodeTableUnusable, capture.CodeStreamOther}
+
+// TestReasonsOfCapture: what capture finds says why it matters, whatever it is.
 func TestReasonsOfCapture(t *testing.T) {
+	source, err := os.ReadFile("../capture/errors.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile(`(?m)^\tCode\w+ += "([a-z-]+)"`).FindAllStringSubmatch(string(source), -1)
+	if len(found) < 20 {
+		t.Fatalf("%d codes are in capture/errors.go", len(found))
+	}
+	for _, m := range found {
+		if reasons[m[1]] == "" && !slices.Contains(startCodes, m[1]) {
+			t.Errorf("%s has no reason", m[1])
+		}
+	}
 	for code, why := range reasons {
 		if code == "" || why == "" {
 			t.Errorf("%q: %q", code, why)

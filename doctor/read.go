@@ -39,7 +39,7 @@ func ReadServer(ctx context.Context, conn *pgx.Conn, cfg *config.Config, slot st
 }
 
 // settingNames are the settings that checks look at.
-var settingNames = []string{"fsync", "full_page_writes", "max_slot_wal_keep_size", "idle_replication_slot_timeout", "wal_sender_timeout", "session_replication_role"}
+var settingNames = []string{"fsync", "full_page_writes", "max_slot_wal_keep_size", "idle_replication_slot_timeout", "wal_sender_timeout"}
 
 func (s *Server) readSettings(ctx context.Context, conn *pgx.Conn) error {
 	if err := conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, current_setting('server_version'), current_setting('server_encoding')`).
