@@ -53,10 +53,12 @@ func borders() map[string]border {
 		// The names of policies are conflict's, those of graphs topology's.
 		"config":  {inside: []string{"conflict", "topology"}, outside: []string{viper, yaml}},
 		"console": {never: []string{"database/sql"}},
+		"catalog": {inside: []string{"capture"}, outside: []string{pgx}},
+		"doctor":  {inside: []string{"capture", "catalog", "config", "topology"}, outside: []string{pgx}},
 		"bridge":  {inside: []string{"*"}, outside: []string{pgx, pglogrepl, nats, errgroup, prometheus}},
 		"demo": {inside: []string{"bridge", "config", "integration/pgcluster"},
 			outside: []string{pgx, errgroup, sysunix}},
-		"cmd/pgbridge": {inside: []string{"bridge", "config", "demo"}, outside: []string{cobra}},
+		"cmd/pgbridge": {inside: []string{"bridge", "config", "demo"}, outside: []string{cobra, sysunix}},
 	}
 }
 

@@ -389,6 +389,19 @@ func (b *inbox) received() (last uint64, waiting int, oldest origin.Stamp) {
 	return b.last, waiting, oldest
 }
 
+// held is how many bytes wait, in memory and, of large transactions, on disk.
+func (b *inbox) held() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := b.spooled.Load()
+	for _, t := range b.queue {
+		if !t.vectorOnly {
+			n += t.size
+		}
+	}
+	return n
+}
+
 const txnOverhead = 256 // bytes that a queued transaction costs beside its body, roughly
 
 // unpack takes a frame apart. The transactions share memory with its body. Of one that came ahead of the stream they are

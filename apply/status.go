@@ -13,6 +13,7 @@ type OriginStatus struct {
 	Stamp     origin.Stamp // of that transaction
 	Received  uint64       // highest seq that has arrived
 	Queued    int          // transactions that have arrived and are not applied
+	Bytes     int64        // of these in memory and on disk
 	Lag       time.Duration
 	Waiting   string // why nothing moves, with the mend; empty if it does
 	Applied   uint64 // transactions since the start
@@ -34,12 +35,20 @@ func (a *Applier) Status() []OriginStatus {
 		if s.Received, s.Queued, oldest = w.inbox.received(); s.Queued > 0 {
 			s.Lag = a.opts.Now().Sub(oldest.Time())
 		}
+		s.Bytes = w.inbox.held()
 		if reason := w.waiting.Load(); reason != nil {
 			s.Waiting = *reason
 		}
 		all = append(all, s)
 	}
 	return all
+}
+
+// SeenBy returns up to which own transaction another node has told of having seen them, by the last of its own that was applied here.
+func (a *Applier) SeenBy(o origin.Origin) uint64 {
+	a.heard.mu.Lock()
+	defer a.heard.mu.Unlock()
+	return a.heard.low[o].Seq(a.own)
 }
 
 // Applied returns the vector of what is applied here, own transactions left out.

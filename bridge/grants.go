@@ -43,6 +43,9 @@ func grantSQL(ctx context.Context, o capture.SetupOptions, tables []string) (gra
 	if len(r.Tables) > 0 {
 		g.before = append(g.before, fmt.Sprintf("GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE %s TO %s", strings.Join(r.Tables, ", "), r.Name))
 	}
+	if len(r.Sequences) > 0 { // so that doctor sees what they will give
+		g.before = append(g.before, fmt.Sprintf("GRANT SELECT ON SEQUENCE %s TO %s", strings.Join(r.Sequences, ", "), r.Name))
+	}
 	g.after = append(g.after, "ALTER SCHEMA pgbridge OWNER TO "+r.Name)
 	for _, m := range made.FindAllStringSubmatch(strings.Join(tables, ";"), -1) {
 		g.after = append(g.after, fmt.Sprintf("ALTER TABLE %s OWNER TO %s", m[1], r.Name))

@@ -37,6 +37,8 @@ type life struct {
 	visits     *nats.Conn      // through which edges are reached; nil: there are none, or this is one
 	lacking    map[string]bool // nodes that are known to lack what is gone; retain's
 	firstOwn   uint64          // the last own transaction before this life
+	sequences  sequenceWatch
+	conflicts  minute
 }
 
 // run builds the parts in the order in which they need each other, and runs them.
@@ -96,8 +98,10 @@ func (l *life) start(s stages, g *errgroup.Group) {
 	part(s.capturing, g, "capture", l.runCapture)
 	part(s.working, g, "retention", asks(l.retain))
 	part(s.working, g, "tables", l.tables.Run)
+	part(s.working, g, "sequences", l.watchSequences)
 	part(s.reading, g, "neighbours", asks(l.neighbours.run))
 	part(s.reading, g, "deltas", asks(l.giveDeltas))
+	part(s.reading, g, "answers", asks(l.answerNodes))
 	peers := l.peers
 	if l.lack.takes() != nil && l.lack.rest() == nil {
 		part(s.reading, g, "resync", asks(l.resync))
@@ -395,6 +399,7 @@ func (l *life) retain(ctx context.Context) error {
 			return nil
 		}
 		l.capture.Forget(l.applier.Stable())
+		l.conflicts.note(time.Now(), l.conflictCount())
 		away := l.away()
 		seq, low := l.outbox.lastTold()
 		l.applier.Turn(seq, low, away)

@@ -3,6 +3,7 @@ package bridge
 import (
 	"context"
 	"slices"
+	"sort"
 	"sync"
 
 	"github.com/pgbridge/pgbridge/apply"
@@ -17,8 +18,10 @@ import (
 type outbox struct {
 	*stream.Publisher
 	published func(ctx context.Context, f *wire.Frame) // told of each frame
+	probes    probes
 	mu        sync.Mutex
 	frames    []sent // oldest first
+	sum       uint64 // of their bytes, and of those before
 	back      uint64 // of the last frame
 	// told is what a durable frame said, next what one says that will be, and newest what the last one says.
 	told, next, newest told
@@ -33,6 +36,8 @@ type told struct {
 // sent is one frame: reading on behind seq last begins at resume; commits from lsn on are in later frames.
 type sent struct {
 	stream, last, resume, lsn uint64
+	sum                       uint64       // of the bytes of all frames up to it
+	stamp                     origin.Stamp // of its last transaction
 }
 
 // outboxLimit bounds the frames that are remembered; above it every second one is forgotten, which only
@@ -44,6 +49,7 @@ func (o *outbox) Publish(ctx context.Context, f *wire.Frame) (uint64, error) {
 	seq, err := o.Publisher.Publish(ctx, f)
 	if err == nil {
 		o.note(seq, f)
+		o.probes.published(seq, f)
 		if o.published != nil {
 			o.published(ctx, f)
 		}
@@ -72,7 +78,23 @@ func (o *outbox) note(seq uint64, f *wire.Frame) {
 		}
 		o.frames = keep
 	}
-	o.frames = append(o.frames, sent{seq, f.LastSeq, resume, f.ResumeLSN})
+	o.sum += uint64(len(f.Body))
+	o.frames = append(o.frames, sent{seq, f.LastSeq, resume, f.ResumeLSN, o.sum, f.LastStamp})
+}
+
+// lag is how many bytes the frames have that hold own transactions behind seq, and the stamp of the first frame; 0 if none is known.
+func (o *outbox) lag(seq uint64) (bytes uint64, oldest origin.Stamp) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	n := sort.Search(len(o.frames), func(i int) bool { return o.frames[i].last > seq })
+	if n == len(o.frames) {
+		return 0, 0
+	}
+	before := uint64(0)
+	if n > 0 {
+		before = o.frames[n-1].sum
+	}
+	return o.sum - before, o.frames[n].stamp
 }
 
 // below returns the stream sequence below which nothing is needed any more once own transactions up to

@@ -11,6 +11,9 @@ type Report struct {
 	Epoch       uint32    `json:"epoch"`        // of this node's numbering
 	WriterEpoch uint64    `json:"writer_epoch"` // of this bridge's fence
 	At          time.Time `json:"at"`           // when the report was made
+	// Well: its parts run and no alarm needs a person. Verdict says so in a sentence, or what is not well.
+	Well    bool   `json:"well"`
+	Verdict string `json:"verdict"`
 	// Waiting says why the bridge as a whole stands still, with the mend; empty while its parts run.
 	Waiting string `json:"waiting,omitempty"`
 	// Seq and Stamp are of the last local transaction that was captured.
@@ -25,6 +28,12 @@ type Report struct {
 	Quarantined int `json:"quarantined"`
 	// Owed is how many rows wait for the node that wrote them to write them again, with large values that an update left alone.
 	Owed int `json:"owed"`
+
+	// ConflictsPerMinute are those of the last minute, or since the bridge started.
+	ConflictsPerMinute uint64 `json:"conflicts_per_minute"`
+
+	// Nodes are the other nodes, by name: how far they are behind this one.
+	Nodes []NodeReport `json:"nodes"`
 
 	// LetGo are the nodes that were away for too long, by name: what they lack is gone from the own stream.
 	LetGo []LetGoReport `json:"let_go,omitempty"`
@@ -72,6 +81,17 @@ type StreamReport struct {
 	LastStreamSeq  uint64 `json:"last_stream_seq"`
 }
 
+// NodeReport is how far another node is behind this one, by what it has told of having seen.
+type NodeReport struct {
+	Node    string `json:"node"`
+	SeenSeq uint64 `json:"seen_seq"` // it has own transactions up to this one, at least
+	// Unknown: it has told nothing since the bridge started, and there are transactions that it may lack.
+	Unknown      bool    `json:"unknown,omitempty"`
+	Transactions uint64  `json:"transactions"` // that it lacks
+	Bytes        uint64  `json:"bytes"`        // of their frames, as far as they are remembered
+	Seconds      float64 `json:"seconds"`      // age of the oldest
+}
+
 // LetGoReport is a node that lacks own transactions which are gone from the own stream, and so must get the rows from others.
 type LetGoReport struct {
 	Node         string    `json:"node"`
@@ -100,6 +120,8 @@ type LinkReport struct {
 	AppliedStamp time.Time `json:"applied_stamp,omitzero"`
 	ReceivedSeq  uint64    `json:"received_seq"`
 	LagSeconds   float64   `json:"lag_seconds"` // age of the oldest transaction that arrived and is not applied
+	Queued       int       `json:"queued"`      // transactions that have arrived and are not applied
+	QueuedBytes  int64     `json:"queued_bytes"`
 	Conflicts    uint64    `json:"conflicts"`
 	Parked       uint64    `json:"parked"` // transactions put aside: they cannot be applied here
 	// Disagrees: the node decides conflicts by other policies and is not read until they are the same.

@@ -90,7 +90,8 @@ const owedPatience = time.Minute
 const starting = "the bridge is starting"
 
 func (b *bridge) report(ctx context.Context) *Report {
-	r := &Report{Cluster: b.cfg.Cluster, Node: b.cfg.Node, At: time.Now().UTC(), Alarms: []Alarm{}, Links: []LinkReport{}}
+	r := &Report{Cluster: b.cfg.Cluster, Node: b.cfg.Node, At: time.Now().UTC(), Alarms: []Alarm{}, Links: []LinkReport{}, Nodes: []NodeReport{}}
+	defer r.judge()
 	r.Stream.Stream = fmt.Sprintf("PGB_%s_%s", b.cfg.Cluster, b.cfg.Node)
 	r.Slot.Slot = slotName(b.cfg)
 	b.reportSlot(ctx, r)
@@ -129,6 +130,7 @@ func (b *bridge) report(ctx context.Context) *Report {
 	for _, x := range l.applier.Clocks() {
 		r.Clocks = append(r.Clocks, ClockReport{Node: x.Node, AheadSeconds: x.Ahead.Seconds(), WithinSeconds: x.Within.Seconds()})
 	}
+	r.Alarms = append(r.Alarms, l.sequences.alarms()...)
 	r.Quarantined = l.applier.Quarantined()
 	if n, why := l.applier.OrphansRefused(); n > 0 {
 		r.Alarms = append(r.Alarms, Alarm{Code: "orphan-refused", Severity: SeverityError,
@@ -145,6 +147,8 @@ func (b *bridge) report(ctx context.Context) *Report {
 	r.Alarms = append(r.Alarms, l.topologyAlarms()...)
 	r.Alarms = append(r.Alarms, l.roleAlarms(s.Seq)...)
 	r.Alarms = append(r.Alarms, l.neighbours.alarms()...)
+	r.ConflictsPerMinute = l.conflicts.lastMinute(time.Now(), l.conflictCount())
+	r.Nodes = l.reportNodes()
 	r.LetGo = l.reportLetGo()
 	for i := range r.LetGo {
 		r.Alarms = append(r.Alarms, letGoAlarm(&r.LetGo[i]))
@@ -245,7 +249,8 @@ func (l *life) reportPublisher(ctx context.Context, r *Report) {
 
 func (l *life) reportLink(o apply.OriginStatus) LinkReport {
 	r := LinkReport{Link: o.Origin.Node, Origin: o.Origin.String(), State: "connected", Waiting: o.Waiting,
-		AppliedSeq: o.Seq, ReceivedSeq: o.Received, LagSeconds: o.Lag.Seconds(), Conflicts: o.Conflicts, Parked: o.Parked}
+		AppliedSeq: o.Seq, ReceivedSeq: o.Received, LagSeconds: o.Lag.Seconds(), Conflicts: o.Conflicts, Parked: o.Parked,
+		Queued: o.Queued, QueuedBytes: o.Bytes}
 	if o.Seq > 0 {
 		r.AppliedStamp = o.Stamp.Time()
 	}

@@ -35,6 +35,9 @@ func Listen(nc *nats.Conn, subject string, fn func(data []byte)) (stop func(), e
 // DeltaSubject is where a node's bridge, at its own broker, gives others what they lack and cannot read any more.
 func DeltaSubject(cluster, node string) string { return "pgb_delta." + cluster + "." + node }
 
+// CatalogSubject is where a node's bridge, at its own broker, tells others what its tables look like and what it has applied.
+func CatalogSubject(cluster, node string) string { return "pgb_catalog." + cluster + "." + node }
+
 // ErrNobody means that nobody answers on a subject.
 var ErrNobody = errors.New("nobody answers; is its bridge running, and as new as this one?")
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"io"
 	"time"
 
 	"github.com/pgbridge/pgbridge/bridge"
@@ -40,6 +41,14 @@ type backend struct {
 	setPause func(ctx context.Context, cfg *config.Config, p bridge.Pause) error
 	// resume ends a pause of a node or a table, or all if both are empty.
 	resume func(ctx context.Context, cfg *config.Config, node, table string) error
+	// doctor looks for what is wrong at the node of this configuration.
+	doctor func(ctx context.Context, cfg *config.Config) (*bridge.Examination, error)
+	// planSequences says what is to become of the node's sequences, and applySequences does it.
+	planSequences, applySequences func(ctx context.Context, cfg *config.Config, o bridge.SequenceOptions) (*bridge.SequencePlan, error)
+	// window is the size of the terminal behind a writer; ok is false if it is none.
+	window func(w io.Writer) (columns, rows int, ok bool)
+	// every ticks, until stop is called.
+	every func(d time.Duration) (tick <-chan time.Time, stop func())
 	// demo runs a whole cluster for a while.
 	demo func(ctx context.Context, opts demo.Options) error
 }
@@ -76,9 +85,17 @@ func realBackend() backend {
 		showParked:    bridge.ParkedShow,
 		requestParked: bridge.RequestParked,
 
-		paused:   bridge.Paused,
-		setPause: bridge.SetPause,
-		resume:   bridge.Resume,
+		paused:         bridge.Paused,
+		setPause:       bridge.SetPause,
+		resume:         bridge.Resume,
+		doctor:         bridge.Doctor,
+		planSequences:  bridge.PlanSequences,
+		applySequences: bridge.ApplySequences,
+		window:         window,
+		every: func(d time.Duration) (<-chan time.Time, func()) {
+			t := time.NewTicker(d)
+			return t.C, t.Stop
+		},
 
 		demo: demo.Run,
 	}

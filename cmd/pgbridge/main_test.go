@@ -68,7 +68,8 @@ func writeConfig(t *testing.T) string {
 func TestHelp(t *testing.T) {
 	var all strings.Builder
 	for _, args := range [][]string{{}, {"run", "--help"}, {"setup", "--help"}, {"status", "--help"}, {"conflicts"}, {"conflicts", "list", "--help"},
-		{"conflicts", "show", "--help"}, {"conflicts", "undo", "--help"}, {"conflicts", "stats", "--help"}, {"orphans", "--help"}, {"demo", "--help"}, {"version", "--help"}} {
+		{"conflicts", "show", "--help"}, {"conflicts", "undo", "--help"}, {"conflicts", "stats", "--help"}, {"orphans", "--help"}, {"demo", "--help"}, {"version", "--help"},
+		{"doctor", "--help"}, {"top", "--help"}, {"sequences"}, {"sequences", "plan", "--help"}, {"sequences", "apply", "--help"}} {
 		got := call(t, backend{}, args...)
 		if got.code != exitDone || got.err != "" {
 			t.Errorf("pgbridge %q: code %d, %s", args, got.code, got.err)
@@ -301,15 +302,17 @@ func TestReport(t *testing.T) {
 		Stream: bridge.StreamReport{Stream: "PGB_shop_a", Bytes: 3_250_000, LimitBytes: 8 << 30, FirstStreamSeq: 1, LastStreamSeq: 345}, Quarantined: 3, Owed: 2,
 		LetGo: []bridge.LetGoReport{{Node: "d", SeenSeq: 100, GoneSeq: 340, Transactions: 240, Since: at.Add(-time.Hour)}},
 		Links: []bridge.LinkReport{
-			{Link: "b", URL: "nats://10.0.0.2:4222", Origin: "b", State: "connected", AppliedSeq: 1190, AppliedStamp: at, ReceivedSeq: 1192, LagSeconds: 0.21},
+			{Link: "b", URL: "nats://10.0.0.2:4222", Origin: "b", State: "connected", AppliedSeq: 1190, AppliedStamp: at, ReceivedSeq: 1192, LagSeconds: 0.21, Queued: 2, QueuedBytes: 700},
 			{Link: "c", URL: "nats://10.0.0.3:4222", Origin: "c", State: "waiting", AppliedSeq: 100002, AppliedStamp: at.Add(-5 * time.Minute),
 				ReceivedSeq: 100400, LagSeconds: 303, Conflicts: 4, Parked: 1,
 				Waiting: "table app.items does not exist here; create it as on node c"},
 		},
+		Well: true, Verdict: "it works, with 1 warning; 1 transaction is parked", ConflictsPerMinute: 2,
+		Nodes: []bridge.NodeReport{{Node: "b", SeenSeq: 1200, Transactions: 2, Bytes: 2048, Seconds: 1.5}, {Node: "c", Unknown: true}},
 		Alarms: []bridge.Alarm{{Code: "slot-lag", Severity: bridge.SeverityWarning, Text: `slot "pgb_shop_a" holds 12.0 MiB of WAL`,
 			Mend: "bring the broker back"}},
 	}
-	for name, r := range map[string]*bridge.Report{"status": full, "status_new": {Cluster: "shop", Node: "a", At: at,
+	for name, r := range map[string]*bridge.Report{"status": full, "status_new": {Cluster: "shop", Node: "a", At: at, Verdict: "it does not work: connection refused",
 		Waiting: "connect to PostgreSQL: connection refused; start it or correct postgres.dsn"}} {
 		b := backend{status: func(context.Context, *config.Config) (*bridge.Report, error) { return r, nil }}
 		path := writeConfig(t)

@@ -15,12 +15,18 @@ import (
 func printReport(w io.Writer, r *bridge.Report) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "node %s of cluster %s, epoch %d, at %s\n", r.Node, r.Cluster, r.Epoch, clock(r.At))
-	if r.Waiting != "" {
+	if r.Verdict != "" {
+		fmt.Fprintf(&b, "%s\n", r.Verdict)
+	} else if r.Waiting != "" {
 		fmt.Fprintf(&b, "waits: %s\n", r.Waiting)
 	}
 	b.WriteString("\n")
 	writeOwn(&b, r)
 	writeLinks(&b, r.Links)
+	if len(r.Nodes) > 0 {
+		b.WriteString("\n")
+		writeNodes(&b, r.Nodes)
+	}
 	writeAlarms(&b, r.Alarms)
 	_, err := io.WriteString(w, b.String())
 	return err
@@ -49,6 +55,9 @@ func writeOwn(b *strings.Builder, r *bridge.Report) {
 	if r.Owed > 0 {
 		t.row("owed", fmt.Sprintf("%d rows", r.Owed), "their nodes write them again, with large values that are not here: pgbridge.owed")
 	}
+	if r.ConflictsPerMinute > 0 {
+		t.row("conflicts", fmt.Sprintf("%d/min", r.ConflictsPerMinute), "pgbridge conflicts list shows them")
+	}
 	if r.Quarantined > 0 {
 		t.row("quarantine", fmt.Sprintf("%d rows", r.Quarantined), "later ones have a value that must be unique: pgbridge.quarantine")
 	}
@@ -70,10 +79,9 @@ func writeLinks(b *strings.Builder, links []bridge.LinkReport) {
 	}
 	b.WriteString("\n")
 	t := newTable(b)
-	t.row("LINK", "STATE", "APPLIED", "RECEIVED", "LAG", "CONFLICTS", "PARKED", "LAST STAMP")
+	t.row("LINK", "STATE", "APPLIED", "RECEIVED", "WAITING", "BYTES", "LAG", "CONFLICTS", "PARKED", "LAST STAMP")
 	for _, l := range links {
-		lag := time.Duration(l.LagSeconds * float64(time.Second)).Round(100 * time.Millisecond)
-		t.row(l.Link, l.State, fmt.Sprint(l.AppliedSeq), fmt.Sprint(l.ReceivedSeq), lag.String(),
+		t.row(l.Link, l.State, fmt.Sprint(l.AppliedSeq), fmt.Sprint(l.ReceivedSeq), fmt.Sprint(l.Queued), size(l.QueuedBytes), seconds(l.LagSeconds),
 			fmt.Sprint(l.Conflicts), fmt.Sprint(l.Parked), clock(l.AppliedStamp))
 	}
 	t.flush()
@@ -82,6 +90,25 @@ func writeLinks(b *strings.Builder, links []bridge.LinkReport) {
 			fmt.Fprintf(b, "%s (%s) waits: %s\n", l.Link, l.URL, l.Waiting)
 		}
 	}
+}
+
+// writeNodes tells how far the other nodes are behind this one.
+func writeNodes(b *strings.Builder, nodes []bridge.NodeReport) {
+	t := newTable(b)
+	t.row("NODE", "HAS", "LACKS", "BYTES", "BEHIND")
+	for _, n := range nodes {
+		if n.Unknown {
+			t.row(n.Node, "not known yet")
+			continue
+		}
+		t.row(n.Node, fmt.Sprint(n.SeenSeq), fmt.Sprint(n.Transactions), size(int64(n.Bytes)), seconds(n.Seconds))
+	}
+	t.flush()
+}
+
+// seconds writes how long something takes, to a tenth.
+func seconds(s float64) string {
+	return time.Duration(s * float64(time.Second)).Round(100 * time.Millisecond).String()
 }
 
 // writeAlarms tells what needs a person, each with its mend.

@@ -1,0 +1,171 @@
+package bridge
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/pgbridge/pgbridge/capture"
+	"github.com/pgbridge/pgbridge/catalog"
+	"github.com/pgbridge/pgbridge/config"
+	"github.com/pgbridge/pgbridge/stream"
+)
+
+// A command that must know how other nodes are asks their bridges, each over its own broker; nobody needs to run here for that.
+//
+//	question = 'c'    what its tables look like, with what follows
+//	         | 'h'    what it has applied, and what its clock says
+//	answer   = 'a' gzip of the JSON of a nodeAnswer
+//	         | 'x' text    why there is none
+const (
+	askCatalog, askHave = 'c', 'h'
+	answerNode          = 'a'
+)
+
+const (
+	// connectPatience is how long it may take to connect to another node's broker: somebody waits.
+	connectPatience = 3 * time.Second
+	// askPatience is how long another node may take to answer.
+	askPatience = 5 * time.Second
+	// answerLimit bounds an answer when it is unpacked.
+	answerLimit = 64 << 20
+)
+
+// nodeAnswer is what a node says of itself.
+type nodeAnswer struct {
+	Node   string            `json:"node"`
+	At     time.Time         `json:"at"`   // its clock, when it answered
+	Have   map[string]uint64 `json:"have"` // up to which seq it has applied each other node's transactions
+	Graph  string            `json:"graph"`
+	Policy map[string]string `json:"policy"`
+	Tables *catalog.Summary  `json:"tables,omitempty"`
+}
+
+// answerNodes answers others until ctx ends.
+func (l *life) answerNodes(ctx context.Context) error {
+	stop, err := stream.Answer(l.conns[0], stream.CatalogSubject(l.cfg.Cluster, l.cfg.Node), func(q []byte) []byte {
+		a, err := l.answerNode(ctx, q)
+		if err != nil {
+			return refuse(err)
+		}
+		return a
+	})
+	if err != nil {
+		return err
+	}
+	<-ctx.Done()
+	stop()
+	return nil
+}
+
+func (l *life) answerNode(ctx context.Context, q []byte) ([]byte, error) {
+	if len(q) != 1 || q[0] != askCatalog && q[0] != askHave {
+		return nil, errors.New("the question is not known here; is this bridge as new as the one that asks?")
+	}
+	a := nodeAnswer{Node: l.cfg.Node, Graph: l.cfg.Graph().String(), Policy: l.cfg.Policies(), Have: map[string]uint64{}}
+	if q[0] == askCatalog {
+		ctx, cancel := context.WithTimeout(ctx, askPatience)
+		defer cancel()
+		var err error
+		if a.Tables, err = readCatalog(ctx, l.cfg); err != nil {
+			return nil, err
+		}
+	}
+	for _, o := range l.applier.Status() {
+		a.Have[o.Origin.Node] = o.Seq
+	}
+	a.At = time.Now()
+	b, err := packAnswer(&a)
+	if most := l.conns[0].MaxPayload(); err == nil && int64(len(b)) > most {
+		err = fmt.Errorf("what it would tell of its tables takes %d bytes, and its broker's messages hold %d; raise nats.embedded.max_payload, or max_payload of the broker", len(b), most)
+	}
+	return b, err
+}
+
+func packAnswer(a *nodeAnswer) ([]byte, error) {
+	b := bytes.NewBuffer([]byte{answerNode})
+	z := gzip.NewWriter(b)
+	if err := json.NewEncoder(z).Encode(a); err != nil {
+		return nil, err
+	}
+	err := z.Close()
+	return b.Bytes(), err
+}
+
+func unpackAnswer(b []byte) (*nodeAnswer, error) {
+	switch {
+	case len(b) > 0 && b[0] == answerRefuse:
+		return nil, errors.New(string(b[1:]))
+	case len(b) == 0 || b[0] != answerNode:
+		return nil, errors.New("its answer cannot be understood; is its bridge as new as this one?")
+	}
+	z, err := gzip.NewReader(bytes.NewReader(b[1:]))
+	if err != nil {
+		return nil, err
+	}
+	a := &nodeAnswer{}
+	err = json.NewDecoder(io.LimitReader(z, answerLimit)).Decode(a)
+	return a, err
+}
+
+// readCatalog reads what the tables of this node look like.
+func readCatalog(ctx context.Context, cfg *config.Config) (*catalog.Summary, error) {
+	conn, err := capture.Connect(ctx, cfg.Postgres.DSN)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	return catalog.Read(ctx, conn, cfg.Node, cfg.Tables)
+}
+
+// asker asks one other node.
+type asker struct {
+	cfg  *config.Config
+	node string
+	nc   *nats.Conn
+}
+
+// ask asks one question. The answer is of the node that was meant: brokers may be shared.
+func (k *asker) ask(ctx context.Context, question byte) (*nodeAnswer, error) {
+	ctx, cancel := context.WithTimeout(ctx, askPatience)
+	defer cancel()
+	b, err := stream.Ask(ctx, k.nc, stream.CatalogSubject(k.cfg.Cluster, k.node), []byte{question})
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("it does not answer within %s", askPatience)
+	}
+	if err != nil {
+		return nil, err
+	}
+	a, err := unpackAnswer(b)
+	if err == nil && a.Node != k.node {
+		err = fmt.Errorf("node %q answers in its place", a.Node)
+	}
+	return a, err
+}
+
+// askOthers connects to every other node's broker, and calls fn with each or with the reason why it is not reached; all at once.
+func (b *bridge) askOthers(ctx context.Context, fn func(ctx context.Context, node string, k *asker, err error)) error {
+	var g errgroup.Group
+	for _, node := range peerNames(b.cfg) {
+		g.Go(func() error {
+			nc, err := b.connect(b.cfg.Topology.Nodes[node], node)
+			if err != nil {
+				return err
+			}
+			defer nc.Close()
+			wait, cancel := context.WithTimeout(ctx, connectPatience)
+			defer cancel()
+			fn(ctx, node, &asker{b.cfg, node, nc}, stream.AwaitConnected(wait, nc))
+			return nil
+		})
+	}
+	return g.Wait()
+}
