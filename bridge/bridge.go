@@ -61,6 +61,7 @@ type bridge struct {
 	waits   atomic.Int32 // over HTTP, for tokens
 	current current      // the life that runs, for status
 	lack    lack
+	verify  verifies
 }
 
 const (

@@ -96,6 +96,7 @@ func (l *life) start(s stages, g *errgroup.Group) {
 	part(s.working, g, "tables", l.tables.Run)
 	part(s.reading, g, "neighbours", asks(l.neighbours.run))
 	part(s.reading, g, "deltas", asks(l.giveDeltas))
+	part(s.reading, g, "verify", asks(l.runVerify))
 	peers := l.peers
 	if l.lack.takes() != nil && l.lack.rest() == nil {
 		part(s.reading, g, "resync", asks(l.resync))

@@ -26,6 +26,9 @@ type Report struct {
 	// Owed is how many rows wait for the node that wrote them to write them again, with large values that an update left alone.
 	Owed int `json:"owed"`
 
+	// Compared is what the last comparison of this node's rows with all others' has found; nil if there was none.
+	Compared *RowsReport `json:"compared,omitempty"`
+
 	// LetGo are the nodes that were away for too long, by name: what they lack is gone from the own stream.
 	LetGo []LetGoReport `json:"let_go,omitempty"`
 
