@@ -40,6 +40,8 @@ type backend struct {
 	setPause func(ctx context.Context, cfg *config.Config, p bridge.Pause) error
 	// resume ends a pause of a node or a table, or all if both are empty.
 	resume func(ctx context.Context, cfg *config.Config, node, table string) error
+	// verify has the bridge that runs with this configuration compare its node with others.
+	verify func(ctx context.Context, cfg *config.Config, o bridge.VerifyOptions, tell func(bridge.VerifyProgress)) (*bridge.VerifyReport, error)
 	// demo runs a whole cluster for a while.
 	demo func(ctx context.Context, opts demo.Options) error
 }
@@ -79,6 +81,7 @@ func realBackend() backend {
 		paused:   bridge.Paused,
 		setPause: bridge.SetPause,
 		resume:   bridge.Resume,
+		verify:   bridge.Verify,
 
 		demo: demo.Run,
 	}
