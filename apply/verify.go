@@ -86,7 +86,7 @@ type VerifyAnswer struct {
 	// Of rows, in the order of the question's keys.
 	Looks []VerifyLooked `json:"looks,omitempty"`
 	Seen  origin.Vector  `json:"seen,omitempty"`
-	Late  bool           `json:"late,omitempty"` // After has not been seen yet; ask again
+	Late  bool           `json:"late,omitempty"` // After has not been seen yet, only Seen; ask again
 }
 
 // VerifiedEntry is the hash of one row.
@@ -213,7 +213,7 @@ func (v *Verifier) drop() {
 // Ask answers a question.
 func (v *Verifier) Ask(ctx context.Context, q *VerifyQuestion) (*VerifyAnswer, error) {
 	if late, err := v.await(ctx, q.After); late || err != nil {
-		return &VerifyAnswer{Late: late}, err
+		return &VerifyAnswer{Late: late, Seen: v.a.progress.vector()}, err
 	}
 	select {
 	case v.turn <- struct{}{}:

@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/pgbridge/pgbridge/apply"
+	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/stream"
 )
 
@@ -25,7 +26,7 @@ const (
 	verifyAnswer = 60 * time.Second
 	// verifyAgain is the time from one try to reach a node to the next.
 	verifyAgain = 100 * time.Millisecond
-	// verifyLag is how long a node may take until it has what another one has shown.
+	// verifyLag is for how long a node may apply nothing while it lacks what another one has shown.
 	verifyLag = time.Minute
 	// verifyIdle is after how long without a question the session is given back.
 	verifyIdle = time.Minute
@@ -121,7 +122,7 @@ func (a *askers) conn(node string) (nc *nats.Conn, met bool, err error) {
 
 // askNode implements asker. An answer that would come too early is asked for again.
 func (a *askers) askNode(ctx context.Context, node string, q *apply.VerifyQuestion) (*apply.VerifyAnswer, error) {
-	begun := time.Now()
+	moved, seen := time.Now(), origin.Vector(nil)
 	for {
 		got, err := a.once(ctx, node, q)
 		switch {
@@ -131,8 +132,10 @@ func (a *askers) askNode(ctx context.Context, node string, q *apply.VerifyQuesti
 			return nil, errors.New(got.Error)
 		case !got.Late:
 			return got, nil
-		case time.Since(begun) > verifyLag:
-			return nil, fmt.Errorf("it has not had for %s what other nodes have, so that its rows cannot be compared with theirs; pgbridge status there says what it waits for", verifyLag)
+		case !got.Seen.Equal(seen):
+			moved, seen = time.Now(), got.Seen
+		case time.Since(moved) > verifyLag:
+			return nil, fmt.Errorf("it lacks what other nodes have, and has applied nothing for %s; pgbridge status there says what it waits for", verifyLag)
 		}
 	}
 }
