@@ -107,7 +107,8 @@ type VerifyLooked struct {
 	Passing bool   `json:"passing,omitempty"`
 	// Values and Row are there if the values were asked for. Long ones are cut.
 	Cells []VerifyCell `json:"cells,omitempty"`
-	Row   string       `json:"row,omitempty"` // as JSON; empty if it is too long to be told
+	Row   string       `json:"row,omitempty"`  // as JSON; empty if it is too long to be told
+	Left  bool         `json:"left,omitempty"` // the values did not fit the answer; ask again
 	// Changed: of what was to be changed, the row is not the one any more that was looked at.
 	Changed bool   `json:"changed,omitempty"`
 	Error   string `json:"error,omitempty"`

@@ -95,6 +95,7 @@ func (v *Verifier) lookAt(ctx context.Context, t *verified, q *VerifyQuestion, h
 	}
 	defer rows.Close()
 	var buf []byte
+	told := 0
 	for rows.Next() {
 		values := rows.RawValues()
 		n, err := strconv.Atoi(string(values[0]))
@@ -112,12 +113,18 @@ func (v *Verifier) lookAt(ctx context.Context, t *verified, q *VerifyQuestion, h
 		if !q.Cells {
 			continue
 		}
+		if told > verifyListBytes {
+			l.Left = true
+			continue
+		}
 		if len(values[1]) <= verifyRow {
 			l.Row = string(values[1])
 		}
 		for _, c := range cells {
 			l.Cells = append(l.Cells, cellOf(c))
+			told += min(len(c), verifyCell) + 40
 		}
+		told += 2 * len(l.Row) // its quotes are escaped
 	}
 	if err := rows.Err(); err != nil {
 		return fmt.Errorf("look at rows of %s: %w", t.quoted, explain(err))

@@ -212,7 +212,7 @@ func (t *verified) again(ctx context.Context, tx pgx.Tx, key [][]byte) error {
 	} else if c := t.settable(); c != nil {
 		set = append(set, c.quoted+" = t."+c.quoted)
 	} else {
-		return errors.New("none of its columns can be written; delete it and insert it again by hand")
+		return t.anew(ctx, tx, key)
 	}
 	where, args := t.isRow(key, len(values)+1)
 	for _, a := range args {
@@ -220,4 +220,18 @@ func (t *verified) again(ctx context.Context, tx pgx.Tx, key [][]byte) error {
 	}
 	r := tx.Conn().PgConn().ExecParams(ctx, fmt.Sprintf("UPDATE %s t SET %s WHERE %s", t.rows, strings.Join(set, ", "), where), values, nil, nil, nil).Read()
 	return r.Err
+}
+
+// anew deletes a row and inserts it again: the only way to write one of which all columns are GENERATED ALWAYS AS IDENTITY.
+func (t *verified) anew(ctx context.Context, tx pgx.Tx, key [][]byte) error {
+	var cols, old []string
+	for i := range t.cols {
+		if c := &t.cols[i]; !c.generated {
+			cols, old = append(cols, c.quoted), append(old, "t."+c.quoted)
+		}
+	}
+	where, args := t.isRow(key, 1)
+	_, err := tx.Exec(ctx, fmt.Sprintf("WITH d AS (DELETE FROM %s t WHERE %s RETURNING %s) INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT * FROM d",
+		t.rows, where, strings.Join(old, ", "), t.quoted, strings.Join(cols, ", ")), append([]any{asTexts}, args...)...)
+	return err
 }

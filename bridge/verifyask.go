@@ -21,7 +21,7 @@ import (
 
 const (
 	// verifyReach is how long a node is looked for before it counts as one that cannot be reached.
-	verifyReach = 10 * time.Second
+	verifyReach = 5 * time.Second
 	// verifyAnswer is how long one answer may take; a segment of large rows may have to be read.
 	verifyAnswer = 60 * time.Second
 	// verifyAgain is the time from one try to reach a node to the next.

@@ -18,36 +18,66 @@ const (
 // see looks at the rows of a table that differ, to show them or to mend them.
 func (c *verifyRun) see(ctx context.Context, t *tableAsked) error {
 	var rows []*RowDifference
+	shown := map[*RowDifference]bool{}
 	for i, d := range c.found {
-		if d.table == t && (c.o.Repair || i < c.o.Limit) {
+		if shown[d] = i < c.o.Limit; d.table == t && (c.o.Repair || shown[d]) {
 			rows = append(rows, d)
 		}
 	}
-	for _, d := range rows {
-		if err := c.seeOne(ctx, d); err != nil {
+	for some := range slices.Chunk(rows, lookKeys) {
+		if err := c.seeAll(ctx, t, some); err != nil {
 			return err
 		}
-		d.describe(c.nodes)
-		d.decide(c.nodes, c.o.From)
+		for _, d := range some {
+			if d.decide(c.nodes, c.o.From); shown[d] {
+				d.describe(c.nodes)
+			}
+		}
+		if c.o.Repair {
+			if err := c.repair(ctx, t, some); err != nil {
+				return err
+			}
+		}
+		for _, d := range some {
+			d.looks = nil // rows may be large, and many
+		}
 	}
-	if !c.o.Repair {
-		return nil
-	}
-	return c.repair(ctx, t, rows)
+	return nil
 }
 
-// seeOne looks at one row with its values. All nodes are asked one by one in one message each: a row may be large.
-func (c *verifyRun) seeOne(ctx context.Context, d *RowDifference) error {
-	answers, err := c.each(ctx, c.nodes, &apply.VerifyQuestion{Kind: apply.VerifyLook, Table: d.table.VerifyTable, Keys: [][][]byte{d.key}, Cells: true})
-	if err != nil {
-		return err
-	}
-	d.looks = map[string]*apply.VerifyLooked{}
-	for i, a := range answers {
-		if len(a.Looks) != 1 {
-			return fmt.Errorf("node %s has looked at %d rows instead of one", c.nodes[i], len(a.Looks))
+// seeAll looks at rows with their values; at those again of which the values did not fit the answer.
+func (c *verifyRun) seeAll(ctx context.Context, t *tableAsked, rows []*RowDifference) error {
+	for len(rows) > 0 {
+		q := &apply.VerifyQuestion{Kind: apply.VerifyLook, Table: t.VerifyTable, Cells: true}
+		for _, d := range rows {
+			q.Keys, d.looks = append(q.Keys, d.key), map[string]*apply.VerifyLooked{}
 		}
-		d.looks[c.nodes[i]] = &a.Looks[0]
+		answers, err := c.each(ctx, c.nodes, q)
+		if err != nil {
+			return err
+		}
+		var left []*RowDifference
+		for i, d := range rows {
+			whole := true
+			for n, a := range answers {
+				if len(a.Looks) != len(rows) {
+					return fmt.Errorf("node %s has looked at %d rows instead of %d", c.nodes[n], len(a.Looks), len(rows))
+				}
+				d.looks[c.nodes[n]] = &a.Looks[i]
+				whole = whole && !a.Looks[i].Left
+			}
+			if !whole {
+				left = append(left, d)
+			}
+		}
+		if rows = left; len(rows) > 1 {
+			for _, d := range rows { // they come in no order: one by one, all of them come through
+				if err := c.seeAll(ctx, t, []*RowDifference{d}); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
 	}
 	return nil
 }
@@ -116,7 +146,7 @@ func (d *RowDifference) decide(nodes []string, from string) {
 	}
 }
 
-// repair mends rows until they are the same everywhere, or cannot be mended.
+// repair mends rows, as many as one question may name, until they are the same everywhere, or cannot be mended.
 func (c *verifyRun) repair(ctx context.Context, t *tableAsked, rows []*RowDifference) error {
 	if t.Merged {
 		for _, d := range rows {
@@ -124,6 +154,7 @@ func (c *verifyRun) repair(ctx context.Context, t *tableAsked, rows []*RowDiffer
 		}
 		return nil
 	}
+	rows = slices.Clone(rows)
 	for range repairTries {
 		rows = slices.DeleteFunc(rows, func(d *RowDifference) bool { return d.Right == "" || d.Mended })
 		if len(rows) == 0 {
@@ -132,11 +163,9 @@ func (c *verifyRun) repair(ctx context.Context, t *tableAsked, rows []*RowDiffer
 		for _, d := range rows {
 			d.Refused = ""
 		}
-		for some := range slices.Chunk(rows, lookKeys) {
-			c.tell(VerifyProgress{Table: t.String(), Rows: t.at.Rows, Doing: fmt.Sprintf("%d rows are mended", len(some))})
-			if err := c.mend(ctx, t, some); err != nil {
-				return err
-			}
+		c.tell(VerifyProgress{Table: t.String(), Rows: t.at.Rows, Doing: fmt.Sprintf("%d of %d rows that differ are mended", t.at.Mended, t.at.Differences)})
+		if err := c.mend(ctx, t, rows); err != nil {
+			return err
 		}
 		cs := candidates{}
 		for _, d := range rows {
@@ -160,7 +189,7 @@ func (c *verifyRun) repair(ctx context.Context, t *tableAsked, rows []*RowDiffer
 				d.Refused = "it is written all the time; mend it when it is not"
 			}
 			refused := d.Refused
-			if err := c.seeOne(ctx, d); err != nil {
+			if err := c.seeAll(ctx, t, []*RowDifference{d}); err != nil {
 				return err
 			}
 			if d.decide(c.nodes, c.o.From); d.Right != "" {
