@@ -280,7 +280,7 @@ func (h *History) complete(c Conflict, remote, local origin.Stamp) Conflict {
 		c.Winner, c.Loser = c.Loser, c.Winner
 	}
 	c.MarginSeconds = c.Margin().Seconds()
-	c.Close = c.Margin() < h.clockError && c.Kind != OrphanKind
+	c.Close = c.Margin() < h.clockError && c.Kind != OrphanKind && c.Kind != RepairKind
 	if c.UndoneAt != nil {
 		at := c.UndoneAt.UTC()
 		c.UndoneAt = &at

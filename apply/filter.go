@@ -53,7 +53,7 @@ func KeyValue(v json.RawMessage) string {
 // kinds are those that the history can have.
 var kinds = []string{string(conflict.InsertInsert), string(conflict.InsertDelete), string(conflict.UpdateUpdate), string(conflict.UpdateDelete),
 	string(conflict.DeleteUpdate), string(conflict.DeleteDelete), string(conflict.TruncateUpdate),
-	string(conflict.Undecided), discarded, OrphanKind}
+	string(conflict.Undecided), discarded, OrphanKind, RepairKind}
 
 // likePattern turns a pattern of ours into one for LIKE.
 func likePattern(pattern string) string {

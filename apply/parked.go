@@ -220,6 +220,24 @@ func (s *parked) before(t *txn, r *reach) []*parkedTxn {
 	return found
 }
 
+// touching names a parked transaction that touches a row of a table.
+func (s *parked) touching(n tableName, k wire.KeyHash) (name string, ok bool) {
+	if s.empty() {
+		return "", false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if of := s.keys[k]; len(of) > 0 {
+		return label(of[0].Entry), true
+	}
+	for _, e := range s.entries {
+		if slices.Contains(e.wiped, n) {
+			return label(e.Entry), true
+		}
+	}
+	return "", false
+}
+
 // wide reports whether a whole table is parked, so that keys alone do not tell who depends on it.
 func (s *parked) wide() bool {
 	s.mu.Lock()

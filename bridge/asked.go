@@ -151,14 +151,26 @@ func (k *asker) ask(ctx context.Context, question byte) (*nodeAnswer, error) {
 	return a, err
 }
 
+// reachNode returns a connection to another node's server, which may be away for now.
+func (b *bridge) reachNode(node string) (*nats.Conn, error) {
+	if !b.cfg.Edge(node) {
+		return b.connect(b.cfg.Topology.Nodes[node], node)
+	}
+	if l, _ := b.current.get(); l != nil {
+		return l.reach(node)
+	}
+	return nil, fmt.Errorf("node %s is an edge, which only the bridges of its neighbours reach", node)
+}
+
 // askOthers connects to every other node's broker, and calls fn with each or with the reason why it is not reached; all at once.
 func (b *bridge) askOthers(ctx context.Context, fn func(ctx context.Context, node string, k *asker, err error)) error {
 	var g errgroup.Group
 	for _, node := range peerNames(b.cfg) {
 		g.Go(func() error {
-			nc, err := b.connect(b.cfg.Topology.Nodes[node], node)
+			nc, err := b.reachNode(node)
 			if err != nil {
-				return err
+				fn(ctx, node, nil, err)
+				return nil
 			}
 			defer nc.Close()
 			wait, cancel := context.WithTimeout(ctx, connectPatience)

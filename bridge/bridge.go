@@ -65,6 +65,7 @@ type bridge struct {
 	current current      // the life that runs, for status
 	lack    lack
 	links   links
+	verify  verifies
 }
 
 const (

@@ -54,6 +54,9 @@ type Orphans = apply.Orphans
 // OrphanKind is the kind of a conflict that is a mended orphan.
 const OrphanKind = apply.OrphanKind
 
+// RepairKind is the kind of a conflict that is a row which pgbridge verify has mended.
+const RepairKind = apply.RepairKind
+
 // KeyValue is the value of a column as a ConflictFilter has it.
 func KeyValue(v json.RawMessage) string { return apply.KeyValue(v) }
 

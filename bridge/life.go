@@ -102,6 +102,7 @@ func (l *life) start(s stages, g *errgroup.Group) {
 	part(s.reading, g, "neighbours", asks(l.neighbours.run))
 	part(s.reading, g, "deltas", asks(l.giveDeltas))
 	part(s.reading, g, "answers", asks(l.answerNodes))
+	part(s.reading, g, "verify", asks(l.runVerify))
 	peers := l.peers
 	if l.lack.takes() != nil && l.lack.rest() == nil {
 		part(s.reading, g, "resync", asks(l.resync))

@@ -34,6 +34,8 @@ type Report struct {
 
 	// Nodes are the other nodes, by name: how far they are behind this one.
 	Nodes []NodeReport `json:"nodes"`
+	// Compared is what the last comparison of this node's rows with all others' has found; nil if there was none.
+	Compared *RowsReport `json:"compared,omitempty"`
 
 	// LetGo are the nodes that were away for too long, by name: what they lack is gone from the own stream.
 	LetGo []LetGoReport `json:"let_go,omitempty"`

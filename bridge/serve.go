@@ -36,6 +36,7 @@ func (b *bridge) serveStatus() (stop func(), err error) {
 	}
 	os.Chmod(path, 0o600)
 	listeners := []net.Listener{l}
+	handlers := []http.Handler{b.localHandler()}
 	if b.cfg.HTTP.Listen != "" {
 		l, err := net.Listen("tcp", b.cfg.HTTP.Listen)
 		if err != nil {
@@ -43,22 +44,34 @@ func (b *bridge) serveStatus() (stop func(), err error) {
 			return nil, fmt.Errorf("http.listen: %w; free that address or choose another", err)
 		}
 		b.log.Info("http serves", "listen", l.Addr().String())
-		listeners = append(listeners, l)
+		listeners, handlers = append(listeners, l), append(handlers, b.handler())
 	}
-	s := &http.Server{Handler: b.handler(), ReadHeaderTimeout: 5 * time.Second, WriteTimeout: time.Minute}
 	done := make(chan struct{})
-	for _, l := range listeners {
+	var servers []*http.Server
+	for i, l := range listeners {
+		s := &http.Server{Handler: handlers[i], ReadHeaderTimeout: 5 * time.Second, WriteTimeout: time.Minute}
+		servers = append(servers, s)
 		go func() {
 			s.Serve(l)
 			done <- struct{}{}
 		}()
 	}
 	return func() {
-		s.Close()
-		for range listeners {
+		for _, s := range servers {
+			s.Close()
+		}
+		for range servers {
 			<-done
 		}
 	}, nil
+}
+
+// localHandler answers on the status socket, where whoever asks may also change something.
+func (b *bridge) localHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/", b.handler())
+	mux.HandleFunc("POST /verify", b.serveVerify)
+	return mux
 }
 
 func (b *bridge) handler() http.Handler {

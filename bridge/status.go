@@ -68,12 +68,16 @@ func Status(ctx context.Context, cfg *config.Config) (*Report, error) {
 	return r, nil
 }
 
-// ask sends a request to the bridge that runs with this configuration; ErrNotRunning if none does.
+// ask sends a question to the bridge that runs with this configuration; ErrNotRunning if none does.
 func ask(ctx context.Context, cfg *config.Config, path string) (*http.Response, error) {
+	return send(ctx, cfg, http.MethodGet, path)
+}
+
+func send(ctx context.Context, cfg *config.Config, method, path string) (*http.Response, error) {
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socketPath(cfg.DataDir))
 	}}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://bridge"+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://bridge"+path, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -95,6 +99,10 @@ func (b *bridge) report(ctx context.Context) *Report {
 	r.Stream.Stream = fmt.Sprintf("PGB_%s_%s", b.cfg.Cluster, b.cfg.Node)
 	r.Slot.Slot = slotName(b.cfg)
 	b.reportSlot(ctx, r)
+	compared, differ := b.verify.reportRows()
+	if r.Compared = compared; differ != nil {
+		r.Alarms = append(r.Alarms, *differ)
+	}
 	l, err := b.current.get()
 	if l == nil {
 		if r.Waiting = starting; err != nil {

@@ -23,6 +23,7 @@ type Config struct {
 	Capture  Capture
 	Apply    Apply
 	Conflict Conflict
+	Verify   Verify
 	HTTP     HTTP
 	Log      Log
 }
@@ -149,6 +150,14 @@ type TablePolicy struct {
 type ColumnPolicy struct {
 	Names  []string
 	Policy string
+}
+
+// Verify configures the comparison of this node's rows with the others' in the background.
+type Verify struct {
+	// Every is from the begin of one comparison to that of the next; 0: none is made.
+	Every time.Duration
+	// RowsPerSecond is how many rows of each node are read in a second.
+	RowsPerSecond int
 }
 
 // HTTP configures the listener for status and health.

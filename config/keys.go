@@ -179,6 +179,13 @@ func partKeys() []key {
 			why:   "What becomes of rows whose parent was deleted elsewhere, such as shop.item.*=restore; the same on every node. See docs/conflicts.md.",
 			field: func(c *Config) any { return &c.Conflict.ForeignKeys }},
 
+		{name: "verify.every", initial: "0s", least: "0s", most: "365d",
+			why:   "How often this node's rows are compared with all others' in the background; 0s: never. One node is enough. See docs/verify.md.",
+			field: func(c *Config) any { return &c.Verify.Every }},
+		{name: "verify.rows_per_second", initial: "2000", least: "1", most: "1000000",
+			why:   "How many rows of each node that reads in a second.",
+			field: func(c *Config) any { return &c.Verify.RowsPerSecond }},
+
 		{name: "http.listen",
 			why:   "Address that serves /status (JSON) and /healthz (200 or 503), such as 127.0.0.1:8080; empty is off.",
 			field: func(c *Config) any { return &c.HTTP.Listen }},

@@ -57,6 +57,7 @@ func TestTenLinesAreEnough(t *testing.T) {
 		Apply: Apply{BatchTransactions: 256, BatchBytes: MiB, Ahead: true, ConflictRetention: 30 * 24 * time.Hour, ConflictRows: 1_000_000,
 			SpoolLimit: 10 * GiB, MaxClockSkew: time.Minute},
 		Conflict: Conflict{Default: "last_writer_wins"},
+		Verify:   Verify{RowsPerSecond: 2000},
 		Log:      Log{Level: "info", Format: "text"},
 	}
 	if !reflect.DeepEqual(got, want) {
@@ -94,7 +95,8 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 		"apply.spool_limit": "5GiB", "apply.max_clock_skew": "6s", "conflict.default": "last_writer_wins",
 		"conflict.priority": "b, a", "conflict.tables": "app.stock: n=delta, .deletes=update_wins; app.doc: body=text_merge",
 		"conflict.foreign_keys": "app.item.*=restore, app.*.fk=keep",
-		"http.listen":           "127.0.0.1:8080", "log.level": "warn", "log.format": "json",
+		"verify.every":          "6h", "verify.rows_per_second": "70",
+		"http.listen": "127.0.0.1:8080", "log.level": "warn", "log.format": "json",
 	}
 	elsewhere := map[string]bool{"postgres.dsn_file": true, "topology.center": true, "nats.token": true, "nats.url": true, "nats.creds_file": true}
 	for _, k := range keys() {
@@ -122,8 +124,9 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 		Conflict: Conflict{Default: "last_writer_wins", Priority: []string{"b", "a"}, Tables: []TablePolicy{
 			{Match: "app.stock", Deletes: "update_wins", Columns: []ColumnPolicy{{Names: []string{"n"}, Policy: "delta"}}},
 			{Match: "app.doc", Columns: []ColumnPolicy{{Names: []string{"body"}, Policy: "text_merge"}}}}, ForeignKeys: []string{"app.item.*=restore", "app.*.fk=keep"}},
-		HTTP: HTTP{Listen: "127.0.0.1:8080"},
-		Log:  Log{Level: "warn", Format: "json"},
+		Verify: Verify{Every: 6 * time.Hour, RowsPerSecond: 70},
+		HTTP:   HTTP{Listen: "127.0.0.1:8080"},
+		Log:    Log{Level: "warn", Format: "json"},
 	}
 	if !reflect.DeepEqual(cfg, want) {
 		t.Errorf("got\n%+v\nwant\n%+v", *cfg, *want)

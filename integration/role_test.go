@@ -56,6 +56,11 @@ func TestPrintedStatementsAreEnough(t *testing.T) {
 		if n := a.Value(`SELECT count(*) FROM "Of App".t`); n != "3" {
 			t.Errorf("%s rows", n)
 		}
+		plant(t, c.Name, b, `UPDATE "Of App".t SET v = 'planted' WHERE id = 'a'; DELETE FROM parted WHERE id = 7; INSERT INTO secured VALUES ('planted')`)
+		if r := verify(t, a, bridge.VerifyOptions{Repair: true}); r.Differences != 3 || r.Mended != 3 {
+			t.Errorf("planted rows: %+v", r)
+		}
+		c.WaitConverged()
 		for _, n := range c.Nodes {
 			n.Stop()
 		}

@@ -62,3 +62,6 @@ func Answer(nc *nats.Conn, subject string, fn func(question []byte) []byte) (sto
 	}
 	return func() { _ = s.Unsubscribe() }, nil
 }
+
+// VerifySubject is where a node's bridge, at its own broker, answers those who compare its rows with others'.
+func VerifySubject(cluster, node string) string { return "pgb_verify." + cluster + "." + node }

@@ -49,6 +49,8 @@ type backend struct {
 	window func(w io.Writer) (columns, rows int, ok bool)
 	// every ticks, until stop is called.
 	every func(d time.Duration) (tick <-chan time.Time, stop func())
+	// verify has the bridge that runs with this configuration compare its node with others.
+	verify func(ctx context.Context, cfg *config.Config, o bridge.VerifyOptions, tell func(bridge.VerifyProgress)) (*bridge.VerifyReport, error)
 	// demo runs a whole cluster for a while.
 	demo func(ctx context.Context, opts demo.Options) error
 }
@@ -96,6 +98,7 @@ func realBackend() backend {
 			t := time.NewTicker(d)
 			return t.C, t.Stop
 		},
+		verify: bridge.Verify,
 
 		demo: demo.Run,
 	}

@@ -99,6 +99,8 @@ func met(c *bridge.Conflict) string {
 		return fmt.Sprintf("%s and %s wrote rows of different keys that have the same value where it may be there once", c.Remote.Origin, c.Local.Origin)
 	case bridge.OrphanKind:
 		return "the row had no parent, and was mended here"
+	case bridge.RepairKind:
+		return fmt.Sprintf("the row was not the same on all nodes, and that of node %s is right", c.Remote.Origin)
 	}
 	remote, local, _ := strings.Cut(c.Kind, "_")
 	came := map[string]string{"insert": "inserted the row", "update": "updated the row", "delete": "deleted the row", "truncate": "truncated the table"}[remote]
@@ -122,6 +124,8 @@ func why(c *bridge.Conflict) string {
 		return "somebody has asked for that"
 	case c.Kind == bridge.OrphanKind:
 		return "pgbridge orphans --fix"
+	case c.Kind == bridge.RepairKind:
+		return "pgbridge verify --repair"
 	case c.Margin() == 0:
 		return "the stamps are equal, so that the order of the nodes' names decides"
 	case !later:

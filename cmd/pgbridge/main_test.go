@@ -68,7 +68,7 @@ func writeConfig(t *testing.T) string {
 func TestHelp(t *testing.T) {
 	var all strings.Builder
 	for _, args := range [][]string{{}, {"run", "--help"}, {"setup", "--help"}, {"status", "--help"}, {"conflicts"}, {"conflicts", "list", "--help"},
-		{"conflicts", "show", "--help"}, {"conflicts", "undo", "--help"}, {"conflicts", "stats", "--help"}, {"orphans", "--help"}, {"demo", "--help"}, {"version", "--help"},
+		{"conflicts", "show", "--help"}, {"conflicts", "undo", "--help"}, {"conflicts", "stats", "--help"}, {"orphans", "--help"}, {"verify", "--help"}, {"demo", "--help"}, {"version", "--help"},
 		{"doctor", "--help"}, {"top", "--help"}, {"sequences"}, {"sequences", "plan", "--help"}, {"sequences", "apply", "--help"}} {
 		got := call(t, backend{}, args...)
 		if got.code != exitDone || got.err != "" {

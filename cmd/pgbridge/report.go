@@ -61,6 +61,16 @@ func writeOwn(b *strings.Builder, r *bridge.Report) {
 	if r.Quarantined > 0 {
 		t.row("quarantine", fmt.Sprintf("%d rows", r.Quarantined), "later ones have a value that must be unique: pgbridge.quarantine")
 	}
+	if v := r.Compared; v != nil {
+		text := fmt.Sprintf("%d rows with all other nodes at %s: %d differ", v.Rows, clock(v.At), v.Differences)
+		if v.At.IsZero() {
+			text = "not yet"
+		}
+		t.row("compared", "", text)
+		if v.Waiting != "" {
+			t.row("", "", "waits: "+v.Waiting)
+		}
+	}
 	t.flush()
 }
 

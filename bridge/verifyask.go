@@ -1,0 +1,223 @@
+package bridge
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/pgbridge/pgbridge/apply"
+	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/stream"
+)
+
+// Questions go over the broker of the node that is asked, as those for a delta do. Each is answered by one message.
+
+const (
+	// verifyReach is how long a node is looked for before it counts as one that cannot be reached.
+	verifyReach = 5 * time.Second
+	// verifyAnswer is how long one answer may take; a segment of large rows may have to be read.
+	verifyAnswer = 60 * time.Second
+	// verifyAgain is the time from one try to reach a node to the next.
+	verifyAgain = 100 * time.Millisecond
+	// verifyLag is for how long a node may apply nothing while it lacks what another one has shown.
+	verifyLag = time.Minute
+	// verifyIdle is after how long without a question the session is given back.
+	verifyIdle = time.Minute
+)
+
+// verifySide is a life's part in comparisons: it answers, and asks.
+type verifySide struct {
+	*life
+	ctx  context.Context // ends with the life's stage
+	own  *apply.Verifier
+	idle *time.Timer
+}
+
+// answerVerify answers others until ctx ends, and compares in the background if it is to.
+func (l *life) runVerify(ctx context.Context) error {
+	s := &verifySide{life: l, ctx: ctx, own: l.applier.NewVerifier(slotName(l.cfg))}
+	s.idle = time.AfterFunc(verifyIdle, func() { s.own.Rest(ctx) })
+	stop, err := stream.Answer(l.conns[0], stream.VerifySubject(l.cfg.Cluster, l.cfg.Node), s.answer)
+	if err != nil {
+		return err
+	}
+	l.verify.attach(s)
+	l.watchRows(ctx, s)
+	<-ctx.Done()
+	stop()
+	l.verify.detach(s)
+	s.idle.Stop()
+	s.own.Close()
+	return nil
+}
+
+// answer answers one question of another node.
+func (s *verifySide) answer(text []byte) []byte {
+	var q apply.VerifyQuestion
+	err := json.Unmarshal(text, &q)
+	var a *apply.VerifyAnswer
+	if err == nil {
+		ctx, cancel := context.WithTimeoutCause(s.ctx, verifyAnswer, errors.New("it takes too long"))
+		a, err = s.ask(ctx, &q)
+		cancel()
+	}
+	if err != nil {
+		a = &apply.VerifyAnswer{Error: err.Error()}
+	}
+	out, err := json.Marshal(a)
+	if limit := s.conns[0].MaxPayload(); err == nil && limit > 0 && int64(len(out)) > limit {
+		err = fmt.Errorf("an answer of %d bytes is more than its broker takes (max_payload %d)", len(out), limit)
+	}
+	if err != nil {
+		out, _ = json.Marshal(&apply.VerifyAnswer{Error: err.Error()})
+	}
+	return out
+}
+
+func (s *verifySide) ask(ctx context.Context, q *apply.VerifyQuestion) (*apply.VerifyAnswer, error) {
+	s.idle.Reset(verifyIdle)
+	return s.own.Ask(ctx, q)
+}
+
+// askers are the connections of one comparison.
+type askers struct {
+	*verifySide
+	mu    sync.Mutex // guards what follows
+	conns map[string]*nats.Conn
+	met   map[string]bool // nodes that have answered
+}
+
+func (s *verifySide) askers() *askers {
+	return &askers{verifySide: s, conns: map[string]*nats.Conn{}, met: map[string]bool{}}
+}
+
+func (a *askers) close() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, nc := range a.conns {
+		nc.Close()
+	}
+}
+
+// conn returns the connection to a node's broker.
+func (a *askers) conn(node string) (nc *nats.Conn, met bool, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.conns[node] == nil {
+		nc, err := a.reach(node)
+		if err != nil {
+			return nil, false, err
+		}
+		a.conns[node] = nc
+	}
+	return a.conns[node], a.met[node], nil
+}
+
+// askNode implements rowAsker. An answer that would come too early is asked for again.
+func (a *askers) askNode(ctx context.Context, node string, q *apply.VerifyQuestion) (*apply.VerifyAnswer, error) {
+	moved, seen := time.Now(), origin.Vector(nil)
+	for {
+		got, err := a.once(ctx, node, q)
+		switch {
+		case err != nil:
+			return nil, err
+		case got.Error != "":
+			return nil, errors.New(got.Error)
+		case !got.Late:
+			return got, nil
+		case !got.Seen.Equal(seen):
+			moved, seen = time.Now(), got.Seen
+		case time.Since(moved) > verifyLag:
+			return nil, fmt.Errorf("it lacks what other nodes have, and has applied nothing for %s; pgbridge status there says what it waits for", verifyLag)
+		}
+	}
+}
+
+func (a *askers) once(ctx context.Context, node string, q *apply.VerifyQuestion) (*apply.VerifyAnswer, error) {
+	if node == a.cfg.Node {
+		return a.ask(ctx, q)
+	}
+	nc, met, err := a.conn(node)
+	if err != nil {
+		return nil, err
+	}
+	text, err := json.Marshal(q)
+	if err != nil {
+		return nil, err
+	}
+	patience := verifyReach
+	if met {
+		patience = verifyAnswer
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errVerifyUnreached)
+	defer cancel()
+	for {
+		out, err := stream.Ask(ctx, nc, stream.VerifySubject(a.cfg.Cluster, node), text)
+		if err == nil {
+			a.mu.Lock()
+			a.met[node] = true
+			a.mu.Unlock()
+			got := &apply.VerifyAnswer{}
+			return got, json.Unmarshal(out, got)
+		}
+		if rest(ctx, verifyAgain) != nil {
+			if errors.Is(context.Cause(ctx), errVerifyUnreached) {
+				return nil, fmt.Errorf("it cannot be asked at %s: %w; let its bridge run and be reached from here, or name the others with --node",
+					a.cfg.Redacted().Topology.Nodes[node], err)
+			}
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// errVerifyUnreached ends the patience with a node.
+var errVerifyUnreached = errors.New("node is not reached")
+
+// verifyNodes are the nodes that are compared, this one first; the error is one of what the caller gave.
+func (b *bridge) verifyNodes(o VerifyOptions) ([]string, error) {
+	all := b.cfg.Graph().Nodes()
+	known := func(node, flag string) error {
+		if !slices.Contains(all, node) {
+			return &configError{fmt.Sprintf("%s %s: topology.nodes has no such node; it has %s", flag, node, strings.Join(all, ", "))}
+		}
+		return nil
+	}
+	nodes := []string{b.cfg.Node}
+	for _, node := range o.Nodes {
+		if err := known(node, "--node"); err != nil {
+			return nil, err
+		}
+		if node == b.cfg.Node {
+			return nil, &configError{fmt.Sprintf("--node %s: that is this node, with which the others are compared; name another one", node)}
+		}
+		if !slices.Contains(nodes, node) {
+			nodes = append(nodes, node)
+		}
+	}
+	if len(o.Nodes) == 0 {
+		for _, node := range all {
+			if node != b.cfg.Node {
+				nodes = append(nodes, node)
+			}
+		}
+	}
+	if len(nodes) == 1 {
+		return nil, &configError{"there is no other node in topology.nodes to compare this one with"}
+	}
+	if o.From != "" {
+		if err := known(o.From, "--from"); err != nil {
+			return nil, err
+		}
+		if !slices.Contains(nodes, o.From) {
+			return nil, &configError{fmt.Sprintf("--from %s: that node is not compared; name it with --node, too", o.From)}
+		}
+	}
+	return nodes, nil
+}

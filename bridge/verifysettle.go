@@ -1,0 +1,276 @@
+package bridge
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/pgbridge/pgbridge/apply"
+)
+
+// Rows that seem to differ are looked at again and again, at the lead and at the others in turn. Before each look a node has seen
+// all that the looks before it may have come from. So if one node has the same version of a row in two looks, whoever was looked at
+// in between has seen that version and nothing later, and must have it, too: what a node has is the latest of all that it has seen
+// (PROOF.md section 7). That must happen twice in a row, and with the same row at the other node, before it counts as a difference.
+// Equal rows are settled by the first look that shows them. A row that is written all the time is settled by versions: where both
+// nodes have shown one and the same, that is what they are compared by.
+
+const (
+	// settleLooks bounds the looks at a row that never stands still.
+	settleLooks = 60
+	// lookKeys is how many rows are looked at in one question.
+	lookKeys = 200
+	// sureLooks are the looks in which a node must have the same version of a row.
+	sureLooks = 3
+	// After so many looks there is a pause before each, longer and longer.
+	settleAtOnce   = 8
+	settlePause    = 20 * time.Millisecond
+	settlePauseMax = 500 * time.Millisecond
+	// explainedTold bounds the rows that are told of, for each reason to tell of them.
+	explainedTold = 100
+)
+
+// verdict is what is known of a row at the lead and at another node.
+type verdict int
+
+const (
+	open verdict = iota
+	equal
+	differs
+)
+
+// candidate is a row that seems to differ.
+type candidate struct {
+	key   [][]byte
+	looks []*history // by place of the node
+	pairs []verdict  // of the lead and another node
+}
+
+// history is what a node has shown of a row.
+type history struct {
+	last     []apply.VerifyLooked // the last ones, sureLooks at most
+	versions map[apply.VerifyVersion][]byte
+}
+
+func newCandidate(key [][]byte) *candidate { return &candidate{key: key} }
+
+// settle finds out which rows differ, and which never stood still.
+func (c *verifyRun) settle(ctx context.Context, t *tableAsked, cs candidates) (differing, restless []*candidate, err error) {
+	var left []*candidate
+	for _, k := range cs {
+		k.looks, k.pairs = make([]*history, len(c.nodes)), make([]verdict, len(c.nodes))
+		for i := range c.nodes {
+			k.looks[i] = &history{versions: map[apply.VerifyVersion][]byte{}}
+		}
+		left = append(left, k)
+	}
+	t.at.Looked += len(left)
+	for turn := 0; len(left) > 0 && turn < settleLooks; turn++ {
+		if err := c.turn(ctx, t, left, turn); err != nil {
+			return nil, nil, err
+		}
+		left = slices.DeleteFunc(left, func(k *candidate) bool {
+			settled := k.judge(turn%2 == 0, !t.Merged)
+			if settled && k.differs() {
+				differing = append(differing, k)
+			}
+			return settled
+		})
+		c.tell(VerifyProgress{Table: t.String(), Rows: t.at.Rows, Doing: fmt.Sprintf("%d rows are looked at again", len(left))})
+		if pause := time.Duration(turn-settleAtOnce) * settlePause; pause > 0 && len(left) > 0 {
+			if err := rest(ctx, min(pause, settlePauseMax)); err != nil {
+				return nil, nil, err
+			}
+		}
+	}
+	for _, k := range left {
+		if k.differs() { // from one node for sure
+			differing = append(differing, k)
+		} else {
+			restless = append(restless, k)
+		}
+	}
+	return differing, restless, nil
+}
+
+// rest waits.
+func rest(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// settled takes what settle has found into the report; errVerifyFull if there is too much of it.
+func (c *verifyRun) settled(ctx context.Context, t *tableAsked, cs candidates) error {
+	differing, restless, err := c.settle(ctx, t, cs)
+	if err != nil {
+		return err
+	}
+	for _, k := range restless {
+		reason := "it changed each time that it was looked at"
+		if why, passing := k.reason(); passing {
+			reason = why
+		}
+		note(&c.report.Unsettled, RowReason{t.String(), keyText(t, k.key), reason})
+	}
+	for _, k := range differing {
+		if err := c.differs(t, k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func note(list *[]RowReason, r RowReason) {
+	if len(*list) < explainedTold {
+		*list = append(*list, r)
+	}
+}
+
+// turn looks at rows: at the lead in every second turn, beginning with the first, else at the others.
+func (c *verifyRun) turn(ctx context.Context, t *tableAsked, left []*candidate, turn int) error {
+	first, nodes := 0, c.nodes[:1]
+	if turn%2 == 1 {
+		first, nodes = 1, c.nodes[1:]
+	}
+	after := c.after.Clone()
+	for some := range slices.Chunk(left, lookKeys) {
+		q := &apply.VerifyQuestion{Kind: apply.VerifyLook, Table: t.VerifyTable, After: after}
+		for _, k := range some {
+			q.Keys = append(q.Keys, k.key)
+		}
+		answers, err := c.each(ctx, nodes, q)
+		if err != nil {
+			return err
+		}
+		for n, a := range answers {
+			if len(a.Looks) != len(some) {
+				return fmt.Errorf("node %s has looked at %d rows instead of %d", nodes[n], len(a.Looks), len(some))
+			}
+			c.after.Merge(a.Seen)
+			for i, k := range some {
+				k.looks[first+n].add(a.Looks[i])
+			}
+		}
+		if err := c.pace.wait(ctx, len(some)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *history) add(l apply.VerifyLooked) {
+	if len(h.last) == sureLooks {
+		h.last = slices.Delete(h.last, 0, 1)
+	}
+	h.last = append(h.last, l)
+	if l.Found && l.Version.Known == apply.VerifyKnownBy && l.Reason == "" {
+		h.versions[l.Version] = l.Hash
+	}
+}
+
+// judge compares the lead with each other node, and reports whether all is known. leads: the lead was looked at last.
+func (k *candidate) judge(leads, versions bool) (settled bool) {
+	settled = true
+	for i := 1; i < len(k.pairs); i++ {
+		if k.pairs[i] == open {
+			k.pairs[i] = judge(k.looks[0], k.looks[i], leads, versions)
+		}
+		settled = settled && k.pairs[i] != open
+	}
+	return settled
+}
+
+// differs reports whether the row is another one at a node than at the lead.
+func (k *candidate) differs() bool { return slices.Contains(k.pairs, differs) }
+
+// judge compares what the lead and another node have shown of a row. leads says that the lead was looked at last; versions, that
+// one version is one row.
+func judge(lead, other *history, leads, versions bool) verdict {
+	if len(lead.last) == 0 || len(other.last) == 0 {
+		return open
+	}
+	if same(lead.lastOne(), other.lastOne()) {
+		return equal
+	}
+	if versions {
+		for v, hash := range lead.versions {
+			if h, ok := other.versions[v]; ok {
+				if bytes.Equal(h, hash) {
+					return equal
+				}
+				return differs
+			}
+		}
+	}
+	around, between := lead, other
+	if !leads {
+		around, between = other, lead
+	}
+	if len(around.last) < sureLooks || len(between.last) < sureLooks-1 || !around.stands(sureLooks, true) || !between.stands(sureLooks-1, false) {
+		return open
+	}
+	return differs
+}
+
+func (h *history) lastOne() *apply.VerifyLooked { return &h.last[len(h.last)-1] }
+
+// stands reports whether the last n looks have shown one row, or none unless it must be there, and nothing that passes.
+func (h *history) stands(n int, there bool) bool {
+	last := h.lastOne()
+	for i := range h.last[len(h.last)-n:] {
+		l := &h.last[len(h.last)-1-i]
+		if l.Passing || l.Found != last.Found || l.Writer != last.Writer || !bytes.Equal(l.Hash, last.Hash) {
+			return false
+		}
+	}
+	return last.Found || !there
+}
+
+// same reports whether two nodes have the same of a row.
+func same(a, b *apply.VerifyLooked) bool {
+	return a.Found == b.Found && bytes.Equal(a.Hash, b.Hash)
+}
+
+// reason is why nodes may have different rows, of those that know.
+func (k *candidate) reason() (text string, passing bool) {
+	for _, h := range k.looks {
+		if len(h.last) > 0 && h.lastOne().Reason != "" {
+			return h.lastOne().Reason, h.lastOne().Passing
+		}
+	}
+	return "", false
+}
+
+// differs takes in a row that differs; errVerifyFull if there are too many.
+func (c *verifyRun) differs(t *tableAsked, k *candidate) error {
+	for i, h := range k.looks {
+		if l := h.last; len(l) > 0 && l[len(l)-1].Reason != "" {
+			note(&c.report.Explained, RowReason{t.String(), keyText(t, k.key), "at node " + c.nodes[i] + ": " + l[len(l)-1].Reason})
+			return nil
+		}
+	}
+	if len(c.found) >= verifyRemembered {
+		return errVerifyFull
+	}
+	t.at.Differences++
+	c.found = append(c.found, &RowDifference{Table: t.String(), Key: keyText(t, k.key), Columns: []string{}, Nodes: []RowOfNode{}, key: k.key, table: t})
+	return nil
+}
+
+// keyText writes a key for a person.
+func keyText(t *tableAsked, key [][]byte) string {
+	var b bytes.Buffer
+	for i, v := range key {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		fmt.Fprintf(&b, "%s=%s", t.Key[i], v)
+	}
+	return b.String()
+}
