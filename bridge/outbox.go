@@ -33,6 +33,7 @@ type told struct {
 // sent is one frame: reading on behind seq last begins at resume; commits from lsn on are in later frames.
 type sent struct {
 	stream, last, resume, lsn uint64
+	stamp                     origin.Stamp // of last
 }
 
 // outboxLimit bounds the frames that are remembered; above it every second one is forgotten, which only
@@ -72,7 +73,7 @@ func (o *outbox) note(seq uint64, f *wire.Frame) {
 		}
 		o.frames = keep
 	}
-	o.frames = append(o.frames, sent{seq, f.LastSeq, resume, f.ResumeLSN})
+	o.frames = append(o.frames, sent{seq, f.LastSeq, resume, f.ResumeLSN, f.LastStamp})
 }
 
 // below returns the stream sequence below which nothing is needed any more once own transactions up to
@@ -157,15 +158,21 @@ func (o *outbox) lastTold() (seq uint64, low origin.Vector) {
 
 // durableSeq returns the highest own seq in a frame that is safe at the broker.
 func (o *outbox) durableSeq() uint64 {
+	seq, _ := o.durableLast()
+	return seq
+}
+
+// durableLast is durableSeq with that transaction's stamp.
+func (o *outbox) durableLast() (seq uint64, stamp origin.Stamp) {
 	durable := o.Durable()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for i := len(o.frames) - 1; i >= 0; i-- {
 		if o.frames[i].stream <= durable {
-			return o.frames[i].last
+			return o.frames[i].last, o.frames[i].stamp
 		}
 	}
-	return 0
+	return 0, 0
 }
 
 // deletes tells apply what capture has met.
