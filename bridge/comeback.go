@@ -123,38 +123,38 @@ func (l *life) comeBackOnce(ctx context.Context, x apply.Comeback, tail uint64) 
 		return err
 	}
 	x.Seq = most(all, tail)
-	var donor *known
-	for i := range all {
-		if k := &all[i]; donor == nil && k.applied.Covers(own, x.Seq) && k.applied.Includes(l.applier.Positions()) {
-			donor = k
+	err = fmt.Errorf("no node has applied yet all that others have of this one, up to transaction %d, and all that is applied here", x.Seq)
+	for _, k := range all {
+		if !k.applied.Covers(own, x.Seq) || !k.applied.Includes(l.applier.Positions()) {
+			continue
 		}
+		begun := time.Now()
+		file, size, late := l.fetchDelta(ctx, k.node, k.nc, wholeQuestion(own, l.applier.Proved(), x.Asked))
+		if late != nil { // another one may give it
+			err = fmt.Errorf("what is missing cannot be had from node %s: %w", k.node, late)
+			continue
+		}
+		defer file.Close()
+		if len(x.Known) == 0 && x.Since == 0 { // no frame is left
+			x.Since = k.applied.Get(own).Stamp
+		}
+		return l.takeBack(ctx, x, file, k.node, size, begun)
 	}
-	if donor == nil {
-		return fmt.Errorf("no node has applied yet all that others have of this one, up to transaction %d, and all that is applied here", x.Seq)
-	}
-	if len(x.Known) == 0 && x.Since == 0 { // no frame is left
-		x.Since = donor.applied.Get(own).Stamp
-	}
-	begun := time.Now()
-	file, size, err := l.fetchDelta(ctx, donor.node, donor.nc, wholeQuestion(own, l.applier.Proved(), x.Asked))
-	if err != nil {
-		return fmt.Errorf("what is missing cannot be had from node %s: %w", donor.node, err)
-	}
-	defer file.Close()
+	return err
+}
+
+// takeBack takes a delta in, if nobody has got more meanwhile.
+func (l *life) takeBack(ctx context.Context, x apply.Comeback, file *os.File, from string, size int64, begun time.Time) error {
 	again, err := l.askAround(ctx)
 	for _, k := range again {
 		k.nc.Close()
 	}
-	if err == nil && most(again, tail) != x.Seq {
+	if err == nil && most(again, x.Seq) != x.Seq {
 		err = errors.New("the other nodes have got more of this one meanwhile")
 	}
 	if err != nil {
 		return err
 	}
-	return l.takeBack(ctx, x, file, donor.node, size, begun)
-}
-
-func (l *life) takeBack(ctx context.Context, x apply.Comeback, file *os.File, from string, size int64, begun time.Time) error {
 	got, err := l.applier.ComeBack(ctx, file, x)
 	if err != nil {
 		return &tookNothing{fmt.Errorf("take in what node %s has given: %w", from, err)}
