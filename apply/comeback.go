@@ -315,7 +315,7 @@ func (b *comeback) lookAround(ctx context.Context) error {
 			return nil
 		case ok && t.origin == b.own && t.Stamp == x.stamp:
 			delete(b.mine, k) // the donor has it
-		case !ok && !isHere(k) && (b.Asked[k] || t.Stamp <= b.had.Get(t.origin).Stamp && b.had.Seq(t.origin) > 0):
+		case !ok && !isHere(k) && (b.Asked[k] || b.knew(t)):
 			b.deleted[k] = true
 		}
 		given[k] = true
@@ -334,6 +334,12 @@ func (b *comeback) lookAround(ctx context.Context) error {
 		return &LacksRows{lacks}
 	}
 	return nil
+}
+
+// knew reports whether what the delta gives as t's had been here.
+func (b *comeback) knew(t *txn) bool {
+	e := b.had.Get(t.origin)
+	return e.Seq > 0 && t.Stamp <= e.Stamp
 }
 
 // lookAt finds users' rows of one table, and those that were deleted elsewhere. It appends the keys of all.
@@ -409,6 +415,9 @@ func (b *comeback) takeRows(ctx context.Context) error {
 	err := b.eachGiven(func(t *txn, m *mapping, k wire.KeyHash, ch *wire.Change) error {
 		if m.local.merge != nil {
 			return nil
+		}
+		if _, ok := b.mine[k]; ok && b.knew(t) {
+			return nil // the user has seen it
 		}
 		b.watchFor(m)
 		s := copyStep(t, m, ch) // what is queued must outlive the record
