@@ -63,12 +63,35 @@ func Restored(ctx context.Context, cfg *config.Config) error {
 // comeBack takes back in what this node lacks. It always ends the life.
 func (l *life) comeBack(ctx context.Context) error {
 	own := origin.Origin{Node: l.node.Name, Epoch: l.node.Epoch}
-	x, tail, err := l.lookBack(ctx, own)
+	said := ""
+	wait := func(err error) error {
+		if text := err.Error(); text != said {
+			said = text
+			l.log.Warn("node waits to be brought back", "err", text)
+		}
+		l.current.fail(fmt.Errorf("node is brought back: %w", err))
+		select {
+		case <-time.After(comeBackPause):
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	best, away := l.bestDonor(ctx, own)
+	for away != nil {
+		if best != nil {
+			best.nc.Close()
+		}
+		if err := wait(away); err != nil {
+			return err
+		}
+		best, away = l.bestDonor(ctx, own)
+	}
+	x, tail, err := l.lookBack(ctx, best)
 	if err != nil {
 		return err
 	}
 	x.Asked = map[wire.KeyHash]bool{}
-	waits := ""
 	for {
 		err := l.comeBackOnce(ctx, x, tail)
 		var lacks *apply.LacksRows
@@ -89,15 +112,8 @@ func (l *life) comeBack(ctx context.Context) error {
 		case errors.As(err, &failed):
 			return err
 		}
-		if text := err.Error(); text != waits {
-			waits = text
-			l.log.Warn("node waits to be brought back", "err", text)
-		}
-		l.current.fail(fmt.Errorf("node is brought back: %w", err))
-		select {
-		case <-time.After(comeBackPause):
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		if err := wait(err); err != nil {
+			return err
 		}
 	}
 }
@@ -260,21 +276,17 @@ func parseWhole(q []byte) (origin.Vector, *apply.Whole, error) {
 	return have[0], w, nil
 }
 
-// lookBack shuts out whoever writes the own stream, and finds out what frames say of which own transactions this server has; tail is
-// the last one in the own stream.
-func (l *life) lookBack(ctx context.Context, own origin.Origin) (x apply.Comeback, last uint64, err error) {
+// lookBack shuts out whoever writes the own stream, and finds out from its frames, or from those that best hands on, which own
+// transactions this server has; last is the last one in the own stream.
+func (l *life) lookBack(ctx context.Context, best *donor) (x apply.Comeback, last uint64, err error) {
 	_, tail := l.publisher.Tail()
 	x.WriterEpoch = l.node.WriterEpoch
 	if tail != nil {
 		x.WriterEpoch = max(x.WriterEpoch, tail.WriterEpoch)
 	}
-	best, away := l.bestDonor(ctx, own)
 	if best != nil {
 		defer best.nc.Close()
 		x.WriterEpoch = max(x.WriterEpoch, best.tail.OriginWriter)
-	}
-	if away != nil {
-		return x, 0, away
 	}
 	if err := l.applier.StartComeback(ctx, x.WriterEpoch); err != nil {
 		return x, 0, err
