@@ -92,6 +92,7 @@ type Options struct {
 	// FirstXID is read from the database: local rows of older transactions were never captured.
 	FirstXID uint64
 	openXID  uint64 // the database's next transaction id when the Applier was opened
+	localXID uint64 // Node.LocalXID
 }
 
 func (o Options) withDefaults() Options {
@@ -192,7 +193,7 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 		return nil, err
 	}
 	a.own = origin.Origin{Node: a.node.Name, Epoch: a.node.Epoch}
-	a.opts.FirstXID = a.node.FirstXID
+	a.opts.FirstXID, a.opts.localXID = a.node.FirstXID, a.node.LocalXID
 	if err := os.MkdirAll(a.opts.SpoolDir, 0o700); err != nil {
 		return nil, fmt.Errorf("spool directory: %w; make data_dir writable", err)
 	}

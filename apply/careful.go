@@ -78,6 +78,8 @@ type carefulRun struct {
 	// delta: rows and deletes are taken in that another node had (resync.go). What it had seen says which rows are later, and
 	// nothing of what a delete's author had.
 	delta bool
+	// comeback: this node's data were set back, and it is given what came of it since (comeback.go); nil else.
+	comeback *comeback
 	// deaf: what the origin has not told about what its author saw is taken for not seen (heard.go).
 	deaf bool
 	// owes are the rows that an attempt leaves as they are (owed.go), by key; paid is what it makes up for.

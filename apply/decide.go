@@ -227,6 +227,9 @@ func (c *carefulRun) write(ctx context.Context, m *mapping, tuple []wire.Value, 
 
 // decideOver is the policy's decision on a row that the transaction has not written yet.
 func (c *carefulRun) decideOver(w conflict.Write, r *rowState, k wire.KeyHash) conflict.Decision {
+	if c.comeback != nil && r.seen && !r.mine { // also if it is the very version that was lost
+		return conflict.Decision{RemoteWins: true}
+	}
 	if r.mine || c.owing(k) {
 		return conflict.Decision{RemoteWins: !c.delta || c.wrote[k] == nil || !c.wrote[k].version().Later(c.t.version())}
 	}

@@ -31,6 +31,8 @@ type Donation struct {
 	Have        origin.Vector // what the other node has seen
 	// Own returns the last own transaction in the snapshot, once capture has read them all.
 	Own func(ctx context.Context) (origin.Entry, error)
+	// Whole, if set, asks for more: the other node's data were set back (wholedelta.go).
+	Whole *Whole
 }
 
 // NoDelta means that a node cannot give a delta, for a reason that another one may not have.
@@ -49,6 +51,8 @@ type donor struct {
 	last        origin.Version // of which the rows are that follow
 	rows        uint64
 	seen        origin.Vector
+	whole       *Whole         // nil: what the other node lacks is enough
+	keys        []wire.KeyHash // that are not written yet, if whole is set
 }
 
 // deltaBatch is how many rows are looked at in one round trip.
@@ -61,7 +65,10 @@ func (a *Applier) Delta(ctx context.Context, d Donation, out io.Writer) error {
 	if wal == nil {
 		return &NoDelta{"the bridge does not run yet"}
 	}
-	x := &donor{out: out}
+	x := &donor{out: out, whole: d.Whole}
+	if x.whole != nil {
+		d.Have = x.whole.proved(d.Have)
+	}
 	for _, conn := range []**pgx.Conn{&x.reader, nil} {
 		c, err := connect(ctx, a.opts.DSN, fmt.Sprintf("pgbridge %s delta", a.opts.Node), map[string]string{
 			"enable_seqscan": "on", "enable_hashjoin": "on", "default_transaction_isolation": "repeatable read", "default_transaction_read_only": "on"})
@@ -97,10 +104,18 @@ func (a *Applier) Delta(ctx context.Context, d Donation, out io.Writer) error {
 			return err
 		}
 	}
-	if err := x.merged(ctx, merged); err != nil {
+	if x.whole != nil {
+		err = x.mergedWhole(ctx, merged)
+	} else {
+		err = x.merged(ctx, merged)
+	}
+	if err != nil {
 		return err
 	}
 	if err := x.kept(ctx); err != nil {
+		return err
+	}
+	if err := x.writeKeys(0); err != nil {
 		return err
 	}
 	if err := x.gone(a.absence, d.Have); err != nil {
@@ -143,6 +158,9 @@ func (x *donor) begin(ctx context.Context, d Donation) error {
 	x.seen.Advance(own)
 	x.caughtUp, x.waited = true, true
 	x.t.up, x.t.low = d.Have, d.Have
+	if x.whole != nil { // what all others have seen, this node may not know any more who wrote
+		x.t.low = x.whole.Settled
+	}
 	rows, err := x.exec(ctx, `SELECT origin, epoch::text, seq::text, stamp::text, pg_snapshot_xmax(pg_current_snapshot())::text, 
 		(SELECT count(*) FROM pgbridge.parked)::text FROM pgbridge.position`, nil, nil)
 	if err != nil {
@@ -220,10 +238,17 @@ func (x *donor) table(ctx context.Context, t *table) error {
 	sql, types, ps := x.rowsSQL(m)
 	_, formats := m.allColumns()
 	values, paramFormats := raw(ps)
-	r := x.reader.PgConn().ExecParams(ctx, sql, values, types, paramFormats, formats)
+	r := x.reader.PgConn().ExecParams(ctx, sql, values, types, paramFormats, append(slices.Clone(formats), 0))
 	var batch [][]wire.Value
 	for err == nil && r.NextRow() {
-		tuple := tupleOf(r.Values(), formats)
+		row := r.Values()
+		tuple := tupleOf(row[:len(formats)], formats)
+		if x.whole != nil && string(row[len(formats)]) == "t" {
+			var wanted bool
+			if wanted, err = x.holds(m, tuple); err != nil || !wanted {
+				continue
+			}
+		}
 		for i := range tuple {
 			tuple[i].Data = slices.Clone(tuple[i].Data)
 		}
@@ -246,8 +271,8 @@ func (x *donor) table(ctx context.Context, t *table) error {
 func (x *donor) rowsSQL(m *mapping) (string, []uint32, []param) {
 	cols, _ := m.allColumns()
 	xid := func(id uint64) param { return binaryParam(binary.BigEndian.AppendUint32(nil, uint32(id))) }
-	within, _ := x.wal.MarkWithin(x.t.low, x.origin)
-	mark, _ := x.wal.MarkFor(x.t.low.Seq(x.own))
+	within, _ := x.wal.MarkWithin(x.t.up, x.origin)
+	mark, _ := x.wal.MarkFor(x.t.up.Seq(x.own))
 	types := []uint32{oidXID, oidXID, oidXID}
 	ps := []param{xid(within), xid(mark), xid(uint64(x.first))} // the age of id 0 is infinite
 	var covered strings.Builder
@@ -256,7 +281,10 @@ func (x *donor) rowsSQL(m *mapping) (string, []uint32, []param) {
 		types, ps = append(types, oidTimestamptz), append(ps, stampParam(x.t.up.Get(o)))
 		fmt.Fprintf(&covered, " WHEN %d THEN c.timestamp <= $%d", x.guard.ids[i], len(types))
 	}
-	return fmt.Sprintf("SELECT %s FROM %s t, %s WHERE (%s ELSE false END) IS NOT TRUE",
+	if x.whole != nil {
+		return fmt.Sprintf("SELECT %s, (%s ELSE false END) IS TRUE FROM %s t, %s", cols, covered.String(), m.local.rows, lookVersion), types, ps
+	}
+	return fmt.Sprintf("SELECT %s, false FROM %s t, %s WHERE (%s ELSE false END) IS NOT TRUE",
 		cols, m.local.rows, lookVersion, covered.String()), types, ps
 }
 
@@ -275,6 +303,9 @@ func (x *donor) batch(ctx context.Context, m *mapping, batch [][]wire.Value) err
 	if err := x.fetchOnly(ctx, m, g); err != nil {
 		return err
 	}
+	if err := x.writeKeys(goneKeys); err != nil {
+		return err
+	}
 	for i, k := range g.hashes {
 		if g.found[i] == nil {
 			return fmt.Errorf("a row of %s is not found by its key; is its index corrupt?", m.local.quoted)
@@ -287,10 +318,23 @@ func (x *donor) batch(ctx context.Context, m *mapping, batch [][]wire.Value) err
 		if err != nil {
 			return err
 		}
-		if l.seen || l.local.Ancient {
+		if x.whole != nil {
+			if x.goes(m, k, l) {
+				continue
+			}
+			x.keys = append(x.keys, k)
+		}
+		if l.seen && !x.wants(k) || l.local.Ancient && x.whole == nil {
 			continue
 		}
-		if err := x.row(m.remote.ID, l.local.Version, batch[i]); err != nil {
+		v, given, err := x.given(l, g.found[i], k)
+		if err != nil {
+			return err
+		}
+		if !given {
+			continue
+		}
+		if err := x.row(m.remote.ID, v, batch[i]); err != nil {
 			return err
 		}
 	}
@@ -308,7 +352,7 @@ func (x *donor) row(relation uint32, v origin.Version, tuple []wire.Value) error
 
 // kept writes the rows that exist and are not visible (quarantine.go).
 func (x *donor) kept(ctx context.Context) error {
-	rows, err := x.reader.Query(ctx, `SELECT schema, name, origin, epoch, stamp, columns, image FROM pgbridge.quarantine`)
+	rows, err := x.reader.Query(ctx, `SELECT hi, lo, schema, name, origin, epoch, stamp, columns, image FROM pgbridge.quarantine`)
 	if err != nil {
 		return fmt.Errorf("read quarantine: %w", err)
 	}
@@ -317,9 +361,17 @@ func (x *donor) kept(ctx context.Context) error {
 	var v origin.Version
 	var columns []string
 	var image []*string
-	_, err = pgx.ForEachRow(rows, []any{&schema, &name, &v.Origin.Node, &v.Origin.Epoch, (*int64)(&v.Stamp), &columns, &image}, func() error {
-		if e := x.t.up.Get(v.Origin); v.Origin.Node == "" || e.Seq > 0 && v.Stamp <= e.Stamp {
+	var hi, lo int64
+	_, err = pgx.ForEachRow(rows, []any{&hi, &lo, &schema, &name, &v.Origin.Node, &v.Origin.Epoch, (*int64)(&v.Stamp), &columns, &image}, func() error {
+		key := wire.KeyHash{Hi: uint64(hi), Lo: uint64(lo)}
+		if x.whole != nil {
+			x.keys = append(x.keys, key)
+		}
+		if e := x.t.up.Get(v.Origin); (v.Origin.Node == "" || e.Seq > 0 && v.Stamp <= e.Stamp) && !x.wants(key) {
 			return nil
+		}
+		if v.Origin.Node == "" {
+			v = x.oldest()
 		}
 		t, err := x.catalog.table(ctx, schema, name)
 		if err != nil {
@@ -370,7 +422,7 @@ func (x *donor) keptTuple(ctx context.Context, t *table, r *wire.Relation, colum
 // since is still to come to it.
 func (x *donor) gone(a *absence, have origin.Vector) error {
 	for _, g := range a.gone(func(t tombstone) bool {
-		return !have.Covers(t.Origin, t.seq) && x.seen.Covers(t.Origin, t.seq)
+		return (x.whole != nil || !have.Covers(t.Origin, t.seq)) && x.seen.Covers(t.Origin, t.seq)
 	}) {
 		if err := x.write(wire.AppendGone(x.buf[:0], g)); err != nil {
 			return err

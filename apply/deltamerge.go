@@ -21,19 +21,39 @@ const loggedSQL = `SELECT j.hi, j.lo, j.origin, j.seq, j.part, j.stamp, j.kind::
 
 // loggedWrites are those that the other node lacks, by table and key.
 func (x *donor) loggedWrites(ctx context.Context) (map[tableName]map[wire.KeyHash][]*wire.Logged, error) {
+	all := map[tableName]map[wire.KeyHash][]*wire.Logged{}
+	return all, x.eachLogged(ctx, func(w *wire.Logged, n tableName) error {
+		switch {
+		case x.t.up.Covers(w.Version.Origin, w.Seq):
+			return nil
+		case w.Kind == wire.KindTruncate || n.name == "":
+			return &NoDelta{"a merged table (conflict.tables) was truncated, which a delta cannot tell; let the node join anew"}
+		}
+		if all[n] == nil {
+			all[n] = map[wire.KeyHash][]*wire.Logged{}
+		}
+		l := *w
+		l.Seen, l.Ops, l.Image = slices.Clone(w.Seen), slices.Clone(w.Ops), slices.Clone(w.Image)
+		all[n][w.Key] = append(all[n][w.Key], &l)
+		return nil
+	})
+}
+
+// eachLogged calls f for the writes in the journal that the snapshot has, with their table, empty if it is not known; what f gets is
+// valid during the call only.
+func (x *donor) eachLogged(ctx context.Context, f func(*wire.Logged, tableName) error) error {
 	if err := x.journal.wait(ctx, x.seen.Seq(x.own)); err != nil {
-		return nil, err
+		return err
 	}
 	conn, err := connect(ctx, x.opts.DSN, fmt.Sprintf("pgbridge %s delta", x.opts.Node), map[string]string{"enable_seqscan": "on", "enable_hashjoin": "on"})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	rows, err := conn.Query(ctx, loggedSQL)
 	if err != nil {
-		return nil, fmt.Errorf("read journal: %w", err)
+		return fmt.Errorf("read journal: %w", err)
 	}
-	all := map[tableName]map[wire.KeyHash][]*wire.Logged{}
 	var hi, lo, seq, stamp int64
 	var id int32
 	var kind string
@@ -44,26 +64,16 @@ func (x *donor) loggedWrites(ctx context.Context) (map[tableName]map[wire.KeyHas
 		if !ok {
 			return fmt.Errorf("the journal names origin %d, which is not in pgbridge.position", id)
 		}
-		w := l
-		w.Key, w.Version = wire.KeyHash{Hi: uint64(hi), Lo: uint64(lo)}, origin.Version{Stamp: origin.Stamp(stamp), Origin: o}
-		w.Seq, w.Kind = uint64(seq), wire.Kind(kind[0])
-		w.Seen, w.Ops, w.Image = slices.Clone(l.Seen), slices.Clone(l.Ops), slices.Clone(l.Image)
-		switch {
-		case x.t.up.Covers(o, w.Seq) || !x.seen.Covers(o, w.Seq):
+		l.Key, l.Version = wire.KeyHash{Hi: uint64(hi), Lo: uint64(lo)}, origin.Version{Stamp: origin.Stamp(stamp), Origin: o}
+		if l.Seq, l.Kind = uint64(seq), wire.Kind(kind[0]); !x.seen.Covers(o, l.Seq) {
 			return nil
-		case w.Kind == wire.KindTruncate || n.name == "":
-			return &NoDelta{"a merged table (conflict.tables) was truncated, which a delta cannot tell; let the node join anew"}
 		}
-		if all[n] == nil {
-			all[n] = map[wire.KeyHash][]*wire.Logged{}
-		}
-		all[n][w.Key] = append(all[n][w.Key], &w)
-		return nil
+		return f(&l, n)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read journal: %w", err)
+		return fmt.Errorf("read journal: %w", err)
 	}
-	return all, nil
+	return nil
 }
 
 // merged writes what the other node lacks of merged tables.

@@ -98,20 +98,20 @@ func (a *Applier) worker(o origin.Origin) *worker {
 	return nil
 }
 
-// NotePublished remembers the highest own seq that is durable in the stream, so that a stream that was
-// lost or rewound is noticed at the next start.
-func (a *Applier) NotePublished(ctx context.Context, seq uint64) error {
+// NotePublished remembers the highest own seq that is durable in the stream, with its stamp, so that a stream that was lost or rewound is
+// noticed at the next start, and that a node whose data are set back knows what it has of its own.
+func (a *Applier) NotePublished(ctx context.Context, seq uint64, stamp origin.Stamp) error {
 	if seq <= a.Node().Published {
 		return nil
 	}
 	a.catalog.mu.Lock()
 	defer a.catalog.mu.Unlock()
-	if _, err := a.catalog.conn.Exec(ctx, `UPDATE pgbridge.node SET published = $1 WHERE published < $1`, int64(seq)); err != nil {
+	if _, err := a.catalog.conn.Exec(ctx, `UPDATE pgbridge.node SET published = $1, published_stamp = $2 WHERE published < $1`, int64(seq), int64(stamp)); err != nil {
 		return fmt.Errorf("note published transaction %d: %w", seq, err)
 	}
 	a.nodeMu.Lock()
 	defer a.nodeMu.Unlock()
-	a.node.Published = max(a.node.Published, seq)
+	a.node.Published, a.node.PublishedStamp = seq, stamp
 	return nil
 }
 

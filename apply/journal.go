@@ -42,7 +42,8 @@ type journal struct {
 	done    origin.Entry  // own transactions up to here are in the journal
 	changed chan struct{} // closed and replaced when done grows
 
-	frames chan *wire.Frame // published, in order
+	frames  chan *wire.Frame // published, in order
+	purging chan struct{}    // of capacity 1: who has it lets writes go, or keeps others from it
 
 	// Of the goroutine that runs:
 	inbox    *inbox
@@ -80,7 +81,7 @@ func (a *Applier) openJournal(ctx context.Context, ids *remotes, locks *keyLocks
 	j := &journal{
 		conn: conn, own: a.own, origins: map[int32]origin.Origin{0: a.own}, catalog: a.catalog, heard: a.heard, absence: a.absence, progress: a.progress, locks: locks,
 		wiped: map[wiped]origin.Vector{}, opts: &a.opts,
-		log: a.opts.Logger, policy: fingerprint(a.opts.Merge, a.opts.Priority), changed: make(chan struct{}), frames: make(chan *wire.Frame, journalFrames),
+		log: a.opts.Logger, policy: fingerprint(a.opts.Merge, a.opts.Priority), changed: make(chan struct{}), frames: make(chan *wire.Frame, journalFrames), purging: make(chan struct{}, 1),
 		mappings: ownMappings{}, done: origin.Entry{Origin: a.own},
 	}
 	for i, id := range ids.ids {
@@ -161,7 +162,12 @@ func (j *journal) run(ctx context.Context) error {
 		case f := <-j.frames:
 			err = j.take(ctx, f)
 		case <-purge.C:
-			err = j.purge(ctx)
+			select {
+			case j.purging <- struct{}{}:
+				err = j.purge(ctx)
+				<-j.purging
+			default: // a delta reads it
+			}
 		case <-ctx.Done():
 		}
 		if ctx.Err() != nil {

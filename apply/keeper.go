@@ -44,9 +44,11 @@ type keeper struct {
 	again     map[wire.KeyHash]struct{}
 	checks    map[wire.KeyHash]check
 	holds     []hold
-	told      string // what was logged last of a row that cannot come back
-	change    wire.Change
-	key       []wire.Value
+	// resyncNamed is how far the names of statements are taken by a resync that is to be repeated.
+	resyncNamed int
+	told        string // what was logged last of a row that cannot come back
+	change      wire.Change
+	key         []wire.Value
 }
 
 // keeperJob is done in the keeper's session; done is of capacity 1.

@@ -305,6 +305,9 @@ func (c *carefulRun) absent(m *mapping, k wire.KeyHash) (look, error) {
 	if c.buried.has(k) {
 		return look{local: conflict.Local{Absent: true}, mine: true}, nil
 	}
+	if c.comeback != nil {
+		return look{local: conflict.Local{Absent: true}}, nil
+	}
 	if !c.waited {
 		return look{}, errUnknown
 	}
@@ -420,8 +423,13 @@ func (c *carefulRun) doubtful(l look, w writer, err error) bool {
 
 // local finds the version of a row whose last writer is a local session (R15).
 func (c *carefulRun) local(l look, m *mapping, w writer) (look, error) {
-	if w.id < c.opts.FirstXID {
-		l.local.Ancient = true // before there was a slot: never captured
+	if c.comeback != nil {
+		l.local.Version = origin.Version{Stamp: w.stamp, Origin: c.own}
+		l.seen = !c.comeback.has(w.key)
+		return l, nil
+	}
+	if w.id < max(c.opts.FirstXID, c.opts.localXID) {
+		l.local.Ancient = true // before there was a slot: never captured; or every node has seen it
 		return l, nil
 	}
 	l.local.Version.Origin = c.own
@@ -449,6 +457,10 @@ func (c *carefulRun) local(l look, m *mapping, w writer) (look, error) {
 // captured, bears no stamp any more, or is not who wrote it. It is sought by low, which says what t's author
 // certainly had seen: what is found nowhere may be kept as a base (R16), too.
 func (c *carefulRun) hidden(l look, m *mapping, w writer) (look, error) {
+	if c.comeback != nil { // the donor has seen all that was captured here
+		l.local = conflict.Local{Ancient: true}
+		return l, nil
+	}
 	mark, ok := c.wal.MarkWithin(c.t.low, c.origin)
 	if w.genuine { // not known any more: it is stable
 		mark, ok = c.wal.MarkFor(c.t.low.Seq(c.own))

@@ -14,7 +14,7 @@ func TestNodeIsReadWhileItIsNoted(t *testing.T) {
 	var notes sync.WaitGroup
 	notes.Go(func() {
 		for seq := uint64(1); seq <= last; seq++ {
-			if err := p.a.NotePublished(t.Context(), seq); err != nil {
+			if err := p.a.NotePublished(t.Context(), seq, 0); err != nil {
 				t.Error(err)
 			}
 		}

@@ -43,7 +43,8 @@ type resync struct {
 	truncated map[tableName]origin.Version
 	doomed    []doomed
 	logged    map[*mapping]map[wire.KeyHash]*loggedRow
-	careful   bool // rows are looked at for collisions
+	careful   bool           // rows are looked at for collisions
+	keys      []wire.KeyHash // that the donor has, of a whole delta (wholedelta.go)
 }
 
 // doomed is the key of a row here that was deleted elsewhere.
@@ -80,7 +81,8 @@ func (a *Applier) Resync(ctx context.Context, file *os.File) (*Resynced, error) 
 	}
 }
 
-func (a *Applier) resync(ctx context.Context, file *os.File) (*Resynced, error) {
+// newResync makes one of a delta, in the keeper's session.
+func (a *Applier) newResync(ctx context.Context, file *os.File) (*resync, error) {
 	run, err := a.sideRun(ctx, a.keeper.conn)
 	if err != nil {
 		return nil, err
@@ -91,7 +93,7 @@ func (a *Applier) resync(ctx context.Context, file *os.File) (*Resynced, error) 
 	}
 	r := &resync{carefulRun: run, k: a.keeper, file: file, latest: map[wire.KeyHash]origin.Version{}, truncated: map[tableName]origin.Version{}}
 	w := r.worker
-	w.id, w.policy, w.named = a.kept.back, policy, resyncNames
+	w.id, w.policy, w.named = a.kept.back, policy, max(resyncNames, a.keeper.resyncNamed)
 	w.locks = a.workers[0].locks
 	w.wal, w.streams, w.owed, w.parked, w.pauses = a.keeper.wal, a.keeper.streams, a.owed, a.parked, a.pauses
 	k := a.keeper
@@ -101,6 +103,14 @@ func (a *Applier) resync(ctx context.Context, file *os.File) (*Resynced, error) 
 	w.journalBaseStatement = &statement{sql: baseSQL, types: baseTypes}
 	w.payStatement = &statement{sql: paySQL, types: []uint32{oidInt8Array}}
 	r.delta = true
+	return r, nil
+}
+
+func (a *Applier) resync(ctx context.Context, file *os.File) (*Resynced, error) {
+	r, err := a.newResync(ctx, file)
+	if err != nil {
+		return nil, err
+	}
 	if err := r.readAhead(); err != nil {
 		return nil, err
 	}
@@ -164,6 +174,10 @@ func (r *resync) readAhead() error {
 				r.latest[k] = latestOf(r.latest[k], g.Version)
 			}
 			r.deletes = append(r.deletes, g)
+		case wire.KindKeys:
+			var err error
+			r.keys, err = wire.ParseKeys(r.keys, rec.Payload)
+			return err
 		case wire.KindEnd:
 			seen, rows, err := wire.ParseEnd(rec.Payload)
 			if err == nil && rows != r.rows {
@@ -349,12 +363,7 @@ func (r *resync) attempt(ctx context.Context) (err error) {
 	}
 	defer done()
 	c := r.carefulRun
-	c.t, c.part, c.wrote = c.all[0], 0, map[wire.KeyHash]*txn{}
-	c.keeps, c.touched, c.ownKept, c.wholly, c.onTheWay = map[wire.KeyHash]*keptRow{}, map[wire.KeyHash]struct{}{}, nil, nil, nil
-	c.guarded = map[tableName]bool{}
-	c.rows, c.unsure, c.queue = map[wire.KeyHash]*rowState{}, map[uint32]bool{}, c.queue[:0]
-	c.lost, c.buried, c.losses, c.blind, c.beaten, c.told, c.swarm = keySet{}, keySet{}, c.losses[:0], false, lostRows{}, nil, swarm{}
-	c.owes, c.paid = nil, nil
+	r.renew()
 	c.push("begin", c.beginStatement, nil)
 	if c.gaveWay == resyncTries {
 		c.push("set time-out", c.patientStatement, nil)
@@ -379,12 +388,23 @@ func (r *resync) attempt(ctx context.Context) (err error) {
 	return nil
 }
 
-// changes does all that the delta says within the open transaction.
-func (r *resync) changes(ctx context.Context) error {
+// renew begins an attempt.
+func (r *resync) renew() {
+	c := r.carefulRun
+	c.t, c.part, c.wrote = c.all[0], 0, map[wire.KeyHash]*txn{}
+	c.keeps, c.touched, c.ownKept, c.wholly, c.onTheWay = map[wire.KeyHash]*keptRow{}, map[wire.KeyHash]struct{}{}, nil, nil, nil
+	c.guarded = map[tableName]bool{}
+	c.rows, c.unsure, c.queue = map[wire.KeyHash]*rowState{}, map[uint32]bool{}, c.queue[:0]
+	c.lost, c.buried, c.losses, c.blind, c.beaten, c.told, c.swarm = keySet{}, keySet{}, c.losses[:0], false, lostRows{}, nil, swarm{}
+	c.owes, c.paid = nil, nil
+}
+
+// windows returns what takes steps, window by window, and what takes those that are left.
+func (r *resync) windows(ctx context.Context) (more func(step) error, rest func() error) {
 	c := r.carefulRun
 	var pending []step
 	size := 0
-	steps := func() error {
+	rest = func() error {
 		err := c.steps(ctx, pending)
 		clear(pending)
 		pending, size = pending[:0], 0
@@ -394,13 +414,19 @@ func (r *resync) changes(ctx context.Context) error {
 		}
 		return err
 	}
-	more := func(s step) error {
+	return func(s step) error {
 		pending = append(pending, s)
 		if size += pending[len(pending)-1].size(); len(pending) < windowChanges && size < windowBytes {
 			return nil
 		}
-		return steps()
-	}
+		return rest()
+	}, rest
+}
+
+// changes does all that the delta says within the open transaction.
+func (r *resync) changes(ctx context.Context) error {
+	c := r.carefulRun
+	more, steps := r.windows(ctx)
 	add := func(t *txn, m *mapping, ch *wire.Change) error {
 		r.watchFor(m)
 		return more(copyStep(t, m, ch))
@@ -566,7 +592,7 @@ func (r *resync) pushTombstones(ctx context.Context) error {
 	}
 	parts := map[of]int64{}
 	for _, g := range r.deletes {
-		if g.Version.Origin == r.own {
+		if g.Version.Origin == r.own && r.comeback == nil {
 			continue // they stand in the own stream
 		}
 		name := of{g.Version.Origin, g.Seq, g.Table != ""}

@@ -13,6 +13,21 @@ CREATE TABLE IF NOT EXISTS pgbridge.node (
     timeline     int    NOT NULL DEFAULT 0   -- of the server when a bridge started last; 0: none has
 );
 ALTER TABLE pgbridge.node ADD COLUMN IF NOT EXISTS timeline int NOT NULL DEFAULT 0;
+-- Of a node whose data were set back (comeback.go): whether it is to be given what it lacks, and then from where on its WAL counts,
+-- until its new stream has begun. Local rows below local_xid every node has seen. published_stamp is that of published.
+ALTER TABLE pgbridge.node ADD COLUMN IF NOT EXISTS restoring boolean NOT NULL DEFAULT false, ADD COLUMN IF NOT EXISTS restored_lsn bigint NOT NULL DEFAULT 0,
+    ADD COLUMN IF NOT EXISTS local_xid bigint NOT NULL DEFAULT 0, ADD COLUMN IF NOT EXISTS published_stamp bigint NOT NULL DEFAULT 0;
+
+-- Rows that users of a node had written, or deleted, and that no stream has, when the node was given what it lacked: they are written
+-- again, for the others.
+CREATE TABLE IF NOT EXISTS pgbridge.rewrite (
+    id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    schema text    NOT NULL,
+    name   text    NOT NULL,
+    key    json    NOT NULL,
+    gone   boolean NOT NULL,                 -- it was deleted, and is to be deleted again
+    image  json                              -- the row, if it is not in its table any more; else null
+);
 
 -- How far each origin has been applied: moved from seq - 1 to seq in the transaction that applies it.
 CREATE TABLE IF NOT EXISTS pgbridge.position (

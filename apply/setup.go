@@ -119,6 +119,11 @@ type Node struct {
 	FirstXID      uint64
 	Published     uint64
 	Timeline      uint32 // of the server that Open has found
+	// Of a node whose data were set back, see comeback.go.
+	PublishedStamp origin.Stamp // of Published; 0: not known
+	Restoring      bool         // it is to be given what it lacks
+	RestoredLSN    uint64       // it has been: its WAL counts from here on, in a new stream; 0: that has begun
+	LocalXID       uint64       // local rows of older transactions every node has seen
 }
 
 // ErrNotSetUp means that the database has no schema pgbridge yet; run pgbridge setup.
@@ -140,9 +145,12 @@ func HasRun(ctx context.Context, dsn string) (bool, error) {
 
 func readNode(ctx context.Context, conn *pgx.Conn) (*Node, error) {
 	n := &Node{}
-	var epoch, writer, first, published int64
-	err := conn.QueryRow(ctx, `SELECT cluster, node, epoch, writer_epoch, first_xid, published FROM pgbridge.node`).
-		Scan(&n.Cluster, &n.Name, &epoch, &writer, &first, &published)
+	var epoch, writer, first, published, restored, local int64
+	// Through jsonb for what a version before this one has not set up.
+	err := conn.QueryRow(ctx, `SELECT cluster, node, epoch, writer_epoch, first_xid, published, coalesce((j ->> 'published_stamp')::int8, 0),
+		coalesce((j ->> 'restoring')::bool, false), coalesce((j ->> 'restored_lsn')::int8, 0), coalesce((j ->> 'local_xid')::int8, 0)
+		FROM pgbridge.node n, to_jsonb(n) j`).
+		Scan(&n.Cluster, &n.Name, &epoch, &writer, &first, &published, (*int64)(&n.PublishedStamp), &n.Restoring, &restored, &local)
 	if hasCode(err, "42P01", "3F000") || errors.Is(err, pgx.ErrNoRows) {
 		return nil, ErrNotSetUp
 	}
@@ -150,6 +158,7 @@ func readNode(ctx context.Context, conn *pgx.Conn) (*Node, error) {
 		return nil, fmt.Errorf("read pgbridge.node: %w", explain(err))
 	}
 	n.Epoch, n.WriterEpoch, n.FirstXID, n.Published = uint32(epoch), uint64(writer), uint64(first), uint64(published)
+	n.RestoredLSN, n.LocalXID = uint64(restored), uint64(local)
 	return n, nil
 }
 

@@ -60,6 +60,12 @@ func (a *Applier) purge(ctx context.Context, wal WAL) error {
 			return fmt.Errorf("purge versions of rows that have come back: %w", err)
 		}
 	}
+	if decided != nil { // no local delete can take own rows back that another node has given
+		_, err := a.catalog.conn.Exec(ctx, `DELETE FROM pgbridge.returned WHERE id = 0 AND seq <= $1`, int64(a.heard.stableSeq(a.own)))
+		if err != nil {
+			return fmt.Errorf("purge versions of rows that have come back: %w", err)
+		}
+	}
 	if d := a.opts.ConflictRetention; d > 0 {
 		_, err := a.catalog.conn.Exec(ctx, `DELETE FROM pgbridge.conflict WHERE at < now() - make_interval(secs => $1)`, d.Seconds())
 		if err != nil {

@@ -88,6 +88,10 @@ func (b *bridge) live(ctx context.Context) error {
 		if errors.Is(err, stream.ErrFenced) {
 			return fmt.Errorf("%w: %w", err, apply.ErrFenced)
 		}
+		if errors.Is(err, errCameBack) || errors.Is(err, errRegained) || errors.Is(err, errDeleted) {
+			begun = time.Now()
+			continue
+		}
 		if permanent(err) && !(b.everRan && promoting(err)) {
 			return err
 		}

@@ -26,15 +26,19 @@ import (
 // held for longer than the server takes.
 //
 //	question = 'b' vector                  begin, for somebody who has seen so much
+//	         | 'w' origin:uint8 vector keys  begin, for the node whose data were set back (comeback.go): its name with its length,
+//	                                       what it certainly has, and the hashes of rows that must be in it, 16 bytes each
+//	         | 's' name                    how far is it that a node's transactions are known?
 //	         | 'r' id:uint64 offset:uint64 read on
 //	answer   = 'i' id:uint64               it has begun
+//	         | 'k' seq:uint64 vector       the last transaction of that node that is here in whatever way, and all that has been applied
 //	         | 'w'                         wait: there is no more yet
 //	         | 'd' bytes                   what stands at that offset
 //	         | 'e'                         the end
 //	         | 'x' text                    why there is none
 const (
-	askBegin, askRead                                         = 'b', 'r'
-	answerID, answerWait, answerData, answerEnd, answerRefuse = 'i', 'w', 'd', 'e', 'x'
+	askBegin, askWhole, askKnown, askRead                                  = 'b', 'w', 's', 'r'
+	answerID, answerKnown, answerWait, answerData, answerEnd, answerRefuse = 'i', 'k', 'w', 'd', 'e', 'x'
 )
 
 const (
@@ -113,12 +117,23 @@ func (g *deltas) answer(q []byte) []byte {
 	case len(q) > 0 && q[0] == askBegin:
 		have, err := wire.ParseVectors(q[1:], 1)
 		if err == nil {
-			err = g.begin(have[0])
+			err = g.begin(have[0], nil)
 		}
 		if err != nil {
 			return refuse(err)
 		}
 		return binary.BigEndian.AppendUint64([]byte{answerID}, g.last)
+	case len(q) > 0 && q[0] == askWhole:
+		have, whole, err := parseWhole(q[1:])
+		if err == nil {
+			err = g.begin(have, whole)
+		}
+		if err != nil {
+			return refuse(err)
+		}
+		return binary.BigEndian.AppendUint64([]byte{answerID}, g.last)
+	case len(q) > 0 && q[0] == askKnown:
+		return g.known(origin.Origin{Node: string(q[1:]), Epoch: 1})
 	case len(q) == 17 && q[0] == askRead:
 		if d := g.open[binary.BigEndian.Uint64(q[1:])]; d != nil {
 			d.idle.Reset(deltaIdle)
@@ -131,7 +146,7 @@ func (g *deltas) answer(q []byte) []byte {
 func refuse(err error) []byte { return append([]byte{answerRefuse}, err.Error()...) }
 
 // begin has a delta written; mu is held.
-func (g *deltas) begin(have origin.Vector) error {
+func (g *deltas) begin(have origin.Vector, whole *apply.Whole) error {
 	file, err := deltaFile(g.life)
 	if err != nil {
 		return err
@@ -146,9 +161,13 @@ func (g *deltas) begin(have origin.Vector) error {
 		g.drop(id)
 	})
 	g.open[id] = d
-	g.log.Info("gives a delta to a node that was away for too long", "have", have.String())
+	why := "that was away for too long"
+	if whole != nil {
+		why = "whose data were set back"
+	}
+	g.log.Info("gives a delta to a node "+why, "have", have.String())
 	g.wg.Go(func() {
-		err := g.write(ctx, have, d)
+		err := g.write(ctx, have, whole, d)
 		d.mu.Lock()
 		d.done, d.err = true, err
 		d.mu.Unlock()
@@ -189,13 +208,21 @@ func (d *delta) read(offset int64) []byte {
 	return []byte{answerWait}
 }
 
-func (g *deltas) write(ctx context.Context, have origin.Vector, d *delta) error {
+func (g *deltas) write(ctx context.Context, have origin.Vector, whole *apply.Whole, d *delta) error {
+	if whole != nil {
+		whole.Settled = g.applier.SettledBut(whole.For)
+		release, err := g.applier.HoldJournal(ctx)
+		if err != nil {
+			return err
+		}
+		defer release()
+	}
 	s, err := capture.ExportSnapshot(ctx, g.cfg.Postgres.DSN)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	return g.applier.Delta(ctx, apply.Donation{Snapshot: s.Name, Taken: s.Close, Publication: slotName(g.cfg), Have: have,
+	return g.applier.Delta(ctx, apply.Donation{Snapshot: s.Name, Taken: s.Close, Publication: slotName(g.cfg), Have: have, Whole: whole,
 		Own: func(ctx context.Context) (origin.Entry, error) { return g.ownAt(ctx, s.LSN) }}, d)
 }
 
@@ -262,23 +289,26 @@ func (l *life) ownAt(ctx context.Context, lsn uint64) (e origin.Entry, err error
 	return e, named("find the last transaction of a snapshot", err)
 }
 
-// fetchDelta has a node give a delta, and writes it to a file.
-func (l *life) fetchDelta(ctx context.Context, from string, nc *nats.Conn) (*os.File, int64, error) {
-	ask := func(q []byte) (byte, []byte, error) {
-		ctx, cancel := context.WithTimeout(ctx, deltaPatience)
-		defer cancel()
-		a, err := stream.Ask(ctx, nc, stream.DeltaSubject(l.cfg.Cluster, from), q)
-		switch {
-		case err != nil:
-			return 0, nil, err
-		case len(a) == 0:
-			return 0, nil, errors.New("its answer is empty")
-		case a[0] == answerRefuse:
-			return 0, nil, errors.New(string(a[1:]))
-		}
-		return a[0], a[1:], nil
+// ask asks another node a question of those above.
+func (l *life) ask(ctx context.Context, node string, nc *nats.Conn, question []byte) (kind byte, answer []byte, err error) {
+	ctx, cancel := context.WithTimeout(ctx, deltaPatience)
+	defer cancel()
+	a, err := stream.Ask(ctx, nc, stream.DeltaSubject(l.cfg.Cluster, node), question)
+	switch {
+	case err != nil:
+		return 0, nil, err
+	case len(a) == 0:
+		return 0, nil, errors.New("its answer is empty")
+	case a[0] == answerRefuse:
+		return 0, nil, errors.New(string(a[1:]))
 	}
-	kind, id, err := ask(wire.AppendVector([]byte{askBegin}, l.applier.Have()))
+	return a[0], a[1:], nil
+}
+
+// fetchDelta has a node give a delta, as question says, and writes it to a file.
+func (l *life) fetchDelta(ctx context.Context, from string, nc *nats.Conn, question []byte) (*os.File, int64, error) {
+	ask := func(q []byte) (byte, []byte, error) { return l.ask(ctx, from, nc, q) }
+	kind, id, err := ask(question)
 	if err == nil && (kind != answerID || len(id) != 8) {
 		err = fmt.Errorf("its answer %q cannot be understood", kind)
 	}
@@ -395,7 +425,7 @@ func (l *life) fetch(ctx context.Context, u *upstream) error {
 		return err
 	}
 	begun := time.Now()
-	file, size, err := l.fetchDelta(ctx, u.name, u.nc)
+	file, size, err := l.fetchDelta(ctx, u.name, u.nc, wire.AppendVector([]byte{askBegin}, l.applier.Have()))
 	if err != nil && ctx.Err() != nil {
 		l.lack.ended(nil, nil) // the way has changed
 		return err

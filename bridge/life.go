@@ -56,7 +56,13 @@ func (l *life) run(ctx context.Context) (err error) {
 	if err := l.openPublisher(ctx); err != nil {
 		return err
 	}
+	if l.node.Restoring {
+		return named("node is brought back", l.comeBack(ctx))
+	}
 	if err := l.openCapture(ctx); err != nil {
+		return err
+	}
+	if err := l.writeAgain(ctx); err != nil {
 		return err
 	}
 	if err := l.openRelays(ctx); err != nil {
@@ -246,6 +252,11 @@ func (l *life) openPublisher(ctx context.Context) error {
 	if err := l.openVisits(); err != nil {
 		return err
 	}
+	if l.node.RestoredLSN != 0 {
+		if err := stream.Delete(ctx, nc, l.cfg.Cluster, l.cfg.Node); err != nil {
+			return named("begin the own stream anew", err)
+		}
+	}
 	l.publisher, err = stream.OpenPublisher(ctx, nc, stream.PublisherOptions{
 		Cluster: l.cfg.Cluster, Node: l.cfg.Node, MaxBytes: int64(l.cfg.Stream.MaxBytes),
 		Zstd: l.cfg.Stream.Compression == "zstd", Notes: notes(l.cfg), Logger: l.log, FirstSeq: l.firstSeq(),
@@ -409,7 +420,8 @@ func (l *life) retain(ctx context.Context) error {
 		}
 		l.letGo(ctx, away, &letGo)
 		l.relieve(ctx, &still, l.applier.StableEverywhere())
-		if err := l.applier.NotePublished(ctx, l.outbox.durableSeq()); err != nil {
+		published, stamp := l.outbox.durableLast()
+		if err := l.applier.NotePublished(ctx, published, stamp); err != nil {
 			return err
 		}
 	}

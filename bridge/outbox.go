@@ -179,15 +179,21 @@ func (o *outbox) lastTold() (seq uint64, low origin.Vector) {
 
 // durableSeq returns the highest own seq in a frame that is safe at the broker.
 func (o *outbox) durableSeq() uint64 {
+	seq, _ := o.durableLast()
+	return seq
+}
+
+// durableLast is durableSeq with that transaction's stamp.
+func (o *outbox) durableLast() (seq uint64, stamp origin.Stamp) {
 	durable := o.Durable()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for i := len(o.frames) - 1; i >= 0; i-- {
 		if o.frames[i].stream <= durable {
-			return o.frames[i].last
+			return o.frames[i].last, o.frames[i].stamp
 		}
 	}
-	return 0
+	return 0, 0
 }
 
 // deletes tells apply what capture has met.

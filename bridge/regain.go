@@ -66,8 +66,8 @@ func (l *life) regain(ctx context.Context, tail *wire.Frame, node apply.Node, sl
 	if best != nil {
 		defer best.nc.Close()
 	}
-	if best == nil || best.tail.LastSeq < node.Published || best.tail.ResumeLSN < slot.ConfirmedLSN {
-		return l.notRegained(best, away, node, slot)
+	if !best.hasAll(node, slot) {
+		return notRegained("is gone", best, away, node, slot)
 	}
 	begun := time.Now()
 	n, err := l.copyFrames(ctx, best, tail, node, own)
@@ -78,18 +78,48 @@ func (l *life) regain(ctx context.Context, tail *wire.Frame, node apply.Node, sl
 	return errRegained
 }
 
+// hasAll reports whether later transactions than a node hands on come out of the WAL again; nil hands on nothing.
+func (k *donor) hasAll(node apply.Node, slot capture.SlotInfo) bool {
+	return k != nil && k.tail.LastSeq >= node.Published && k.tail.ResumeLSN >= slot.ConfirmedLSN
+}
+
+// setBack reports whether the own stream lacks frames at its end, as that of a broker whose data were restored from an old copy.
+func setBack(tail *wire.Frame, node apply.Node, slot capture.SlotInfo) bool {
+	return tail != nil && (tail.LastSeq < node.Published || tail.Timeline == slot.Timeline && tail.ResumeLSN < slot.ConfirmedLSN)
+}
+
+// errDeleted ends the life that has deleted the own stream, so that the next one makes it again.
+var errDeleted = errors.New("the own stream was set back, and is deleted to be made again")
+
+// remake has the own stream made again that was set back. Its frames stand where others have read later ones, so that it begins anew.
+func (l *life) remake(ctx context.Context, tail *wire.Frame, node apply.Node, slot capture.SlotInfo, own origin.Origin) error {
+	best, away := l.bestDonor(ctx, own)
+	if best != nil {
+		defer best.nc.Close()
+	}
+	if !best.hasAll(node, slot) {
+		return notRegained(fmt.Sprintf("ends with transaction %d, from WAL up to %s", tail.LastSeq, pglogrepl.LSN(tail.ResumeLSN)), best, away, node, slot)
+	}
+	l.publisher.Close()
+	if err := stream.Delete(ctx, l.conns[0], l.cfg.Cluster, l.cfg.Node); err != nil {
+		return err
+	}
+	l.log.Warn("own stream was set back and is deleted", "seq", tail.LastSeq, "published", node.Published, "from", best.name)
+	return errDeleted
+}
+
 // notRegained says what is missing: for good, or until somebody is back.
-func (l *life) notRegained(best *donor, away error, node apply.Node, slot capture.SlotInfo) error {
+func notRegained(what string, best *donor, away error, node apply.Node, slot capture.SlotInfo) error {
 	has := "no other node that can be reached hands it on"
 	if best != nil {
 		has = fmt.Sprintf("node %s has it up to transaction %d, from WAL up to %s", best.name, best.tail.LastSeq, pglogrepl.LSN(best.tail.ResumeLSN))
 	}
-	text := fmt.Sprintf("the stream of node %s is gone: transaction %d was published before, the slot is confirmed up to %s, and %s",
-		node.Name, node.Published, pglogrepl.LSN(slot.ConfirmedLSN), has)
+	text := fmt.Sprintf("the stream of node %s %s: transaction %d was published before, the slot is confirmed up to %s, and %s",
+		node.Name, what, node.Published, pglogrepl.LSN(slot.ConfirmedLSN), has)
 	if away != nil {
 		return fmt.Errorf("%s; bring back those that cannot be asked, or restore the broker's data: %w", text, away)
 	}
-	return fmt.Errorf("%w: %s; restore the broker's data or join the node anew", stream.ErrStreamLost, text)
+	return fmt.Errorf("%w: %s; restore the broker's data, or run pgbridge node restored (docs/restore.md)", stream.ErrStreamLost, text)
 }
 
 // bestDonor finds who has most of this node's frames; nil if nobody has any. away is why others could not be asked.

@@ -227,7 +227,7 @@ func (b *bridge) reportSlot(ctx context.Context, r *Report) {
 	if slot.State == "missing" || slot.State == "invalidated" {
 		r.Alarms = append(r.Alarms, Alarm{Code: "slot-" + slot.State, Severity: SeverityError,
 			Text: fmt.Sprintf("replication slot %s is %s", r.Slot.Slot, slot.State),
-			Mend: "local changes since then were not captured; join the node anew"})
+			Mend: "local changes since then were not captured; stop the bridge and run pgbridge node restored (docs/restore.md)"})
 	}
 }
 

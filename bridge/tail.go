@@ -23,6 +23,9 @@ const fenceRound = 3 * time.Second
 
 // fence takes the own stream over and returns the state from which capture goes on.
 func (l *life) fence(ctx context.Context, node apply.Node, info capture.SlotInfo, o origin.Origin) (*wire.Frame, error) {
+	if node.RestoredLSN != 0 {
+		return l.beginAnew(ctx, node, info, o)
+	}
 	for {
 		seq, tail := l.publisher.Tail()
 		if wiped, err := l.wiped(ctx, tail, node, info); err != nil || wiped {
@@ -33,6 +36,9 @@ func (l *life) fence(ctx context.Context, node apply.Node, info capture.SlotInfo
 		}
 		if err := l.checkTail(tail, node, info); err != nil {
 			return nil, err
+		}
+		if setBack(tail, node, info) {
+			return nil, named("own stream", l.remake(ctx, tail, node, info, o))
 		}
 		if err := l.checkTimeline(ctx, seq, tail, node, info); err != nil {
 			return nil, err
@@ -72,9 +78,6 @@ func (l *life) fenceFrame(tail *wire.Frame, node apply.Node, info capture.SlotIn
 
 func (l *life) checkTail(tail *wire.Frame, node apply.Node, slot capture.SlotInfo) error {
 	switch {
-	case tail != nil && tail.LastSeq < node.Published:
-		return fmt.Errorf("%w: stream of node %s ends with transaction %d, transaction %d was published before; restore the broker's data or join the node anew",
-			stream.ErrStreamLost, node.Name, tail.LastSeq, node.Published)
 	case tail != nil && tail.SystemID != 0 && tail.SystemID != slot.SystemID:
 		return &configError{fmt.Sprintf("stream of node %s was written by another PostgreSQL cluster (system identifier %d, here %d); "+
 			"give this node another name or point postgres.dsn at the right server", node.Name, tail.SystemID, slot.SystemID)}
@@ -103,7 +106,7 @@ func (l *life) checkTimeline(ctx context.Context, seq uint64, tail *wire.Frame, 
 			fault += fmt.Sprintf("; of its transactions, %d to %d are missing here", missing, tail.LastSeq)
 		}
 		return &configError{fmt.Sprintf("stream of node %s was written from timeline %d, the server is on timeline %d: a standby was promoted or a backup restored, and %s; "+
-			"point postgres.dsn at a server that has all, or let the node join anew (docs/failover.md)", node.Name, tail.Timeline, slot.Timeline, fault)}
+			"point postgres.dsn at a server that has all (docs/failover.md), or, before users write, run pgbridge node restored (docs/restore.md)", node.Name, tail.Timeline, slot.Timeline, fault)}
 	}
 	l.log.Warn("a standby has taken over, which has all that others have", "seq", tail.LastSeq, "from_timeline", tail.Timeline, "timeline", slot.Timeline,
 		"resume_lsn", pglogrepl.LSN(tail.ResumeLSN).String(), "fork_lsn", pglogrepl.LSN(fork.LSN).String())
@@ -168,7 +171,7 @@ func (l *life) checkHistory(ctx context.Context, tail uint64, node apply.Node) e
 	known, err := capture.KnowsCommit(ctx, l.cfg.Postgres.DSN, last.XID, last.CommitTime)
 	if err == nil && !known {
 		err = &configError{fmt.Sprintf("this server does not know transaction %d of node %s (id %d, committed at %s), which is in its stream: "+
-			"it was restored from an older state, and transactions that others have are missing here; let the node join anew",
+			"it was restored from an older state, and transactions that others have are missing here; before users write, run pgbridge node restored (docs/restore.md)",
 			last.Seq, node.Name, last.XID, last.CommitTime.Time().Format(time.RFC3339Nano))}
 	}
 	return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -77,6 +78,66 @@ func KnowsCommit(ctx context.Context, dsn string, xid uint32, at origin.Stamp) (
 	return committed.Equal(at.Time()), nil
 }
 
+// Commit is what a frame says of a transaction by which a server can tell whether it knows it.
+type Commit struct {
+	XID uint32
+	At  origin.Stamp // its commit time
+}
+
+// KnownCommits reports which of the transactions were committed in the server's history: it must show their very commit time. What
+// it has forgotten it knows if the id lies before all that it remembers.
+func KnownCommits(ctx context.Context, dsn string, commits []Commit) ([]bool, error) {
+	conn, err := connectPlain(ctx, dsn)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(ctx)
+	var known []bool
+	for part := range slices.Chunk(commits, 10_000) {
+		xids, times := make([]string, len(part)), make([]time.Time, len(part))
+		for i, c := range part {
+			xids[i], times[i] = fmt.Sprint(c.XID), c.At.Time()
+		}
+		// The status of an id that was not given out yet cannot be asked.
+		rows, err := conn.Query(ctx, `SELECT CASE WHEN age(c.xid) <= 0 THEN false ELSE COALESCE(pg_xact_commit_timestamp(c.xid) = c.at, age(c.xid) > age(o.oldest_commit_ts_xid)) END
+			FROM pg_control_checkpoint() o, unnest($1::text[], $2::timestamptz[]) WITH ORDINALITY u(x, at, n), LATERAL (SELECT u.x::xid AS xid, u.at) c ORDER BY u.n`, xids, times)
+		if err != nil {
+			return nil, classify(err, "read commit times")
+		}
+		one, err := pgx.CollectRows(rows, pgx.RowTo[bool])
+		if err != nil {
+			return nil, classify(err, "read commit times")
+		}
+		known = append(known, one...)
+	}
+	return known, nil
+}
+
+// RemakeSlot makes the slot, and the publication, of a node whose data were set back, or whose slot is of no use any more. It keeps a
+// slot that can be read.
+func RemakeSlot(ctx context.Context, o SetupOptions) error {
+	o = o.withDefaults()
+	conn, err := connectPlain(ctx, o.DSN)
+	if err != nil {
+		return unreachable(err)
+	}
+	defer conn.Close(ctx)
+	s, err := readSlot(ctx, conn, o.Slot)
+	if err != nil {
+		return err
+	}
+	if s.exists && s.active {
+		return finding(CodeSlotKind, fmt.Sprintf("slot %q", s.name), "is being read: a bridge runs", "stop it first")
+	}
+	if s.exists && s.invalidated() {
+		if _, err := conn.Exec(ctx, "SELECT pg_drop_replication_slot($1)", o.Slot); err != nil {
+			return classify(err, fmt.Sprintf("drop slot %q", o.Slot))
+		}
+	}
+	o.HasRun = false
+	return Setup(ctx, o)
+}
+
 // slot is a row of pg_replication_slots.
 type slot struct {
 	name         string
@@ -134,7 +195,7 @@ func (s *slot) check() error {
 	switch {
 	case !s.exists:
 		return finding(CodeSlotMissing, thing, "is not there",
-			"run pgbridge setup on a node that has not replicated yet; a node whose slot was dropped, or whose standby was promoted without it, must join anew")
+			"run pgbridge setup on a node that has not replicated yet; if the slot was dropped, the server restored from a backup, or a standby promoted without the slot, run pgbridge node restored (docs/restore.md)")
 	case s.kind != "logical" || s.plugin != "pgoutput":
 		return finding(CodeSlotKind, thing, fmt.Sprintf("is a %s slot of plugin %q, not one of pgoutput", s.kind, s.plugin),
 			"drop it if nobody needs it and run pgbridge setup, or rename the node")
@@ -147,7 +208,7 @@ func (s *slot) check() error {
 			reason = " (" + s.invalidation + ")"
 		}
 		return finding(CodeSlotInvalidated, thing, "was invalidated by the server"+reason+": changes are missing from it",
-			"drop it and let the node join anew, then raise max_slot_wal_keep_size")
+			"run pgbridge node restored (docs/restore.md), and raise max_slot_wal_keep_size")
 	case s.confirmed == 0:
 		return finding(CodeSlotKind, thing, "has no confirmed position yet: it is still being made",
 			"end the long transactions that its creation waits for, or drop it and run pgbridge setup")
@@ -192,15 +253,15 @@ func (s server) checkFailover(o SetupOptions) error {
 		return nil
 	}
 	return finding(CodeFailover, "setting postgres.failover", fmt.Sprintf("is on, and postgresql is version %d: before 17 a standby that is promoted has no logical slot", s.version/10000),
-		"upgrade the server, or switch the setting off: the node must join anew then when its primary is lost")
+		"upgrade the server, or switch the setting off: pgbridge node restored brings the node back when its primary is lost")
 }
 
 // withoutSlot is the mend of a slot that is gone.
 func (s server) withoutSlot() string {
 	if s.version < minFailover {
-		return "a new one would leave that out: point postgres.dsn at the server that has it (before PostgreSQL 17 a promoted standby never does), or let the node join anew"
+		return "a new one would leave that out: point postgres.dsn at the server that has it (before PostgreSQL 17 a promoted standby never does), or, before users write, run pgbridge node restored (docs/restore.md)"
 	}
-	return "a new one would leave that out: point postgres.dsn at the server that has it (a promoted standby does if it synced slots: docs/failover.md), or let the node join anew"
+	return "a new one would leave that out: point postgres.dsn at the server that has it (a promoted standby does if it synced slots: docs/failover.md), or, before users write, run pgbridge node restored (docs/restore.md)"
 }
 
 // checkStart checks that reading may begin at from: that nothing between the stream's tail and the slot is
@@ -213,13 +274,13 @@ func (s *slot) checkStart(from uint64, stream bool, flushLSN uint64) error {
 		return finding(CodeSlotAhead, fmt.Sprintf("slot %q", s.name),
 			fmt.Sprintf("is confirmed up to %s, the own stream ends at %s: what lies between is in neither",
 				pglogrepl.LSN(s.confirmed), pglogrepl.LSN(from)),
-			"restore the stream that this node wrote last, or let the node join anew")
+			"restore the stream that this node wrote last, or run pgbridge node restored (docs/restore.md)")
 	}
 	if from > flushLSN {
 		return finding(CodeServerBehind, "postgresql",
 			fmt.Sprintf("has WAL up to %s, the own stream ends at %s: the server was restored from an older state",
 				pglogrepl.LSN(flushLSN), pglogrepl.LSN(from)),
-			"let the node join anew, with a new epoch")
+			"run pgbridge node restored (docs/restore.md)")
 	}
 	return nil
 }

@@ -229,8 +229,8 @@ func badDatabase(t *testing.T) {
 		slot := n.Status().Slot.Slot
 		n.Exec(`SELECT pg_drop_replication_slot($1)`, slot)
 		n.Exec(`INSERT INTO pgb_sentinel VALUES ('lost', 1)`) // no slot holds it
-		wantRefusal(t, run(t, n, nil), slot, "is not there", "let the node join anew")
-		wantRefusal(t, bridge.Setup(t.Context(), n.Load()), slot, "is not there", "let the node join anew")
+		wantRefusal(t, run(t, n, nil), slot, "is not there", "pgbridge node restored")
+		wantRefusal(t, bridge.Setup(t.Context(), n.Load()), slot, "is not there", "pgbridge node restored")
 		if got := n.Value(`SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1`, slot); got != "0" {
 			t.Errorf("the slot was made anew: what was committed meanwhile would be lost")
 		}
@@ -297,7 +297,7 @@ func badServer(t *testing.T) {
 			pgtest.Exec(t, admin, `SELECT pg_logical_emit_message(false, 'ballast', ''), pg_switch_wal()`)
 		}
 		pgtest.Exec(t, admin, `CHECKPOINT`)
-		wantRefusal(t, run(t, n, here("postgres", nil)), slot, "was invalidated by the server", "let the node join anew", "max_slot_wal_keep_size")
+		wantRefusal(t, run(t, n, here("postgres", nil)), slot, "was invalidated by the server", "pgbridge node restored", "max_slot_wal_keep_size")
 	})
 }
 

@@ -171,8 +171,8 @@ func TestStandbyThatMayLackSomethingIsRefused(t *testing.T) {
 			guarded, lacks bool
 			words          []string
 		}{
-			{"lacks", false, true, []string{"timeline 1", "timeline 2", "of its transactions", "missing here", "join anew"}},
-			{"may lack", false, false, []string{"timeline 1", "timeline 2", "may be missing here", "synchronized_standby_slots", "join anew"}},
+			{"lacks", false, true, []string{"timeline 1", "timeline 2", "of its transactions", "missing here", "pgbridge node restored"}},
+			{"may lack", false, false, []string{"timeline 1", "timeline 2", "may be missing here", "synchronized_standby_slots", "pgbridge node restored"}},
 			{"another standby", true, false, []string{"may be missing here", "its slot b3 was not in synchronized_standby_slots, which named b2"}},
 		} {
 			t.Run(x.name, func(t *testing.T) {
@@ -258,9 +258,9 @@ func TestStandbyWithoutSlotIsRefused(t *testing.T) {
 		wantRefusal(t, run(t, b, map[string]string{"postgres.failover": "true"}), "postgres.failover", "before 17", "upgrade")
 		promote(t, b, standby)
 		err := run(t, b, nil)
-		wantRefusal(t, err, `slot "pgb_test_b" is not there`, "before PostgreSQL 17 a promoted standby never does", "join anew")
+		wantRefusal(t, err, `slot "pgb_test_b" is not there`, "before PostgreSQL 17 a promoted standby never does", "pgbridge node restored")
 		err = run(t, b, map[string]string{"postgres.auto_setup": "false"})
-		if err == nil || !strings.Contains(err.Error(), "standby was promoted without it, must join anew") {
+		if err == nil || !strings.Contains(err.Error(), "standby promoted without the slot, run pgbridge node restored") {
 			t.Errorf("without auto_setup: %v", err)
 		}
 	})

@@ -57,7 +57,7 @@ func TestRestoredPrimary(t *testing.T) {
 				}
 				begins()
 				a.Await(`SELECT pg_is_in_recovery()`, "f")
-				wantRefusal(t, run(t, a, nil), "timeline 1", "timeline 2", "join anew")
+				wantRefusal(t, run(t, a, nil), "timeline 1", "timeline 2", "pgbridge node restored")
 				return
 			}
 			ends()
@@ -69,7 +69,7 @@ func TestRestoredPrimary(t *testing.T) {
 			for i := range 200 {
 				pgtest.Exec(t, a.DSN, fmt.Sprintf(`INSERT INTO t VALUES (%d); SELECT pg_logical_emit_message(false, 'other', repeat('x', 100000))`, 100+i))
 			}
-			wantRefusal(t, run(t, a, nil), "does not know transaction 2", "join anew")
+			wantRefusal(t, run(t, a, nil), "does not know transaction 2", "pgbridge node restored")
 		})
 	}
 }

@@ -3,6 +3,8 @@ package stream
 import (
 	"context"
 	"time"
+
+	"github.com/nats-io/nats.go"
 )
 
 // Extent is what a stream holds.
@@ -24,6 +26,11 @@ func (p *Publisher) Info(ctx context.Context) (Extent, error) {
 		First: st.State.FirstSeq, Last: st.State.LastSeq, Frames: st.State.Msgs, Bytes: st.State.Bytes,
 		MaxBytes: st.Config.MaxBytes, Created: st.Created,
 	}, nil
+}
+
+// Delete deletes a node's own stream, if it is there: it is to begin anew, with other sequences.
+func Delete(ctx context.Context, nc *nats.Conn, cluster, node string) error {
+	return newAPI(nc, "").remove(ctx, StreamName(cluster, node))
 }
 
 // Purge removes the frames below belowSeq, but never the last durable one, by which a writer finds its

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"encoding/binary"
+	"fmt"
 
 	"github.com/pgbridge/pgbridge/origin"
 )
@@ -15,11 +16,16 @@ import (
 //	J  a write to a row of a merged table: relation:uvarint, the key's hash, origin seq:uvarint part:uvarint stamp:varint
 //	   kind:byte, what its author had seen and what it did, as the journal has them, each with its length, the row as its
 //	   author left it (1 and with its length, or 0), and the row's key as a tuple of the relation if the donor has the row
+//	H  keys of rows that the donor has, whether they stand in the delta or not: hashes of 16 bytes each
+//	F  the row of a merged table in front of the writes that the journal has: the key's hash, schema:string table:string, and the row
+//	   (1 and with its length, or 0: there was none)
 //	E  what the node that gives the delta has seen, all of which it holds: vector rows:uvarint
 const (
 	KindWriter Kind = 'W'
 	KindGone   Kind = 'G'
 	KindLogged Kind = 'J'
+	KindKeys   Kind = 'H'
+	KindBase   Kind = 'F'
 	KindEnd    Kind = 'E'
 )
 
@@ -115,6 +121,58 @@ func ParseLogged(payload []byte) (*Logged, error) {
 	}
 	l.Row = p.b
 	return l, p.err
+}
+
+// AppendKeys appends an H record.
+func AppendKeys(dst []byte, keys []KeyHash) []byte {
+	b := make([]byte, 0, 16*len(keys))
+	for _, k := range keys {
+		b = appendHash(b, k)
+	}
+	return appendRecord(dst, KindKeys, b)
+}
+
+// ParseKeys decodes an H record, behind keys.
+func ParseKeys(keys []KeyHash, payload []byte) ([]KeyHash, error) {
+	if len(payload)%16 != 0 {
+		return nil, fmt.Errorf("%w: keys are cut off", ErrCorrupt)
+	}
+	for b := payload; len(b) > 0; b = b[16:] {
+		keys = append(keys, KeyHash{Hi: binary.BigEndian.Uint64(b), Lo: binary.BigEndian.Uint64(b[8:])})
+	}
+	return keys, nil
+}
+
+// Base is a row of a merged table in front of the writes that the journal has.
+type Base struct {
+	Key           KeyHash
+	Schema, Table string
+	Cells         []byte // as the journal has them; nil: there was no row
+}
+
+// AppendBase appends an F record.
+func AppendBase(dst []byte, x *Base) []byte {
+	b := appendString(appendString(appendHash(nil, x.Key), x.Schema), x.Table)
+	if x.Cells != nil {
+		b = appendString(append(b, 1), string(x.Cells))
+	} else {
+		b = append(b, 0)
+	}
+	return appendRecord(dst, KindBase, b)
+}
+
+// ParseBase decodes an F record. What it returns shares memory with payload.
+func ParseBase(payload []byte) (*Base, error) {
+	p := parser{b: payload}
+	x := &Base{Key: KeyHash{Hi: p.fixed64(), Lo: p.fixed64()}, Schema: p.string(), Table: p.string()}
+	if p.byte() != 0 {
+		x.Cells = p.bytes(p.length())
+	}
+	return x, p.err
+}
+
+func appendHash(b []byte, k KeyHash) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(b, k.Hi), k.Lo)
 }
 
 // AppendEnd appends an E record; rows is how many I records stand before it.

@@ -17,6 +17,9 @@ func TestDeltaRoundTrip(t *testing.T) {
 	logged := &Logged{Relation: 5, Key: KeyHash{1, 2}, Version: v, Seq: 11, Part: 3, Kind: KindUpdate, Seen: []byte("s"), Ops: []byte("o"), Image: []byte{}, Row: []byte("r")}
 	bare := &Logged{Version: v, Kind: KindDelete, Seen: []byte{}, Ops: []byte{}, Row: []byte{}}
 	body := AppendLogged(AppendLogged(AppendGone(AppendGone(AppendWriter(nil, v), keys), table), logged), bare)
+	held := []KeyHash{{5, 6}, {7, 8}}
+	base, none := &Base{Key: KeyHash{1, 2}, Schema: "public", Table: "t", Cells: []byte("c")}, &Base{Key: KeyHash{3, 4}}
+	body = AppendBase(AppendBase(AppendKeys(body, held), base), none)
 	body = AppendEnd(body, seen, 3)
 	recs := NewRecords(body)
 	next := func(want Kind) []byte {
@@ -41,6 +44,18 @@ func TestDeltaRoundTrip(t *testing.T) {
 	}
 	for _, want := range []*Logged{logged, bare} {
 		if got, err := ParseLogged(next(KindLogged)); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%+v, %v, want %+v", got, err, want)
+		}
+	}
+	payload := next(KindKeys)
+	if got, err := ParseKeys(held[:1:1], payload); err != nil || !reflect.DeepEqual(got, append(held[:1:1], held...)) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, err := ParseKeys(nil, payload[1:]); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("with a byte less: %v", err)
+	}
+	for _, want := range []*Base{base, none} {
+		if got, err := ParseBase(next(KindBase)); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%+v, %v, want %+v", got, err, want)
 		}
 	}

@@ -18,6 +18,8 @@ type backend struct {
 	setup func(ctx context.Context, cfg *config.Config) error
 	// setupSQL returns the statements that setup would run.
 	setupSQL func(ctx context.Context, cfg *config.Config) ([]string, error)
+	// restored says that the node's data were set back, and has its next bridge bring it back.
+	restored func(ctx context.Context, cfg *config.Config) error
 	// status asks the bridge that runs with this configuration. If none does, it may return what the
 	// database says together with the error.
 	status func(ctx context.Context, cfg *config.Config) (*bridge.Report, error)
@@ -71,6 +73,7 @@ func realBackend() backend {
 		run:      bridge.Run,
 		setup:    bridge.Setup,
 		setupSQL: bridge.SetupSQL,
+		restored: bridge.Restored,
 		status:   bridge.Status,
 		token:    bridge.Token,
 		wait:     bridge.Wait,

@@ -153,7 +153,8 @@ func TestVerbsReachTheBackend(t *testing.T) {
 			}
 			return nil
 		},
-		setup: func(_ context.Context, cfg *config.Config) error { check("setup", cfg); return nil },
+		setup:    func(_ context.Context, cfg *config.Config) error { check("setup", cfg); return nil },
+		restored: func(_ context.Context, cfg *config.Config) error { check("node restored", cfg); return nil },
 		setupSQL: func(_ context.Context, cfg *config.Config) ([]string, error) {
 			check("setup --print-sql", cfg)
 			return []string{"CREATE SCHEMA IF NOT EXISTS pgbridge", "SELECT 1;\n"}, nil
@@ -172,6 +173,7 @@ func TestVerbsReachTheBackend(t *testing.T) {
 		{"run", ""},
 		{"setup", "node a of cluster shop is set up\n"},
 		{"setup --print-sql", "-- pgbridge setup of node a, cluster shop\n\nCREATE SCHEMA IF NOT EXISTS pgbridge;\n\nSELECT 1;\n"},
+		{"node restored", "node a of cluster shop will be brought back: start its bridge\n"},
 	} {
 		if got := call(t, b, append(strings.Fields(c.verb), flags...)...); got != (outcome{exitDone, c.out, ""}) {
 			t.Errorf("%s: %+v", c.verb, got)
@@ -180,7 +182,7 @@ func TestVerbsReachTheBackend(t *testing.T) {
 	call(t, b, append([]string{"status"}, flags...)...)
 	call(t, b, "demo")
 	call(t, b, "demo", "--nodes", "2", "--seconds", "5", "--keep")
-	want := "run, setup, setup --print-sql, status, demo 0 20s false, demo 2 5s true"
+	want := "run, setup, setup --print-sql, node restored, status, demo 0 20s false, demo 2 5s true"
 	if got := strings.Join(called, ", "); got != want {
 		t.Errorf("called %s\nwant %s", got, want)
 	}

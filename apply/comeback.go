@@ -1,0 +1,640 @@
+package apply
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgbridge/pgbridge/conflict"
+	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// A node's data may be set back: restored from a backup, or those of a standby that had not got everything. Others have then more of
+// its own transactions than it has itself, and believe that it has all that it had told of. It is given back what it lacks as a whole
+// delta (wholedelta.go), from a node that has all of its transactions that anybody has: so that donor had seen all that any of these
+// tells of, and all that anybody may have forgotten because of that is in what it gives. Then the node goes on under its own name
+// behind the last of those transactions, in a new stream: no node needs to know that anything was.
+//
+// In its database stand besides what its users had written that nobody got: before its data were set back, or since. These rows meet
+// the delta's as others' writes do, and are written again afterwards, for the others. What they deleted is told by keys that the
+// donor has and this node had seen, and has no more; it is deleted again.
+//
+// Users' transactions wait while the delta is taken in: they would not have seen it, and nothing could tell others so.
+
+// Comeback says what is known of a node whose data were set back.
+type Comeback struct {
+	// Seq is its last transaction that anybody has.
+	Seq uint64
+	// Of local rows that some transaction wrote with an id of at least XID, at a time after Since, which is none of Known, nobody has
+	// got anything.
+	XID   uint64
+	Since origin.Stamp
+	Known map[origin.Stamp]bool // commit times
+	// Own is the last of its transactions that its present data certainly have.
+	Own origin.Entry
+	// Asked are the keys that LacksRows named so far.
+	Asked map[wire.KeyHash]bool
+	// WriterEpoch is to be exceeded.
+	WriterEpoch uint64
+}
+
+// CameBack says what a node has been given whose data were set back.
+type CameBack struct {
+	Resynced
+	Again   int // rows that its users had written, or deleted, and nobody had got: they are written again
+	Seq     uint64
+	Counted int // rows of merged tables among what users had written: the others' rows took their place
+}
+
+// LacksRows is the error of ComeBack if rows must be in the delta that are not: those of these keys.
+type LacksRows struct{ Keys map[wire.KeyHash]bool }
+
+// Error says how many.
+func (e *LacksRows) Error() string {
+	return fmt.Sprintf("%d rows that were deleted here, and that nobody has got to know of, are to be had first", len(e.Keys))
+}
+
+// comeback is one in progress.
+type comeback struct {
+	*resync
+	Comeback
+	relations map[uint32]*mapping
+	mine      map[wire.KeyHash]mine // what users have written that nobody has got
+	deleted   map[wire.KeyHash]bool // what they have deleted
+	had       origin.Vector         // what had been applied here, or committed, for certain
+	lsn, xid  uint64                // from where on WAL, and rows, are captured
+	again     int
+	counted   int
+}
+
+// mine is the key of a row that a user has written.
+type mine struct {
+	m     *mapping
+	tuple []wire.Value // the key's values
+	stamp origin.Stamp // its commit time
+}
+
+func (b *comeback) has(k wire.KeyHash) bool {
+	_, ok := b.mine[k]
+	return ok
+}
+
+// StartComeback raises the writer epoch above all that there have been.
+func (a *Applier) StartComeback(ctx context.Context, seen uint64) error {
+	a.nodeMu.Lock()
+	defer a.nodeMu.Unlock()
+	a.catalog.mu.Lock()
+	defer a.catalog.mu.Unlock()
+	var epoch int64
+	err := a.catalog.conn.QueryRow(ctx, `UPDATE pgbridge.node SET writer_epoch = greatest(writer_epoch, $1) + 1000
+		FROM set_config('synchronous_commit', 'local', true) RETURNING writer_epoch`, int64(seen)).Scan(&epoch)
+	if err != nil {
+		return fmt.Errorf("raise writer epoch: %w", explain(err))
+	}
+	a.node.WriterEpoch = uint64(epoch)
+	return nil
+}
+
+// Proved is what this node has for certain in its present data: of its own transactions those that it has noted as published, of the
+// others' all that is applied and not parked.
+func (a *Applier) Proved() origin.Vector {
+	v := a.progress.told()
+	if n := a.Node(); n.PublishedStamp != 0 {
+		v.Advance(origin.Entry{Origin: a.own, Seq: n.Published, Stamp: n.PublishedStamp})
+	}
+	return v
+}
+
+// Positions are how far the other nodes' transactions are applied here.
+func (a *Applier) Positions() origin.Vector { return a.progress.vector() }
+
+// ComeBack takes a whole delta in, as one transaction, while the Applier does not run. Its donor must have seen all that is
+// applied here. What comes of it is only known to an Applier that is opened anew. LacksRows: it must be fetched again, with more rows.
+func (a *Applier) ComeBack(ctx context.Context, file *os.File, x Comeback) (*CameBack, error) {
+	r, err := a.newResync(ctx, file)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { a.keeper.resyncNamed = r.named }()
+	b := &comeback{resync: r, Comeback: x, relations: map[uint32]*mapping{}}
+	r.comeback, r.wal, r.caughtUp, r.waited = b, quietWAL{}, true, true
+	if err := r.readAhead(); err != nil {
+		return nil, err
+	}
+	if e, lacks := r.seen.Lacks(a.progress.vector()); lacks {
+		return nil, fmt.Errorf("the donor has not seen transaction %d of %s, which is here", e.Seq, e.Origin)
+	}
+	if got := r.seen.Seq(a.own); got != x.Seq {
+		return nil, fmt.Errorf("the donor has seen this node's transactions up to %d, and another one has them up to %d", got, x.Seq)
+	}
+	b.had = a.progress.told()
+	b.had.Advance(x.Own)
+	slices.SortFunc(r.keys, compareHash)
+	r.keys = slices.Compact(r.keys)
+	if err := b.mappings(); err != nil {
+		return nil, err
+	}
+	if err := b.try(ctx); err != nil {
+		return nil, err
+	}
+	return &CameBack{Resynced: Resynced{Seen: r.seen, Rows: r.rows, Deletes: uint64(len(r.doomed)), Conflicts: uint64(len(r.losses))},
+		Again: b.again, Seq: x.Seq, Counted: b.counted}, nil
+}
+
+// mappings looks the tables up.
+func (b *comeback) mappings() error {
+	err := b.records(func(rec wire.Record) error {
+		if rec.Kind != wire.KindRelation {
+			return nil
+		}
+		rel, err := wire.ParseRelation(rec.Payload)
+		if err != nil {
+			return err
+		}
+		m, err := b.mapping(rel, rel.ID)
+		if err == nil {
+			b.relations[rel.ID] = m
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("read delta: %w", err)
+	}
+	return nil
+}
+
+// tables are those of the delta, each once.
+func (b *comeback) tables() (all []*mapping) {
+	seen := map[tableName]bool{}
+	for _, m := range b.relations {
+		if !seen[m.name()] {
+			seen[m.name()] = true
+			all = append(all, m)
+		}
+	}
+	slices.SortFunc(all, func(x, y *mapping) int { return cmp.Compare(x.local.quoted, y.local.quoted) })
+	return all
+}
+
+// try runs attempts until one succeeds: rows may collide that were not looked at with care.
+func (b *comeback) try(ctx context.Context) error {
+	for tries := 0; ; tries++ {
+		err := b.attempt(ctx)
+		var pg *pgconn.PgError
+		var history *historyError
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case tries >= carefulTries:
+			return err
+		case errors.As(err, &history) && b.bare == "" && !lost(err) && !passing(history.Code):
+			b.bare = history.Message
+		case hasCode(err, "23505", "23P01"):
+			b.careful = true
+		case errors.As(err, &pg) && !lost(err) && passing(pg.Code):
+		default:
+			return err
+		}
+	}
+}
+
+// attempt takes all of it in once. Unless it returns nil, nothing of it is left.
+func (b *comeback) attempt(ctx context.Context) error {
+	c := b.carefulRun
+	b.renew()
+	b.again, b.counted, b.xmax = 0, 0, 0
+	c.push("begin", c.beginStatement, nil)
+	c.push("set time-out", c.patientStatement, nil)
+	c.push("set synchronous_commit", &statement{sql: "SET LOCAL synchronous_commit = local"}, nil)
+	var names []string
+	for _, m := range b.tables() {
+		names = append(names, m.local.quoted)
+	}
+	if len(names) > 0 {
+		c.push("keep users from writing", &statement{sql: "LOCK TABLE " + strings.Join(names, ", ") + " IN SHARE ROW EXCLUSIVE MODE"}, nil)
+	}
+	c.begun()
+	err := c.flush(ctx)
+	if err == nil {
+		err = b.changes(ctx)
+	}
+	if err == nil {
+		c.push("commit", c.commitStatement, nil)
+		err = c.flush(ctx)
+	}
+	if err != nil {
+		return errors.Join(err, c.rollBack(context.WithoutCancel(ctx), c.conn.PgConn().TxStatus()))
+	}
+	return nil
+}
+
+// changes does all of it within the open transaction.
+func (b *comeback) changes(ctx context.Context) error {
+	if err := b.place(ctx); err != nil {
+		return err
+	}
+	if err := b.lookAround(ctx); err != nil {
+		return err
+	}
+	if err := b.takeMerged(ctx); err != nil {
+		return err
+	}
+	if err := b.takeRows(ctx); err != nil {
+		return err
+	}
+	if err := b.noteAgain(ctx); err != nil {
+		return err
+	}
+	if err := b.pushVersions(ctx); err != nil {
+		return err
+	}
+	for _, sql := range []string{
+		"DELETE FROM pgbridge.tombstone", // the donor's take their place
+		"DELETE FROM pgbridge.parked",    // and what became of these
+		"DELETE FROM pgbridge.let_go",    // they have all been seen by the donor
+	} {
+		b.push("clear", &statement{sql: sql}, nil)
+	}
+	if err := b.pushTombstones(ctx); err != nil {
+		return err
+	}
+	if err := b.takeJournal(ctx); err != nil {
+		return err
+	}
+	own := b.seen.Get(b.own)
+	b.push("note", &statement{sql: nodeBackSQL, types: []uint32{oidInt8, oidInt8, oidInt8, oidInt8}},
+		[]param{int64Param(int64(b.lsn)), int64Param(int64(b.xid)), int64Param(int64(own.Seq)), int64Param(int64(own.Stamp))})
+	return b.pushPositions(ctx)
+}
+
+const nodeBackSQL = `WITH j AS (UPDATE pgbridge.journal_state SET seq = $3, stamp = $4)
+	UPDATE pgbridge.node SET restoring = false, restored_lsn = $1, local_xid = $2, published = $3, published_stamp = $4`
+
+// place asks from where on what users do will be captured. None of them is at work on the tables, and all who were have committed.
+func (b *comeback) place(ctx context.Context) error {
+	rows, err := b.exec(ctx, `SELECT (pg_current_wal_insert_lsn() - '0/0')::int8::text, pg_snapshot_xmin(pg_current_snapshot())::text`, nil, nil)
+	if err != nil {
+		return fmt.Errorf("read WAL position: %w", err)
+	}
+	_, err = fmt.Sscan(string(rows[0][0])+" "+string(rows[0][1]), &b.lsn, &b.xid)
+	return err
+}
+
+// lookAround finds out what users have written and deleted that nobody has got, and what was deleted elsewhere.
+func (b *comeback) lookAround(ctx context.Context) error {
+	b.mine, b.doomed, b.deleted = map[wire.KeyHash]mine{}, nil, map[wire.KeyHash]bool{}
+	var here []wire.KeyHash
+	for _, m := range b.tables() {
+		if err := b.lookAt(ctx, m, &here); err != nil {
+			return fmt.Errorf("read keys of %s: %w", m.local.quoted, err)
+		}
+	}
+	for _, e := range b.kept.all() {
+		here = append(here, e.key)
+	}
+	slices.SortFunc(here, compareHash)
+	isHere := func(k wire.KeyHash) bool {
+		_, ok := slices.BinarySearchFunc(here, k, compareHash)
+		return ok
+	}
+	given := map[wire.KeyHash]bool{}
+	err := b.eachGiven(func(t *txn, m *mapping, k wire.KeyHash, _ *wire.Change) error {
+		switch x, ok := b.mine[k]; {
+		case m.local.merge != nil:
+			return nil
+		case ok && t.origin == b.own && t.Stamp == x.stamp:
+			delete(b.mine, k) // the donor has it
+		case !ok && !isHere(k) && (b.Asked[k] || b.knew(t)):
+			b.deleted[k] = true
+		}
+		given[k] = true
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read delta: %w", err)
+	}
+	lacks := map[wire.KeyHash]bool{}
+	for _, k := range b.keys {
+		if !isHere(k) && !given[k] {
+			lacks[k] = true
+		}
+	}
+	if len(lacks) > 0 {
+		return &LacksRows{lacks}
+	}
+	return nil
+}
+
+// knew reports whether what the delta gives as t's had been here.
+func (b *comeback) knew(t *txn) bool {
+	e := b.had.Get(t.origin)
+	return e.Seq > 0 && t.Stamp <= e.Stamp
+}
+
+// lookAt finds users' rows of one table, and those that were deleted elsewhere. It appends the keys of all.
+func (b *comeback) lookAt(ctx context.Context, m *mapping, here *[]wire.KeyHash) error {
+	cols, formats := m.local.keyColumns()
+	n := len(formats)
+	sql := "SELECT " + cols + `, t.xmin::text, (c.timestamp IS NULL)::text, COALESCE((extract(epoch FROM c.timestamp) * 1000000)::int8, 0)::text,
+		COALESCE(c.roident, 0)::text, 'f', COALESCE(` + genuine + `, true)::text FROM ` + m.local.rows + " t, " + lookVersion
+	r := b.conn.PgConn().ExecParams(ctx, sql, nil, nil, nil, append(slices.Clone(formats), 0, 0, 0, 0, 0, 0))
+	var err error
+	for err == nil && r.NextRow() {
+		err = func() error {
+			row := r.Values()
+			key := keyValues(row[:n], formats)
+			k, err := b.digests.Hash(ctx, m.local.hasher, key)
+			if err != nil {
+				return err
+			}
+			*here = append(*here, k)
+			w, id, known, err := b.writerOf(append(slices.Clone(row[n:n+5]), []byte{row[n+5][0]}), k)
+			if err != nil {
+				return err
+			}
+			users := id == 0 && known && w.genuine && w.id >= b.XID && w.stamp > b.Since && !b.Known[w.stamp]
+			_, held := slices.BinarySearchFunc(b.keys, k, compareHash)
+			if !users && (held || m.local.merge != nil) {
+				return nil
+			}
+			tuple := make([]wire.Value, len(m.cols))
+			for j, i := range m.key {
+				tuple[i] = wire.Value{Format: key[j].Format, Data: slices.Clone(key[j].Data)}
+			}
+			v, buried := b.gone(m.name(), k)
+			switch {
+			case users:
+				b.mine[k] = mine{m, tuple, w.stamp}
+				if !buried || held || m.local.merge != nil {
+					return nil
+				}
+			case !buried: // nobody needs to remember when
+				v = origin.Version{Origin: b.seen[0].Origin, Stamp: b.seen.MaxStamp() + 1}
+			}
+			b.doomed = append(b.doomed, doomed{m: m, tuple: tuple, version: v})
+			return nil
+		}()
+	}
+	if _, late := r.Close(); err == nil {
+		err = late
+	}
+	return err
+}
+
+// eachGiven calls f for the rows of the delta.
+func (b *comeback) eachGiven(f func(*txn, *mapping, wire.KeyHash, *wire.Change) error) error {
+	return b.eachRow(func(t *txn, m *mapping, ch *wire.Change) error {
+		k, err := b.planner.hash(m, ch.New)
+		if err != nil {
+			return err
+		}
+		return f(t, m, k, ch)
+	})
+}
+
+// takeRows lets the delta's rows meet those that are here.
+func (b *comeback) takeRows(ctx context.Context) error {
+	more, rest := b.windows(ctx)
+	for _, d := range b.doomed {
+		b.watchFor(d.m)
+		if err := more(copyStep(b.writtenBy(d.version), d.m, &wire.Change{Kind: wire.KindDelete, Old: d.tuple})); err != nil {
+			return err
+		}
+	}
+	err := b.eachGiven(func(t *txn, m *mapping, k wire.KeyHash, ch *wire.Change) error {
+		if m.local.merge != nil {
+			return nil
+		}
+		if _, ok := b.mine[k]; ok && b.knew(t) {
+			return nil // the user has seen it
+		}
+		b.watchFor(m)
+		s := copyStep(t, m, ch) // what is queued must outlive the record
+		if b.deleted[k] {
+			b.again++
+			if err := b.pushAgain(m, s.ch.New, true); err != nil {
+				return err
+			}
+		}
+		return more(s)
+	})
+	if err != nil {
+		return err
+	}
+	if err := rest(); err != nil {
+		return err
+	}
+	if b.blind {
+		return errUnknown
+	}
+	b.forgetKept()
+	for _, e := range b.kept.all() {
+		if _, ok := slices.BinarySearchFunc(b.keys, e.key, compareHash); !ok && b.entry(e.key) == e {
+			b.unkeep(e.key)
+		}
+	}
+	if err := b.settleOwn(ctx); err != nil {
+		return err
+	}
+	if err := b.recordLasting(); err != nil {
+		return err
+	}
+	return b.pushDebts()
+}
+
+// noteAgain notes the users' rows that stay: they are to be written again.
+func (b *comeback) noteAgain(ctx context.Context) error {
+	for k, x := range b.mine {
+		if b.wrote[k] != nil || b.buried.has(k) || x.m.local.merge != nil {
+			continue
+		}
+		b.again++
+		if err := b.pushAgain(x.m, x.tuple, false); err != nil {
+			return err
+		}
+		if len(b.queue) >= windowChanges {
+			if err := b.flush(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return b.flush(ctx)
+}
+
+// pushAgain notes one row; tuple has its key.
+func (b *comeback) pushAgain(m *mapping, tuple []wire.Value, gone bool) error {
+	name := "ka"
+	if gone {
+		name = "kb"
+	}
+	ps, err := m.params(nil, tuple, m.key)
+	if err != nil {
+		return err
+	}
+	b.push("note rows to be written again", m.statement(name, func() (string, []uint32) { return m.againSQL(gone) }), ps)
+	return nil
+}
+
+// againSQL notes that a row is to be written again; the parameters are its key.
+func (m *mapping) againSQL(gone bool) (string, []uint32) {
+	var types []uint32
+	var names []string
+	for n, k := range m.local.key {
+		types = append(types, m.local.cols[k].param())
+		names = append(names, fmt.Sprintf("$%d AS %s", n+1, m.local.cols[k].quoted))
+	}
+	return fmt.Sprintf("INSERT INTO pgbridge.rewrite (schema, name, key, gone) SELECT %s, %s, row_to_json(k.*), %t FROM (SELECT %s) k",
+		literal(m.local.schema), literal(m.local.name), gone, strings.Join(names, ", ")), types
+}
+
+// takeMerged lets the donor's rows of merged tables take the place of those that are here. What users have inserted comes back as
+// new rows; what they had changed is recorded.
+func (b *comeback) takeMerged(ctx context.Context) error {
+	err := b.eachGiven(func(t *txn, m *mapping, k wire.KeyHash, ch *wire.Change) error {
+		x, ok := b.mine[k]
+		if m.local.merge == nil || !ok {
+			return nil
+		}
+		delete(b.mine, k)
+		b.counted++
+		b.t = t
+		here := look{found: true, local: conflict.Local{Version: origin.Version{Origin: b.own, Stamp: x.stamp}}}
+		s := copyStep(t, m, ch)
+		return b.record(m, s.ch.New, m.rowOf(s.ch.New), here, conflict.Decision{RemoteWins: true, Conflict: true, Kind: conflict.UpdateUpdate})
+	})
+	if err != nil {
+		return err
+	}
+	if err := b.flush(ctx); err != nil {
+		return err
+	}
+	for _, x := range b.mine {
+		if x.m.local.merge == nil {
+			continue
+		}
+		b.again++
+		ps, err := x.m.params(nil, x.tuple, x.m.key)
+		if err != nil {
+			return err
+		}
+		b.push("note rows to be written again", x.m.statement("kj", x.m.insertedSQL), ps)
+	}
+	for _, m := range b.tables() {
+		if m.local.merge != nil {
+			b.push("table "+m.local.quoted, &statement{sql: "DELETE FROM " + m.local.rows}, nil)
+		}
+	}
+	err = b.eachGiven(func(_ *txn, m *mapping, _ wire.KeyHash, ch *wire.Change) error {
+		if m.local.merge == nil {
+			return nil
+		}
+		s := copyStep(b.t, m, ch)
+		if err := b.change(m, m.statement("ki", m.insertSQL), s.ch.New, m.insertSet(nil), nil); err != nil || len(b.queue) < windowChanges {
+			return err
+		}
+		return b.flush(ctx)
+	})
+	b.t = b.all[0]
+	return errors.Join(err, b.flush(ctx))
+}
+
+// insertedSQL notes a row that is taken out of a merged table, to be inserted again; the parameters are its key.
+func (m *mapping) insertedSQL() (string, []uint32) {
+	var where strings.Builder
+	types := m.local.whereKey(&where, nil)
+	return fmt.Sprintf("INSERT INTO pgbridge.rewrite (schema, name, key, gone, image) SELECT %s, %s, '{}', false, row_to_json(t.*) FROM %s t WHERE %s",
+		literal(m.local.schema), literal(m.local.name), m.local.rows, where.String()), types
+}
+
+const (
+	givenWriteSQL = `INSERT INTO pgbridge.journal (hi, lo, origin, seq, part, stamp, kind, seen, ops, image) VALUES ($1, $2, $3, $4, $5, $6, $7::text::"char", $8, $9, $10)`
+	givenBaseSQL  = `INSERT INTO pgbridge.journal_base (hi, lo, schema, name, cells) VALUES ($1, $2, $3, $4, $5)`
+)
+
+// takeJournal lets the donor's journal take the place of this node's.
+func (b *comeback) takeJournal(ctx context.Context) error {
+	b.push("clear", &statement{sql: "DELETE FROM pgbridge.journal"}, nil)
+	b.push("clear", &statement{sql: "DELETE FROM pgbridge.journal_base"}, nil)
+	write := &statement{sql: givenWriteSQL, types: []uint32{oidInt8, oidInt8, oidInt4, oidInt8, oidInt4, oidInt8, oidText, oidBytea, oidBytea, oidBytea}}
+	base := &statement{sql: givenBaseSQL, types: []uint32{oidInt8, oidInt8, oidText, oidText, oidBytea}}
+	return b.records(func(rec wire.Record) error {
+		switch rec.Kind {
+		case wire.KindLogged:
+			l, err := wire.ParseLogged(slices.Clone(rec.Payload))
+			if err != nil {
+				return err
+			}
+			id, ok := b.k.ids[l.Version.Origin]
+			if !ok {
+				return fmt.Errorf("a row was written by %s, which is not in topology.nodes here", l.Version.Origin)
+			}
+			b.push("journal", write, append(hashParams(l.Key), int32Param(id), int64Param(int64(l.Seq)), int32Param(int32(l.Part)),
+				int64Param(int64(l.Version.Stamp)), textParam(string(l.Kind)), binaryParam(l.Seen), binaryParam(l.Ops), bytesParam(l.Image)))
+		case wire.KindBase:
+			x, err := wire.ParseBase(slices.Clone(rec.Payload))
+			if err != nil {
+				return err
+			}
+			b.push("journal", base, append(hashParams(x.Key), textParam(x.Schema), textParam(x.Table), bytesParam(x.Cells)))
+		}
+		if len(b.queue) < windowChanges {
+			return nil
+		}
+		return b.flush(ctx)
+	})
+}
+
+func int32Param(v int32) param { return binaryParam(binary.BigEndian.AppendUint32(nil, uint32(v))) }
+
+// bytesParam is NULL for nil.
+func bytesParam(b []byte) param {
+	if b == nil {
+		return param{null: true}
+	}
+	return binaryParam(b)
+}
+
+// quietWAL is that of a node of which nothing is captured.
+type quietWAL struct{}
+
+func (quietWAL) Passed() uint64                                         { return math.MaxUint64 }
+func (quietWAL) WaitPassed(context.Context, uint64) error               { return nil }
+func (quietWAL) LocalStamp(t origin.Stamp, _ wire.KeyHash) origin.Stamp { return t }
+func (quietWAL) Wrote(origin.Stamp) bool                                { return false }
+func (quietWAL) Captured() uint64                                       { return 0 }
+func (quietWAL) Hasten()                                                {}
+func (quietWAL) MarkFor(uint64) (uint64, bool)                          { return 0, false }
+func (quietWAL) MarkWithin(origin.Vector, origin.Origin) (uint64, bool) { return 0, false }
+func (quietWAL) Vectors() (up, low origin.Vector)                       { return nil, nil }
+func (quietWAL) RecentXIDs() []uint32                                   { return nil }
+
+// Restore says that the node's data were set back: the next bridge that starts is to bring it back. No bridge may run.
+func Restore(ctx context.Context, dsn string) error {
+	conn, err := connectPlain(ctx, dsn, "pgbridge node restored")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	var free bool
+	if err := conn.QueryRow(ctx, `SELECT pg_try_advisory_lock('pgbridge.node'::regclass::int, 0)`).Scan(&free); err != nil {
+		return fmt.Errorf("lock node: %w", explain(err))
+	}
+	if !free {
+		return ErrFenced
+	}
+	if _, err := conn.Exec(ctx, `UPDATE pgbridge.node SET restoring = true`); err != nil {
+		return fmt.Errorf("note that the node is to be brought back: %w", explain(err))
+	}
+	return nil
+}
