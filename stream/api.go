@@ -186,6 +186,13 @@ func (a api) purge(ctx context.Context, stream string, below uint64) error {
 	return nil
 }
 
+func (a api) remove(ctx context.Context, stream string) error {
+	if err := a.ask(ctx, "STREAM.DELETE."+stream, nil, nil); err != nil {
+		return fmt.Errorf("remove stream %s: %w", stream, err)
+	}
+	return nil
+}
+
 // hasCode reports whether the broker answered with one of these error codes.
 func hasCode(err error, codes ...jetstream.ErrorCode) bool {
 	var e *jetstream.APIError
