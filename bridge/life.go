@@ -35,6 +35,8 @@ type life struct {
 	relays     []*relay
 	conns      []*nats.Conn
 	lacking    map[string]bool // nodes that are known to lack what is gone; retain's
+	forgets    chan error      // of capacity 1: a node is gone, and the next life does without it
+	joining    *apply.Joining  // nil: this node did not join with rows of another one
 }
 
 // run builds the parts in the order in which they need each other, and runs them.
@@ -43,10 +45,16 @@ func (l *life) run(ctx context.Context) (err error) {
 	if err := l.reviveServer(); err != nil {
 		return err
 	}
+	if err := copying(ctx, l.cfg); err != nil {
+		return err
+	}
 	if err := l.prepare(ctx); err != nil {
 		return err
 	}
 	if err := l.openApplier(ctx); err != nil {
+		return err
+	}
+	if err := l.checkMembership(ctx); err != nil {
 		return err
 	}
 	if err := l.openPublisher(ctx); err != nil {
@@ -96,9 +104,14 @@ func (l *life) start(s stages, g *errgroup.Group) {
 	part(s.working, g, "tables", l.tables.Run)
 	part(s.reading, g, "neighbours", asks(l.neighbours.run))
 	part(s.reading, g, "deltas", asks(l.giveDeltas))
+	part(s.reading, g, "answers to nodes", asks(l.answerNodes))
 	peers := l.peers
-	if l.lack.takes() != nil && l.lack.rest() == nil {
+	switch {
+	case l.lack.takes() != nil && l.lack.rest() == nil:
 		part(s.reading, g, "resync", asks(l.resync))
+		peers = nil
+	case l.joins():
+		part(s.reading, g, "join", asks(l.fetchJoin))
 		peers = nil
 	}
 	for _, p := range peers {
@@ -236,7 +249,7 @@ func (l *life) openPublisher(ctx context.Context) error {
 	}
 	l.publisher, err = stream.OpenPublisher(ctx, nc, stream.PublisherOptions{
 		Cluster: l.cfg.Cluster, Node: l.cfg.Node, MaxBytes: int64(l.cfg.Stream.MaxBytes),
-		Zstd: l.cfg.Stream.Compression == "zstd", Notes: notes(l.cfg), Logger: l.log, FirstSeq: l.firstSeq(),
+		Zstd: l.cfg.Stream.Compression == "zstd", Notes: l.notes(), Logger: l.log, FirstSeq: l.firstSeq(),
 	})
 	return err
 }
@@ -294,10 +307,10 @@ func (l *life) restore(ctx context.Context) error {
 	return named("read own stream back", err)
 }
 
-// others are the other nodes, as origins, by name.
+// others are the other nodes, as origins, by name, without those that are gone.
 func (l *life) others() (all []origin.Origin) {
 	for _, name := range l.cfg.Graph().Nodes() {
-		if name != l.cfg.Node {
+		if name != l.cfg.Node && !l.applier.IsGone(name) {
 			all = append(all, origin.Origin{Node: name, Epoch: 1})
 		}
 	}

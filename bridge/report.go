@@ -26,6 +26,9 @@ type Report struct {
 	// Owed is how many rows wait for the node that wrote them to write them again, with large values that an update left alone.
 	Owed int `json:"owed"`
 
+	// Joining is how far this node has come with joining; nil if it does not join.
+	Joining *JoiningReport `json:"joining,omitempty"`
+
 	// LetGo are the nodes that were away for too long, by name: what they lack is gone from the own stream.
 	LetGo []LetGoReport `json:"let_go,omitempty"`
 
@@ -70,6 +73,15 @@ type StreamReport struct {
 	LimitBytes     uint64 `json:"limit_bytes"`      // in force; 0: no limit
 	FirstStreamSeq uint64 `json:"first_stream_seq"` // frames; 0 while there is none
 	LastStreamSeq  uint64 `json:"last_stream_seq"`
+}
+
+// JoiningReport is how far a node has come with joining.
+type JoiningReport struct {
+	From  string `json:"from"`  // the node that gives the rows
+	State string `json:"state"` // copying, or copied: a bridge takes in what came meanwhile
+	Rows  int64  `json:"rows"`  // copied
+	About int64  `json:"about"` // about so many rows are to be
+	Bytes int64  `json:"bytes"` // copied
 }
 
 // LetGoReport is a node that lacks own transactions which are gone from the own stream, and so must get the rows from others.

@@ -40,6 +40,11 @@ type backend struct {
 	setPause func(ctx context.Context, cfg *config.Config, p bridge.Pause) error
 	// resume ends a pause of a node or a table, or all if both are empty.
 	resume func(ctx context.Context, cfg *config.Config, node, table string) error
+	// join makes the node of this configuration one of the cluster.
+	join func(ctx context.Context, cfg *config.Config, o bridge.JoinOptions) error
+	// leave has the node of this configuration leave, and remove has all forget another one.
+	leave  func(ctx context.Context, cfg *config.Config, o bridge.MemberOptions) error
+	remove func(ctx context.Context, cfg *config.Config, node string, o bridge.MemberOptions) error
 	// demo runs a whole cluster for a while.
 	demo func(ctx context.Context, opts demo.Options) error
 }
@@ -79,6 +84,10 @@ func realBackend() backend {
 		paused:   bridge.Paused,
 		setPause: bridge.SetPause,
 		resume:   bridge.Resume,
+
+		join:   bridge.Join,
+		leave:  bridge.Leave,
+		remove: bridge.RemoveNode,
 
 		demo: demo.Run,
 	}
