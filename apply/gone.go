@@ -2,7 +2,6 @@ package apply
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -24,43 +23,37 @@ type GoneNode struct {
 }
 
 // loadGoneNodes reads them back.
-func (a *Applier) loadGoneNodes(ctx context.Context) error {
-	rows, err := a.catalog.conn.Query(ctx, `SELECT node, epoch, seq FROM pgbridge.gone_node`)
-	if err != nil {
-		return fmt.Errorf("read pgbridge.gone_node: %w", explain(err))
-	}
-	a.goneNode = map[string]GoneNode{}
-	var node string
-	var epoch, seq int64
-	_, err = pgx.ForEachRow(rows, []any{&node, &epoch, &seq}, func() error {
-		a.goneNode[node] = GoneNode{node, uint32(epoch), uint64(seq)}
-		return nil
-	})
-	if hasCode(err, "42P01") { // a version before this one has set it up
-		return ErrNotSetUp
-	}
-	if err != nil {
-		return fmt.Errorf("read pgbridge.gone_node: %w", explain(err))
-	}
-	return nil
+func (a *Applier) loadGoneNodes(ctx context.Context) (err error) {
+	a.goneNode, err = readGone(ctx, a.catalog.conn)
+	return err
 }
 
-// ReadGone returns what the database says of a node that is gone; nil if it is not.
-func ReadGone(ctx context.Context, dsn, node string) (*GoneNode, error) {
-	conn, err := connectPlain(ctx, dsn, "pgbridge leave")
+// ReadGone returns the nodes that have left or were removed, as a database says, by name. ErrNotSetUp: it does not know.
+func ReadGone(ctx context.Context, dsn string) (map[string]GoneNode, error) {
+	conn, err := connectPlain(ctx, dsn, "pgbridge members")
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	var epoch, seq int64
-	err = conn.QueryRow(ctx, `SELECT epoch, seq FROM pgbridge.gone_node WHERE node = $1`, node).Scan(&epoch, &seq)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, nil
+	return readGone(ctx, conn)
+}
+
+func readGone(ctx context.Context, conn *pgx.Conn) (map[string]GoneNode, error) {
+	rows, err := conn.Query(ctx, `SELECT node, epoch, seq FROM pgbridge.gone_node`)
+	if err != nil {
+		return nil, fmt.Errorf("read pgbridge.gone_node: %w", explain(err))
 	}
-	if hasCode(err, "42P01", "3F000") {
+	all := map[string]GoneNode{}
+	var node string
+	var epoch, seq int64
+	_, err = pgx.ForEachRow(rows, []any{&node, &epoch, &seq}, func() error {
+		all[node] = GoneNode{node, uint32(epoch), uint64(seq)}
+		return nil
+	})
+	if hasCode(err, "42P01", "3F000") { // a version before this one has set it up
 		return nil, ErrNotSetUp
 	}
-	return &GoneNode{node, uint32(epoch), uint64(seq)}, named("read pgbridge.gone_node", err)
+	return all, named("read pgbridge.gone_node", err)
 }
 
 // GoneNodes returns the nodes that have left or were removed, by name.

@@ -129,6 +129,10 @@ func (j *join) copied(ctx context.Context) error {
 	case state != nil && state.State == apply.Copied:
 		return j.setUp(ctx)
 	}
+	seen, err := j.meet(ctx)
+	if err != nil {
+		return err
+	}
 	// What is copied must not be read by a slot as what users wrote.
 	slot, err := capture.ReadSlot(ctx, j.cfg.Postgres.DSN, slotName(j.cfg))
 	if err != nil {
@@ -136,10 +140,6 @@ func (j *join) copied(ctx context.Context) error {
 	}
 	if slot.State != "missing" {
 		return &configError{fmt.Sprintf("slot %s is there already, and a node has none before its rows are copied; run SELECT pg_drop_replication_slot('%[1]s')", slotName(j.cfg))}
-	}
-	seen, err := j.meet(ctx)
-	if err != nil {
-		return err
 	}
 	if j.joiner, err = apply.OpenJoiner(ctx, j.cfg.Postgres.DSN, j.cfg.Node, mergePolicies(j.cfg)); err != nil {
 		return err

@@ -33,13 +33,14 @@ type parting struct {
 	tell   func(string)
 }
 
-func newParting(cfg *config.Config, node string, o MemberOptions) *parting {
+// newParting leaves out those that are gone already, by what gone says.
+func newParting(cfg *config.Config, node string, gone map[string]apply.GoneNode, o MemberOptions) *parting {
 	p := &parting{asker: newAsker(cfg, o.Logger), node: node, tell: o.Tell}
 	if p.tell == nil {
 		p.tell = func(string) {}
 	}
 	for _, name := range slices.Sorted(maps.Keys(cfg.Topology.Nodes)) {
-		if name != node {
+		if _, ok := gone[name]; name != node && !ok {
 			p.others = append(p.others, name)
 		}
 	}
@@ -54,7 +55,11 @@ func RemoveNode(ctx context.Context, cfg *config.Config, node string, o MemberOp
 	case cfg.Topology.Nodes[node] == "":
 		return &configError{fmt.Sprintf("there is no node %q in topology.nodes; name one of %s", node, strings.Join(peerNames(cfg), ", "))}
 	}
-	p := newParting(cfg, node, o)
+	gone, err := apply.ReadGone(ctx, cfg.Postgres.DSN)
+	if err != nil {
+		return err
+	}
+	p := newParting(cfg, node, gone, o)
 	defer p.close()
 	seq, err := p.level(ctx)
 	if err != nil {
@@ -122,19 +127,20 @@ func (p *parting) forgotten(ctx context.Context, seq uint64) error {
 // Leave has the node of this configuration, whose bridge runs, leave the cluster. What is done first is that its bridge ends for good: from
 // then on a run that was interrupted needs no more than to be given again.
 func Leave(ctx context.Context, cfg *config.Config, o MemberOptions) error {
-	p := newParting(cfg, cfg.Node, o)
-	defer p.close()
-	gone, err := apply.ReadGone(ctx, cfg.Postgres.DSN, cfg.Node)
+	all, err := apply.ReadGone(ctx, cfg.Postgres.DSN)
 	if err != nil {
 		return err
 	}
+	p := newParting(cfg, cfg.Node, all, o)
+	defer p.close()
 	conn, err := pgx.Connect(ctx, cfg.Postgres.DSN)
 	if err != nil {
 		return fmt.Errorf("connect to PostgreSQL: %w", err)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	if gone == nil {
-		if gone, err = p.end(ctx, conn); err != nil {
+	own, gone := all[cfg.Node]
+	if !gone {
+		if own.Seq, err = p.end(ctx, conn); err != nil {
 			return err
 		}
 	}
@@ -145,37 +151,37 @@ func Leave(ctx context.Context, cfg *config.Config, o MemberOptions) error {
 		return fmt.Errorf("let writers in: %w", err)
 	}
 	p.tell("tells the others")
-	if err := p.forgotten(ctx, gone.Seq); err != nil {
+	if err := p.forgotten(ctx, own.Seq); err != nil {
 		return err
 	}
 	return p.dropSlot(ctx, conn)
 }
 
-// end has the node's bridge end for good when all others have all that it has. Writers are kept out until conn's transaction ends.
-func (p *parting) end(ctx context.Context, conn *pgx.Conn) (*apply.GoneNode, error) {
+// end has the node's bridge end for good when all others have all that it has, and returns its last transaction. Writers are kept out until conn's transaction ends.
+func (p *parting) end(ctx context.Context, conn *pgx.Conn) (uint64, error) {
 	own := &nodeSeen{}
 	if err := p.patiently(ctx, p.node, &nodeQuestion{Ask: askSeen}, own, p.tell); err != nil {
-		return nil, fmt.Errorf("the bridge of node %s must run, and have its last transactions published: %w", p.node, err)
+		return 0, fmt.Errorf("the bridge of node %s must run, and have its last transactions published: %w", p.node, err)
 	}
 	if _, err := p.haveAll(ctx, own); err != nil {
-		return nil, err
+		return 0, err
 	}
 	if err := p.keepOut(ctx, conn); err != nil {
-		return nil, err
+		return 0, err
 	}
 	if err := p.patiently(ctx, p.node, &nodeQuestion{Ask: askSeen}, own, p.tell); err != nil {
-		return nil, err
+		return 0, err
 	}
 	seq, err := p.haveAll(ctx, own)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	p.tell("ends its bridge")
 	q := &nodeQuestion{Ask: askForget, Node: p.node, Seq: seq, Leaves: true}
 	if err := p.patiently(ctx, p.node, q, nil, p.tell); err != nil {
-		return nil, err
+		return 0, err
 	}
-	return &apply.GoneNode{Node: p.node, Seq: seq}, nil
+	return seq, nil
 }
 
 // haveAll returns when all others have what this node has, with the last transaction of its own.

@@ -48,6 +48,9 @@ func (l *life) run(ctx context.Context) (err error) {
 	if err := copying(ctx, l.cfg); err != nil {
 		return err
 	}
+	if err := l.checkGone(ctx); err != nil {
+		return err
+	}
 	if err := l.prepare(ctx); err != nil {
 		return err
 	}

@@ -34,7 +34,26 @@ func copying(ctx context.Context, cfg *config.Config) error {
 	return fmt.Errorf("node %s is being joined, and %d of about %d rows are copied; wait for pgbridge node join to end, or run it again", cfg.Node, j.Rows, j.About)
 }
 
-// checkMembership refuses to run for a node that is gone, whose streams nobody needs, and forgets those of others that are.
+// checkGone refuses to run for a node that is gone, whose streams nobody needs. A server that does not answer is met again at once.
+func (l *life) checkGone(ctx context.Context) error {
+	gone, err := apply.ReadGone(ctx, l.cfg.Postgres.DSN)
+	if _, own := gone[l.cfg.Node]; err != nil || !own {
+		return nil
+	}
+	nc, err := l.connectOwn(ctx)
+	if err != nil {
+		return err
+	}
+	for _, name := range l.cfg.Graph().Nodes() {
+		if err := stream.Drop(ctx, nc, l.cfg.Cluster, l.cfg.Node, name); err != nil {
+			return err
+		}
+	}
+	return &outcast{fmt.Sprintf("node %s has left cluster %s; its data are its own now. To use the database for another node, run DROP SCHEMA pgbridge CASCADE there and give it "+
+		"another name", l.cfg.Node, l.cfg.Cluster)}
+}
+
+// checkMembership finds out whether this node has yet to end joining, and drops what it has handed on of nodes that are gone.
 func (l *life) checkMembership(ctx context.Context) (err error) {
 	if l.joining, err = l.applier.Joining(ctx); err != nil {
 		return err
@@ -47,21 +66,12 @@ func (l *life) checkMembership(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if !l.applier.IsGone(l.cfg.Node) {
-		for _, n := range gone {
-			if err := stream.Drop(ctx, nc, l.cfg.Cluster, l.cfg.Node, n.Node); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	for _, name := range l.cfg.Graph().Nodes() {
-		if err := stream.Drop(ctx, nc, l.cfg.Cluster, l.cfg.Node, name); err != nil {
+	for _, n := range gone {
+		if err := stream.Drop(ctx, nc, l.cfg.Cluster, l.cfg.Node, n.Node); err != nil {
 			return err
 		}
 	}
-	return &outcast{fmt.Sprintf("node %s has left cluster %s; its data are its own now. To use the database for another node, run DROP SCHEMA pgbridge CASCADE there and give it "+
-		"another name", l.cfg.Node, l.cfg.Cluster)}
+	return nil
 }
 
 // wanted looks before a node is read whether this one was removed there.
