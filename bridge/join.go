@@ -183,8 +183,13 @@ func (j *join) setUp(ctx context.Context) error {
 	return capture.Setup(ctx, o)
 }
 
-// meet asks the donor what it has, and all nodes whether they know this one.
+// meet asks all nodes whether they know this one, and then the donor what it has.
 func (j *join) meet(ctx context.Context) (*nodeSeen, error) {
+	for _, node := range peerNames(j.cfg) {
+		if err := j.known(ctx, node); err != nil {
+			return nil, err
+		}
+	}
 	seen := &nodeSeen{}
 	if err := j.patiently(ctx, j.o.From, &nodeQuestion{Ask: askSeen}, seen, j.o.Tell); err != nil {
 		return nil, err
@@ -195,11 +200,6 @@ func (j *join) meet(ctx context.Context) (*nodeSeen, error) {
 	}
 	if seen.Major > major {
 		return nil, &configError{fmt.Sprintf("node %s has PostgreSQL %d, and this one %d; join with the same version or a newer one", j.o.From, seen.Major, major)}
-	}
-	for _, node := range peerNames(j.cfg) {
-		if err := j.known(ctx, node); err != nil {
-			return nil, err
-		}
 	}
 	return seen, nil
 }
