@@ -475,6 +475,14 @@ func (a *absence) mayTakeBack(passed uint64) bool {
 	return passed < a.rescan || a.takes.lowest() != 0
 }
 
+// mayTakeBackBelow reports the same of the local deletes whose commits begin below lsn.
+func (a *absence) mayTakeBackBelow(lsn uint64) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	lowest := a.takes.lowest()
+	return lsn < a.rescan || lowest != 0 && lowest < lsn
+}
+
 // purge drops the tombstones that stable says nobody can ask for any more (R22); it returns how many
 // are left.
 func (a *absence) purge(stable func(o origin.Origin) uint64) int {

@@ -156,6 +156,7 @@ type Applier struct {
 	resends  *resender
 	start    origin.Vector // applied before this start
 	gone     letGone
+	goneNode map[string]GoneNode // by name; never changed
 	wal      atomic.Pointer[WAL]
 	catalog  *catalog
 	conns    []*pgx.Conn
@@ -209,12 +210,15 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := a.loadGoneNodes(ctx); err != nil {
+		return nil, err
+	}
 	if err := a.openQuarantine(ctx); err != nil {
 		return nil, err
 	}
 	locks := newKeyLocks(len(ids.origins))
 	locks.alone = locks.alone && len(a.opts.Merge) == 0 // the journal excludes, too
-	a.heard = newHearsay(a.own, ids.origins)
+	a.heard = newHearsay(a.own, a.waitedFor(ids.origins))
 	a.pauses, a.pace = newPauses(), &pace{rate: a.opts.Rate}
 	a.clocks = map[string]Clock{}
 	if err := a.loadPauses(ctx); err != nil {

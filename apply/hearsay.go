@@ -57,7 +57,7 @@ func (h *hearsay) hear(o origin.Origin, seq uint64, low origin.Vector) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.seq[o] = max(h.seq[o], seq)
-	if !low.Includes(h.low[o]) { // it grows along the stream; what is read again may be older
+	if old, ok := h.low[o]; !ok || !low.Includes(old) { // it grows along the stream, and what is read again may be older; nobody waits for one that is gone
 		return
 	}
 	h.low[o] = low

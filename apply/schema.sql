@@ -237,6 +237,45 @@ ALTER TABLE pgbridge.conflict ADD COLUMN IF NOT EXISTS constraint_name text; -- 
 -- transaction of their origin then.
 ALTER TABLE pgbridge.returned ADD COLUMN IF NOT EXISTS behind bigint NOT NULL DEFAULT 0, ADD COLUMN IF NOT EXISTS seq bigint;
 
+-- How far this node has come with joining the cluster (copyin.go). One row; none if it did not join with rows of another node.
+CREATE TABLE IF NOT EXISTS pgbridge.joining (
+    one      boolean PRIMARY KEY DEFAULT true CHECK (one),
+    donor    text   NOT NULL,                -- the node that gives the rows
+    since    bytea  NOT NULL,                -- what all other nodes had seen when it began: older rows are copied
+    state    text   NOT NULL DEFAULT 'copying' CHECK (state IN ('copying', 'copied', 'joined')),
+    begun_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ended_at timestamptz
+);
+
+-- The parts in which tables are copied, until the node has joined.
+CREATE TABLE IF NOT EXISTS pgbridge.joining_part (
+    schema  text   NOT NULL,
+    name    text   NOT NULL,
+    part    int    NOT NULL,
+    columns text[] NOT NULL,
+    upto    text[],                          -- the last key that may be in it; null: there is no bound
+    at      text[],                          -- copied up to this key
+    done    boolean NOT NULL DEFAULT false,
+    about   bigint NOT NULL,                 -- rows that are expected
+    page    int    NOT NULL,                 -- rows that are copied at once
+    rows    bigint NOT NULL DEFAULT 0,       -- copied so far
+    bytes   bigint NOT NULL DEFAULT 0,
+    PRIMARY KEY (schema, name, part)
+);
+
+-- The transactions that have copied, by which rows are known that somebody else has written.
+CREATE TABLE IF NOT EXISTS pgbridge.joining_page (
+    xid bigint NOT NULL
+);
+
+-- Nodes that have left, or were removed. Nobody waits for them any more, and their names are not used again.
+CREATE TABLE IF NOT EXISTS pgbridge.gone_node (
+    node  text   PRIMARY KEY,
+    epoch int    NOT NULL,
+    seq   bigint NOT NULL,                   -- its last transaction, which all other nodes have
+    at    timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
 -- Waits until this node has what a token stands for (pgbridge token): false if it has not after so long. Whoever created the
 -- function keeps it.
 DO $do$ BEGIN

@@ -169,3 +169,15 @@ func (n *Node) is(cluster, node string) error {
 	return &refusal{err: fmt.Errorf("this database belongs to node %q of cluster %q, the configuration says node %q of cluster %q",
 		n.Name, n.Cluster, node, cluster), mend: "point postgres.dsn at this node's own database, or give each node a name of its own"}
 }
+
+// ServerMajor is the major version of a database's server.
+func ServerMajor(ctx context.Context, dsn string) (int, error) {
+	conn, err := connectPlain(ctx, dsn, "pgbridge join")
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	var version int
+	err = conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int`).Scan(&version)
+	return version / 10000, named("read server version", err)
+}

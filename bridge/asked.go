@@ -33,8 +33,8 @@ const (
 const (
 	// connectPatience is how long it may take to connect to another node's broker: somebody waits.
 	connectPatience = 3 * time.Second
-	// askPatience is how long another node may take to answer.
-	askPatience = 5 * time.Second
+	// catalogPatience is how long another node may take to answer.
+	catalogPatience = 5 * time.Second
 	// answerLimit bounds an answer when it is unpacked.
 	answerLimit = 64 << 20
 )
@@ -72,7 +72,7 @@ func (l *life) answerNode(ctx context.Context, q []byte) ([]byte, error) {
 	}
 	a := nodeAnswer{Node: l.cfg.Node, Graph: l.cfg.Graph().String(), Policy: l.cfg.Policies(), Have: map[string]uint64{}}
 	if q[0] == askCatalog {
-		ctx, cancel := context.WithTimeout(ctx, askPatience)
+		ctx, cancel := context.WithTimeout(ctx, catalogPatience)
 		defer cancel()
 		var err error
 		if a.Tables, err = readCatalog(ctx, l.cfg); err != nil {
@@ -126,20 +126,20 @@ func readCatalog(ctx context.Context, cfg *config.Config) (*catalog.Summary, err
 	return catalog.Read(ctx, conn, cfg.Node, cfg.Tables)
 }
 
-// asker asks one other node.
-type asker struct {
+// catalogAsker asks one other node.
+type catalogAsker struct {
 	cfg  *config.Config
 	node string
 	nc   *nats.Conn
 }
 
 // ask asks one question. The answer is of the node that was meant: brokers may be shared.
-func (k *asker) ask(ctx context.Context, question byte) (*nodeAnswer, error) {
-	ctx, cancel := context.WithTimeout(ctx, askPatience)
+func (k *catalogAsker) ask(ctx context.Context, question byte) (*nodeAnswer, error) {
+	ctx, cancel := context.WithTimeout(ctx, catalogPatience)
 	defer cancel()
 	b, err := stream.Ask(ctx, k.nc, stream.CatalogSubject(k.cfg.Cluster, k.node), []byte{question})
 	if errors.Is(err, context.DeadlineExceeded) {
-		err = fmt.Errorf("it does not answer within %s", askPatience)
+		err = fmt.Errorf("it does not answer within %s", catalogPatience)
 	}
 	if err != nil {
 		return nil, err
@@ -163,7 +163,7 @@ func (b *bridge) reachNode(node string) (*nats.Conn, error) {
 }
 
 // askOthers connects to every other node's broker, and calls fn with each or with the reason why it is not reached; all at once.
-func (b *bridge) askOthers(ctx context.Context, fn func(ctx context.Context, node string, k *asker, err error)) error {
+func (b *bridge) askOthers(ctx context.Context, fn func(ctx context.Context, node string, k *catalogAsker, err error)) error {
 	var g errgroup.Group
 	for _, node := range peerNames(b.cfg) {
 		g.Go(func() error {
@@ -175,7 +175,7 @@ func (b *bridge) askOthers(ctx context.Context, fn func(ctx context.Context, nod
 			defer nc.Close()
 			wait, cancel := context.WithTimeout(ctx, connectPatience)
 			defer cancel()
-			fn(ctx, node, &asker{b.cfg, node, nc}, stream.AwaitConnected(wait, nc))
+			fn(ctx, node, &catalogAsker{b.cfg, node, nc}, stream.AwaitConnected(wait, nc))
 			return nil
 		})
 	}

@@ -80,7 +80,7 @@ const (
 func (b *bridge) live(ctx context.Context) error {
 	begun, pauses := time.Now(), pauses{}
 	for {
-		l := &life{bridge: b}
+		l := &life{bridge: b, forgets: make(chan error, 1)}
 		err := l.run(ctx)
 		if ctx.Err() != nil {
 			return nil

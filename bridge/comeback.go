@@ -213,7 +213,7 @@ func (l *life) askAround(ctx context.Context) (all []known, err error) {
 
 func (l *life) askKnown(ctx context.Context, node string) (k known, err error) {
 	k.node = node
-	if k.nc, err = l.connect(l.cfg.Topology.Nodes[node], node); err != nil {
+	if k.nc, err = l.reach(node); err != nil {
 		return k, err
 	}
 	kind, answer, err := l.ask(ctx, node, k.nc, append([]byte{askKnown}, l.node.Name...))

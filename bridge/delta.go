@@ -455,12 +455,17 @@ func (l *life) resync(ctx context.Context) error {
 		return err
 	}
 	f.file.Close()
+	message := "this node was away for too long and has taken in what came meanwhile"
+	if err == nil && l.joins() {
+		message = "this node has joined and has taken in what came while rows were copied"
+		err = l.applier.HasJoined(ctx)
+	}
 	if err != nil {
 		l.lack.ended(nil, err)
 		return err
 	}
 	l.lack.ended(nil, nil)
-	l.log.Warn("this node was away for too long and has taken in what came meanwhile", "from", f.from, "bytes", f.size, "rows", got.Rows, "deletes", got.Deletes,
+	l.log.Warn(message, "from", f.from, "bytes", f.size, "rows", got.Rows, "deletes", got.Deletes,
 		"conflicts", got.Conflicts, "fetched", f.took.Round(time.Millisecond), "took", (f.took + time.Since(begun)).Round(time.Millisecond))
 	return errResynced
 }

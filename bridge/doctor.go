@@ -248,7 +248,7 @@ func (d *doctors) askDisks() {
 // askNodes asks the other nodes. If a probe was made, they are asked until they have what was captured then, or it takes too long.
 func (d *doctors) askNodes(ctx context.Context, probe *probeResult) error {
 	all := map[string]doctor.Node{}
-	err := d.askOthers(ctx, func(ctx context.Context, name string, k *asker, err error) {
+	err := d.askOthers(ctx, func(ctx context.Context, name string, k *catalogAsker, err error) {
 		n := doctor.Node{Name: name}
 		if err == nil {
 			d.brokerCertificate("of node "+name, k.nc)
@@ -270,7 +270,7 @@ func (d *doctors) askNodes(ctx context.Context, probe *probeResult) error {
 // deliveryPatience is how long another node may take to apply what was captured here when it was asked first.
 const deliveryPatience = 10 * time.Second
 
-func (d *doctors) askNode(ctx context.Context, n *doctor.Node, k *asker, probe *probeResult) error {
+func (d *doctors) askNode(ctx context.Context, n *doctor.Node, k *catalogAsker, probe *probeResult) error {
 	a, err := k.ask(ctx, askCatalog)
 	if err != nil {
 		return err

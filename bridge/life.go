@@ -39,6 +39,8 @@ type life struct {
 	firstOwn   uint64          // the last own transaction before this life
 	sequences  sequenceWatch
 	conflicts  minute
+	forgets    chan error     // of capacity 1: a node is gone, and the next life does without it
+	joining    *apply.Joining // nil: this node did not join with rows of another one
 }
 
 // run builds the parts in the order in which they need each other, and runs them.
@@ -47,10 +49,19 @@ func (l *life) run(ctx context.Context) (err error) {
 	if err := l.reviveServer(); err != nil {
 		return err
 	}
+	if err := copying(ctx, l.cfg); err != nil {
+		return err
+	}
+	if err := l.checkGone(ctx); err != nil {
+		return err
+	}
 	if err := l.prepare(ctx); err != nil {
 		return err
 	}
 	if err := l.openApplier(ctx); err != nil {
+		return err
+	}
+	if err := l.checkMembership(ctx); err != nil {
 		return err
 	}
 	if err := l.openPublisher(ctx); err != nil {
@@ -109,9 +120,14 @@ func (l *life) start(s stages, g *errgroup.Group) {
 	part(s.reading, g, "deltas", asks(l.giveDeltas))
 	part(s.reading, g, "answers", asks(l.answerNodes))
 	part(s.reading, g, "verify", asks(l.runVerify))
+	part(s.reading, g, "members", asks(l.answerMembers))
 	peers := l.peers
-	if l.lack.takes() != nil && l.lack.rest() == nil {
+	switch {
+	case l.lack.takes() != nil && l.lack.rest() == nil:
 		part(s.reading, g, "resync", asks(l.resync))
+		peers = nil
+	case l.joins():
+		part(s.reading, g, "join", asks(l.fetchJoin))
 		peers = nil
 	}
 	for _, p := range peers {
@@ -259,7 +275,7 @@ func (l *life) openPublisher(ctx context.Context) error {
 	}
 	l.publisher, err = stream.OpenPublisher(ctx, nc, stream.PublisherOptions{
 		Cluster: l.cfg.Cluster, Node: l.cfg.Node, MaxBytes: int64(l.cfg.Stream.MaxBytes),
-		Zstd: l.cfg.Stream.Compression == "zstd", Notes: notes(l.cfg), Logger: l.log, FirstSeq: l.firstSeq(),
+		Zstd: l.cfg.Stream.Compression == "zstd", Notes: l.notes(), Logger: l.log, FirstSeq: l.firstSeq(),
 	})
 	return err
 }
@@ -318,10 +334,10 @@ func (l *life) restore(ctx context.Context) error {
 	return named("read own stream back", err)
 }
 
-// others are the other nodes, as origins, by name.
+// others are the other nodes, as origins, by name, without those that are gone.
 func (l *life) others() (all []origin.Origin) {
 	for _, name := range l.cfg.Graph().Nodes() {
-		if name != l.cfg.Node {
+		if name != l.cfg.Node && !l.applier.IsGone(name) {
 			all = append(all, origin.Origin{Node: name, Epoch: 1})
 		}
 	}

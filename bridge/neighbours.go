@@ -75,7 +75,7 @@ func (n *neighbours) alarms() (all []Alarm) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, node := range slices.Sorted(maps.Keys(n.ways)) {
-		if n.ways[node].Lost && !n.cfg.Edge(node) { // an edge is away as a rule
+		if n.ways[node].Lost && !n.cfg.Edge(node) && !n.applier.IsGone(node) { // an edge is away as a rule
 			all = append(all, Alarm{Code: "node-unreached", Severity: SeverityWarning,
 				Text: fmt.Sprintf("node %s has not been heard of for topology.failover_after of %s, by no way, and is routed around", node, n.cfg.Topology.FailoverAfter),
 				Mend: "let its bridge run and be reached; what it lacks is kept for it meanwhile, by the brokers of the others, up to stream.absent_bytes"})
@@ -97,7 +97,7 @@ func (n *neighbours) away(now time.Time) (nodes []string) {
 		return nil
 	}
 	for node, last := range n.view.Away(now) {
-		if now.Sub(last) > awayAfter*n.cfg.Topology.FailoverAfter {
+		if now.Sub(last) > awayAfter*n.cfg.Topology.FailoverAfter && !n.applier.IsGone(node) {
 			nodes = append(nodes, node)
 		}
 	}
@@ -250,6 +250,10 @@ func (n *neighbours) hear(node string, data []byte) {
 		n.log.Debug("hello cannot be read", "node", node)
 		return
 	}
+	if n.applier.IsGone(node) {
+		return
+	}
+	h.Others = slices.DeleteFunc(h.Others, func(s topology.State) bool { return n.applier.IsGone(s.Node) })
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.view == nil || n.watches[node] == nil || !n.view.Hear(&h, time.Now()) {

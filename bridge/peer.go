@@ -99,6 +99,9 @@ func (p *peer) follow(whole context.Context, w topology.Way, moved bool) error {
 		return err
 	}
 	u := &upstream{name: w.From, nc: nc, reader: r}
+	if err := p.wanted(ctx, u); err != nil {
+		return err
+	}
 	p.at.Store(u)
 	p.problem.Store(nil)
 	defer p.at.Store(nil)
@@ -122,6 +125,9 @@ func (p *peer) readOn(ctx context.Context, u *upstream, find bool) error {
 		err := p.read(ctx, u, find)
 		if ctx.Err() != nil {
 			return nil
+		}
+		if out := (*outcast)(nil); errors.As(err, &out) {
+			return err
 		}
 		gone := errors.Is(err, stream.ErrGap) && !find
 		if gaps++; !find || !errors.Is(err, stream.ErrGap) && !errors.Is(err, apply.ErrGap) {
@@ -303,6 +309,9 @@ func (p *peer) place(u *upstream, seq uint64) uint64 {
 func (p *peer) agree(ctx context.Context, u *upstream, epoch uint64) error {
 	notes, err := u.reader.Notes(ctx)
 	if err != nil {
+		return err
+	}
+	if err := p.checkWanted(notes, u.name); err != nil {
 		return err
 	}
 	own := p.cfg.Policies()

@@ -1,6 +1,8 @@
 package bridge
 
 import (
+	"strings"
+
 	"github.com/pgbridge/pgbridge/apply"
 	"github.com/pgbridge/pgbridge/capture"
 	"github.com/pgbridge/pgbridge/config"
@@ -10,10 +12,18 @@ import (
 // topologyNote is the note by which a node tells others of the graph that it was given.
 const topologyNote = "topology"
 
+// goneNote is the note by which a node tells others which nodes are gone.
+const goneNote = "gone"
+
 // notes are what all nodes must have alike, or should: a stream's notes tell its readers.
-func notes(cfg *config.Config) map[string]string {
-	all := cfg.Policies()
-	all[topologyNote] = cfg.Graph().String()
+func (l *life) notes() map[string]string {
+	all := l.cfg.Policies()
+	all[topologyNote] = l.cfg.Graph().String()
+	var gone []string
+	for _, n := range l.applier.GoneNodes() {
+		gone = append(gone, n.Node)
+	}
+	all[goneNote] = strings.Join(gone, " ")
 	return all
 }
 

@@ -61,7 +61,7 @@ type place struct{ theirs, ours uint64 }
 func (l *life) openRelay(ctx context.Context, nc *nats.Conn, o origin.Origin) (*relay, error) {
 	pub, err := stream.OpenPublisher(ctx, nc, stream.PublisherOptions{
 		Cluster: l.cfg.Cluster, Node: l.cfg.Node, Origin: o.Node,
-		Zstd: l.cfg.Stream.Compression == "zstd", Notes: notes(l.cfg), Logger: l.log,
+		Zstd: l.cfg.Stream.Compression == "zstd", Notes: l.notes(), Logger: l.log,
 	})
 	if err != nil {
 		return nil, err

@@ -36,6 +36,8 @@ type Report struct {
 	Nodes []NodeReport `json:"nodes"`
 	// Compared is what the last comparison of this node's rows with all others' has found; nil if there was none.
 	Compared *RowsReport `json:"compared,omitempty"`
+	// Joining is how far this node has come with joining; nil if it does not join.
+	Joining *JoiningReport `json:"joining,omitempty"`
 
 	// LetGo are the nodes that were away for too long, by name: what they lack is gone from the own stream.
 	LetGo []LetGoReport `json:"let_go,omitempty"`
@@ -92,6 +94,15 @@ type NodeReport struct {
 	Transactions uint64  `json:"transactions"` // that it lacks
 	Bytes        uint64  `json:"bytes"`        // of their frames, as far as they are remembered
 	Seconds      float64 `json:"seconds"`      // age of the oldest
+}
+
+// JoiningReport is how far a node has come with joining.
+type JoiningReport struct {
+	From  string `json:"from"`  // the node that gives the rows
+	State string `json:"state"` // copying, or copied: a bridge takes in what came meanwhile
+	Rows  int64  `json:"rows"`  // copied
+	About int64  `json:"about"` // about so many rows are to be
+	Bytes int64  `json:"bytes"` // copied
 }
 
 // LetGoReport is a node that lacks own transactions which are gone from the own stream, and so must get the rows from others.

@@ -112,7 +112,7 @@ func askCatalogs(ctx context.Context, cfg *config.Config) ([]*catalog.Summary, e
 	var mu sync.Mutex
 	var all []*catalog.Summary
 	failed := map[string]error{}
-	err := b.askOthers(ctx, func(ctx context.Context, node string, k *asker, err error) {
+	err := b.askOthers(ctx, func(ctx context.Context, node string, k *catalogAsker, err error) {
 		var a *nodeAnswer
 		if err == nil {
 			a, err = k.ask(ctx, askCatalog)

@@ -57,6 +57,9 @@ func Setup(ctx context.Context, cfg *config.Config) error {
 	if err := capture.CheckServer(ctx, checkOptions(cfg)); err != nil {
 		return err
 	}
+	if err := copying(ctx, cfg); err != nil {
+		return err
+	}
 	if err := apply.Setup(ctx, applySetup(cfg)); err != nil {
 		return err
 	}

@@ -104,6 +104,9 @@ func (b *bridge) report(ctx context.Context) *Report {
 		r.Alarms = append(r.Alarms, *differ)
 	}
 	l, err := b.current.get()
+	if l == nil || l.joins() {
+		b.reportJoining(ctx, r)
+	}
 	if l == nil {
 		if r.Waiting = starting; err != nil {
 			r.Waiting = err.Error()
@@ -157,6 +160,7 @@ func (b *bridge) report(ctx context.Context) *Report {
 	r.Alarms = append(r.Alarms, l.neighbours.alarms()...)
 	r.ConflictsPerMinute = l.conflicts.lastMinute(time.Now(), l.conflictCount())
 	r.Nodes = l.reportNodes()
+	r.Alarms = append(r.Alarms, l.goneAlarms()...)
 	r.LetGo = l.reportLetGo()
 	for i := range r.LetGo {
 		r.Alarms = append(r.Alarms, letGoAlarm(&r.LetGo[i]))
@@ -177,6 +181,14 @@ func (b *bridge) report(ctx context.Context) *Report {
 		}
 	}
 	return r
+}
+
+func (b *bridge) reportJoining(ctx context.Context, r *Report) {
+	j, err := apply.ReadJoining(ctx, b.cfg.Postgres.DSN)
+	if err != nil || j == nil || j.State == apply.Joined {
+		return
+	}
+	r.Joining = &JoiningReport{From: j.Donor, State: j.State, Rows: j.Rows, About: j.About, Bytes: j.Bytes}
 }
 
 // standbyAlarms tells of standbys that capture waits for, and if wanted of what keeps one from taking over.

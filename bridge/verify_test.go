@@ -64,7 +64,7 @@ func TestRowsAreJudgedByTheOrderOfLooks(t *testing.T) {
 			k := newCandidate(nil)
 			k.pairs = make([]verdict, 2)
 			for range 2 {
-				k.looks = append(k.looks, &shown{versions: map[apply.VerifyVersion][]byte{}})
+				k.looks = append(k.looks, &sightings{versions: map[apply.VerifyVersion][]byte{}})
 			}
 			for i, text := range tt.looks {
 				k.looks[i%2].add(shown(text))

@@ -44,12 +44,12 @@ const (
 // candidate is a row that seems to differ.
 type candidate struct {
 	key   [][]byte
-	looks []*shown // by place of the node
-	pairs []verdict  // of the lead and another node
+	looks []*sightings // by place of the node
+	pairs []verdict    // of the lead and another node
 }
 
-// shown is what a node has shown of a row.
-type shown struct {
+// sightings are what a node has shown of a row.
+type sightings struct {
 	last     []apply.VerifyLooked // the last ones, sureLooks at most
 	versions map[apply.VerifyVersion][]byte
 }
@@ -60,9 +60,9 @@ func newCandidate(key [][]byte) *candidate { return &candidate{key: key} }
 func (c *verifyRun) settle(ctx context.Context, t *tableAsked, cs candidates) (differing, restless []*candidate, err error) {
 	var left []*candidate
 	for _, k := range cs {
-		k.looks, k.pairs = make([]*shown, len(c.nodes)), make([]verdict, len(c.nodes))
+		k.looks, k.pairs = make([]*sightings, len(c.nodes)), make([]verdict, len(c.nodes))
 		for i := range c.nodes {
-			k.looks[i] = &shown{versions: map[apply.VerifyVersion][]byte{}}
+			k.looks[i] = &sightings{versions: map[apply.VerifyVersion][]byte{}}
 		}
 		left = append(left, k)
 	}
@@ -164,7 +164,7 @@ func (c *verifyRun) turn(ctx context.Context, t *tableAsked, left []*candidate, 
 	return nil
 }
 
-func (h *shown) add(l apply.VerifyLooked) {
+func (h *sightings) add(l apply.VerifyLooked) {
 	if len(h.last) == sureLooks {
 		h.last = slices.Delete(h.last, 0, 1)
 	}
@@ -191,7 +191,7 @@ func (k *candidate) differs() bool { return slices.Contains(k.pairs, differs) }
 
 // judge compares what the lead and another node have shown of a row. leads says that the lead was looked at last; versions, that
 // one version is one row.
-func judge(lead, other *shown, leads, versions bool) verdict {
+func judge(lead, other *sightings, leads, versions bool) verdict {
 	if len(lead.last) == 0 || len(other.last) == 0 {
 		return open
 	}
@@ -218,10 +218,10 @@ func judge(lead, other *shown, leads, versions bool) verdict {
 	return differs
 }
 
-func (h *shown) lastOne() *apply.VerifyLooked { return &h.last[len(h.last)-1] }
+func (h *sightings) lastOne() *apply.VerifyLooked { return &h.last[len(h.last)-1] }
 
 // stands reports whether the last n looks have shown one row, or none unless it must be there, and nothing that passes.
-func (h *shown) stands(n int, there bool) bool {
+func (h *sightings) stands(n int, there bool) bool {
 	last := h.lastOne()
 	for i := range h.last[len(h.last)-n:] {
 		l := &h.last[len(h.last)-1-i]

@@ -3,6 +3,7 @@ package stream
 import (
 	"context"
 	"errors"
+	"sync"
 
 	"github.com/nats-io/nats.go"
 )
@@ -65,3 +66,42 @@ func Answer(nc *nats.Conn, subject string, fn func(question []byte) []byte) (sto
 
 // VerifySubject is where a node's bridge, at its own broker, answers those who compare its rows with others'.
 func VerifySubject(cluster, node string) string { return "pgb_verify." + cluster + "." + node }
+
+// Drop removes the stream in which a sender has an origin's frames, if there is one.
+func Drop(ctx context.Context, nc *nats.Conn, cluster, sender, origin string) error {
+	if err := newAPI(nc, "").remove(ctx, streamOf(cluster, sender, origin)); err != nil && !IsNoStream(err) {
+		return err
+	}
+	return nil
+}
+
+// NodeSubject is where a node's bridge, at its own broker, answers those who join or leave.
+func NodeSubject(cluster, node string) string { return "pgb_node." + cluster + "." + node }
+
+// answersAtOnce bounds the questions that AnswerAside answers side by side.
+const answersAtOnce = 16
+
+// AnswerAside is Answer for questions that take their time: several are answered side by side. The returned function waits for those
+// that are; fn must end with ctx.
+func AnswerAside(ctx context.Context, nc *nats.Conn, subject string, fn func(ctx context.Context, question []byte) []byte) (stop func(), err error) {
+	var answers sync.WaitGroup
+	room := make(chan struct{}, answersAtOnce)
+	s, err := nc.Subscribe(subject, func(m *nats.Msg) {
+		select {
+		case room <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+		answers.Go(func() {
+			_ = m.Respond(fn(ctx, m.Data)) // who has gone asks again
+			<-room
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return func() {
+		_ = s.Unsubscribe()
+		answers.Wait()
+	}, nil
+}

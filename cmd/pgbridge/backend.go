@@ -53,6 +53,11 @@ type backend struct {
 	every func(d time.Duration) (tick <-chan time.Time, stop func())
 	// verify has the bridge that runs with this configuration compare its node with others.
 	verify func(ctx context.Context, cfg *config.Config, o bridge.VerifyOptions, tell func(bridge.VerifyProgress)) (*bridge.VerifyReport, error)
+	// join makes the node of this configuration one of the cluster.
+	join func(ctx context.Context, cfg *config.Config, o bridge.JoinOptions) error
+	// leave has the node of this configuration leave, and remove has all forget another one.
+	leave  func(ctx context.Context, cfg *config.Config, o bridge.MemberOptions) error
+	remove func(ctx context.Context, cfg *config.Config, node string, o bridge.MemberOptions) error
 	// demo runs a whole cluster for a while.
 	demo func(ctx context.Context, opts demo.Options) error
 }
@@ -102,6 +107,10 @@ func realBackend() backend {
 			return t.C, t.Stop
 		},
 		verify: bridge.Verify,
+
+		join:   bridge.Join,
+		leave:  bridge.Leave,
+		remove: bridge.RemoveNode,
 
 		demo: demo.Run,
 	}

@@ -48,6 +48,9 @@ func writeOwn(b *strings.Builder, r *bridge.Report) {
 	}
 	t.row("stream", streamFill(r.Stream), fmt.Sprintf("%s: frames %d to %d",
 		orDash(r.Stream.Stream), r.Stream.FirstStreamSeq, r.Stream.LastStreamSeq))
+	if j := r.Joining; j != nil {
+		t.row("joins", j.State, fmt.Sprintf("%d of about %d rows from %s, %s", j.Rows, j.About, j.From, size(j.Bytes)))
+	}
 	for _, n := range r.LetGo {
 		t.row("let go", n.Node, fmt.Sprintf("lacks %d transactions, %d to %d, which are gone from the stream, since %s: it gets the rows from others when it is back",
 			n.Transactions, n.SeenSeq+1, n.GoneSeq, clock(n.Since)))

@@ -65,6 +65,7 @@ type Node struct {
 
 	rounds  int // of sentinels that were written here
 	stop    func() error
+	ended   chan error // what the bridge in process ended with
 	process *process
 }
 
@@ -247,6 +248,7 @@ func (n *Node) Start() {
 		done <- bridge.Run(ctx, cfg, bridge.Options{Logger: log, NoHold: n.c.opts.NoHold, Ready: func() { close(ready) }})
 	}()
 	stopped := false
+	n.ended = done
 	n.stop = func() error {
 		if stopped {
 			return nil
@@ -282,6 +284,17 @@ func (n *Node) Stop() {
 // openLog opens the log of the node's bridges, in the node's directory.
 func (n *Node) openLog() (*os.File, error) {
 	return os.OpenFile(n.logPath(), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+}
+
+// Logger writes to the log of the node's bridges until the test ends.
+func (n *Node) Logger() *slog.Logger {
+	n.t.Helper()
+	file, err := n.openLog()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(func() { file.Close() })
+	return slog.New(slog.NewTextHandler(file, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
 func (n *Node) logPath() string { return filepath.Join(n.Dir, "bridge.log") }
