@@ -176,3 +176,19 @@ func TestTablesThatDoNotFitAreSkipped(t *testing.T) {
 		t.Errorf("a pattern that fits nothing: %v", err)
 	}
 }
+
+// TestOnlyWhatIsWantedIsProgress: a node that goes on with other origins than the one that is missing does not come nearer.
+func TestOnlyWhatIsWantedIsProgress(t *testing.T) {
+	v := func(a, b uint64) (v origin.Vector) {
+		v.Advance(origin.Entry{Origin: origin.Origin{Node: "a", Epoch: 1}, Seq: a})
+		v.Advance(origin.Entry{Origin: origin.Origin{Node: "b", Epoch: 1}, Seq: b})
+		return v
+	}
+	wanted := v(10, 5)
+	if before, after := seenOf(wanted, v(3, 5)), seenOf(wanted, v(3, 99)); before != after {
+		t.Errorf("%d, and then %d", before, after)
+	}
+	if before, after := seenOf(wanted, v(3, 5)), seenOf(wanted, v(4, 5)); before >= after {
+		t.Errorf("%d, and then %d", before, after)
+	}
+}

@@ -122,7 +122,7 @@ func (a *askers) conn(node string) (nc *nats.Conn, met bool, err error) {
 
 // askNode implements rowAsker. An answer that would come too early is asked for again.
 func (a *askers) askNode(ctx context.Context, node string, q *apply.VerifyQuestion) (*apply.VerifyAnswer, error) {
-	moved, seen := time.Now(), origin.Vector(nil)
+	moved, seen := time.Now(), uint64(0)
 	for {
 		got, err := a.once(ctx, node, q)
 		switch {
@@ -132,12 +132,21 @@ func (a *askers) askNode(ctx context.Context, node string, q *apply.VerifyQuesti
 			return nil, errors.New(got.Error)
 		case !got.Late:
 			return got, nil
-		case !got.Seen.Equal(seen):
-			moved, seen = time.Now(), got.Seen
-		case time.Since(moved) > verifyLag:
-			return nil, fmt.Errorf("it lacks what other nodes have, and has applied nothing for %s; pgbridge status there says what it waits for", verifyLag)
+		}
+		if now := seenOf(q.After, got.Seen); now > seen {
+			moved, seen = time.Now(), now
+		} else if time.Since(moved) > verifyLag {
+			return nil, fmt.Errorf("it lacks what other nodes have, and has applied nothing of that for %s; pgbridge status there says what it waits for", verifyLag)
 		}
 	}
+}
+
+// seenOf counts how many transactions of what is wanted have been seen. What is not wanted may go on while an origin waits.
+func seenOf(wanted, seen origin.Vector) (n uint64) {
+	for _, e := range wanted {
+		n += min(seen.Seq(e.Origin), e.Seq)
+	}
+	return n
 }
 
 func (a *askers) once(ctx context.Context, node string, q *apply.VerifyQuestion) (*apply.VerifyAnswer, error) {
