@@ -132,7 +132,7 @@ func (w *worker) reach(t *txn, pack bool) (*reach, *packed, error) {
 			if err != nil {
 				return err
 			}
-			tell(m.remote)
+			tell(m.given)
 			if err := w.touches(r, m, rec.Kind, ch); err != nil {
 				return err
 			}

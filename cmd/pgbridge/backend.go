@@ -40,6 +40,12 @@ type backend struct {
 	setPause func(ctx context.Context, cfg *config.Config, p bridge.Pause) error
 	// resume ends a pause of a node or a table, or all if both are empty.
 	resume func(ctx context.Context, cfg *config.Config, node, table string) error
+	// changeSchema makes a schema change here and on all other nodes, and returns its number here.
+	changeSchema func(ctx context.Context, cfg *config.Config, sql string, o bridge.SchemaOptions) (int64, error)
+	// schemaChanges lists the schema changes that are made here.
+	schemaChanges func(ctx context.Context, cfg *config.Config) ([]bridge.SchemaChange, error)
+	// schemaDone has a schema change of another node count as made here.
+	schemaDone func(ctx context.Context, cfg *config.Config, name string) error
 	// demo runs a whole cluster for a while.
 	demo func(ctx context.Context, opts demo.Options) error
 }
@@ -79,6 +85,10 @@ func realBackend() backend {
 		paused:   bridge.Paused,
 		setPause: bridge.SetPause,
 		resume:   bridge.Resume,
+
+		changeSchema:  bridge.ChangeSchema,
+		schemaChanges: bridge.SchemaChanges,
+		schemaDone:    bridge.SchemaDone,
 
 		demo: demo.Run,
 	}
