@@ -436,7 +436,7 @@ func (c *carefulRun) eachOf(t *txn, row func(*txn, *mapping, *wire.Change) error
 		return err
 	}
 	changes.schema = t.schema && c.makes != nil
-	return eachChange(changes, func(rec wire.Record, rels []*wire.Relation, ch *wire.Change) error {
+	return eachChange(&changes, func(rec wire.Record, rels []*wire.Relation, ch *wire.Change) error {
 		var ms []*mapping
 		for _, rel := range rels {
 			m, err := c.mapping(rel, rel.ID)

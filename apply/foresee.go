@@ -25,10 +25,10 @@ type foreseen struct {
 	key   []wire.Value
 }
 
-func newForeseen(w *worker, t *txn) (*foreseen, error) {
+func newForeseen(w *worker, t *txn) (foreseen, error) {
 	c, err := newChanges(t)
 	w.lag = w.lagOf(t)
-	return &foreseen{changes: c, w: w, t: t, lag: w.lag}, err
+	return foreseen{changes: c, w: w, t: t, lag: w.lag}, err
 }
 
 func (f *foreseen) next() (wire.Record, map[uint32]*wire.Relation, error) {

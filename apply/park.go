@@ -126,7 +126,7 @@ func (w *worker) reach(t *txn, pack bool) (*reach, *packed, error) {
 			p.body = wire.AppendRelation(p.body, rel)
 		}
 	}
-	err = eachChange(changes, func(rec wire.Record, rels []*wire.Relation, ch *wire.Change) error {
+	err = eachChange(&changes, func(rec wire.Record, rels []*wire.Relation, ch *wire.Change) error {
 		for _, rel := range rels {
 			m, err := w.mapping(rel, rel.ID)
 			if err != nil {
