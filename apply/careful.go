@@ -538,12 +538,13 @@ func (c *carefulRun) changes(ctx context.Context) error {
 	}
 	position := c.positionStatement
 	if t.schema {
-		if position, err = c.announceChange(ctx); err != nil {
-			return err
-		}
+		position = c.underNewSchema()
 	}
 	c.push(moved, position, []param{
 		int64Param(int64(t.Seq)), int64Param(int64(t.Stamp)), int64Param(int64(t.resume)), int64Param(int64(t.Stamp))})
+	if t.schema {
+		return c.announceChange(ctx)
+	}
 	return nil
 }
 

@@ -212,15 +212,23 @@ func brief(text string) string {
 	return text
 }
 
-// announceChange writes the marker of a transaction that has changed the schema, which holds the locks of all that it has changed,
-// and returns the statement that moves the position under the new schema.
-func (c *carefulRun) announceChange(ctx context.Context) (*statement, error) {
-	s := c.positionStatement
-	if c.made != 0 {
-		s = &statement{types: s.types, sql: c.positionSQL(c.made)}
-		c.retired.combined = append(c.retired.combined, s)
+// underNewSchema is the statement that moves the position of a transaction that has changed the schema.
+func (c *carefulRun) underNewSchema() *statement {
+	if c.made == 0 {
+		return c.positionStatement // all its changes were rolled back
 	}
-	return s, c.markers.announced(ctx, c.t.entry())
+	s := &statement{types: c.positionStatement.types, sql: c.positionSQL(c.made)}
+	c.retired.combined = append(c.retired.combined, s)
+	return s
+}
+
+// announceChange writes the marker of a transaction that has changed the schema. It holds the locks of all that it has changed, and
+// nothing is left but the COMMIT.
+func (c *carefulRun) announceChange(ctx context.Context) error {
+	if err := c.flush(ctx); err != nil {
+		return err
+	}
+	return c.markers.announced(ctx, c.t.entry())
 }
 
 // resetSession gives the session its settings back, which a schema change may have set.

@@ -18,8 +18,10 @@ import (
 // A schema change reaches the nodes at different times, and transactions whose authors did not have it yet come after it. Which
 // they are is exact, as long as the change was made through pgbridge.ddl: it holds its tables' locks when it commits, at the node
 // where it was made first and, with its marker in the WAL, everywhere else (ddl.go). So a transaction wrote a table as it was before
-// the change if and only if it does not declare the change in up, or comes before it in its own origin. What it means under the
-// schema of now, lag says.
+// the change if and only if it does not declare the change in up, or comes before it in its own origin. There is one exception: a
+// node whose server or bridge ends between that marker and the COMMIT makes the change again later, and declares it before. As long
+// as an author declares a change and is not known to have it (low), the columns of what he wrote are looked at, too. What rows mean
+// under the schema of now, lag says.
 
 // schemaChange is a change of the schema that was made here.
 type schemaChange struct {
@@ -181,9 +183,14 @@ func (w *worker) schemaChanged(ctx context.Context) (bool, error) {
 	return err == nil && w.generation != before, err
 }
 
-// lag are the schema changes that were made here and that the author of a transaction did not have, in the order in which they
-// were made here.
-type lag []*schemaChange
+// lag are the schema changes that were made here and that the author of a transaction did not have, or may not have had, in the
+// order in which they were made here.
+type lag []lacked
+
+type lacked struct {
+	*schemaChange
+	maybe bool // he declares it
+}
 
 // lagOf returns what the author of t did not have.
 func (w *worker) lagOf(t *txn) lag {
@@ -195,19 +202,28 @@ func (w *worker) lagOf(t *txn) lag {
 		list = w.schema.since(0)
 	}
 	var l lag
+	past := false
 	for _, c := range list {
-		if !c.seenBy(t) {
-			l = append(l, c)
+		switch {
+		case c.certainFor(t):
+			past = true // the author's later transactions have it, too
+		default:
+			l = append(l, lacked{c, c.seenBy(t)})
 		}
 	}
-	if t.parked == 0 && len(l) < len(list) {
-		// The author's later transactions have what this one certainly has.
-		w.lacking = slices.DeleteFunc(list, func(c *schemaChange) bool {
-			seq := c.seq.Load()
-			return c.origin == t.origin && t.Seq >= seq || seq != 0 && t.low.Covers(c.origin, seq)
-		})
+	if past && t.parked == 0 {
+		w.lacking = slices.DeleteFunc(list, func(c *schemaChange) bool { return c.certainFor(t) })
 	}
 	return l
+}
+
+// certainFor reports whether the author of t certainly had the change.
+func (c *schemaChange) certainFor(t *txn) bool {
+	seq := c.seq.Load()
+	if c.origin == t.origin {
+		return t.Seq >= seq
+	}
+	return seq != 0 && t.low.Covers(c.origin, seq)
 }
 
 // about returns what of the changes concerns one table.
@@ -225,7 +241,7 @@ func (l lag) about(schema, name string) lag {
 func (l lag) drops(r *wire.Relation) bool {
 	for _, c := range l {
 		for _, t := range c.tables {
-			if t.Dropped && t.Schema == r.Schema && t.Name == r.Name {
+			if !c.maybe && t.Dropped && t.Schema == r.Schema && t.Name == r.Name {
 				return true
 			}
 		}
@@ -239,9 +255,9 @@ func (l lag) adapted(r *wire.Relation, local *table) (*wire.Relation, []wire.Val
 	a := *r
 	a.Columns = slices.Clone(r.Columns)
 	var fills []wire.Value
-	for _, c := range l {
+	for n, c := range l {
 		for _, t := range c.tables {
-			if t.Schema == r.Schema && t.Name == r.Name {
+			if t.Schema == r.Schema && t.Name == r.Name && (!c.maybe || t.lackedBy(r, l[n+1:])) {
 				fills = t.adapt(&a, fills)
 			}
 		}
@@ -260,6 +276,39 @@ func (l lag) adapted(r *wire.Relation, local *table) (*wire.Relation, []wire.Val
 	}
 	a.Columns = kept
 	return &a, values
+}
+
+// lackedBy reports whether a relation looks as if its author had not had the change: it has what the change takes away, or lacks
+// what it adds. What later changes do to these names is left to what the author declares.
+func (t *tableChange) lackedBy(r *wire.Relation, later lag) bool {
+	has := func(name string) bool {
+		return slices.ContainsFunc(r.Columns, func(c wire.Column) bool { return c.Name == name })
+	}
+	for _, c := range later {
+		for _, x := range c.tables {
+			for name := range x.Added {
+				if _, again := t.Renamed[name]; again {
+					return false
+				}
+			}
+			for name := range x.Renamed {
+				if _, gone := t.Added[name]; gone {
+					return false
+				}
+			}
+		}
+	}
+	for name := range t.Renamed {
+		if has(name) {
+			return true
+		}
+	}
+	for name := range t.Added {
+		if !has(name) {
+			return true
+		}
+	}
+	return false
 }
 
 // adapt applies one change to the columns; fills are the values of those that the author lacked.
