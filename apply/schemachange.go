@@ -108,14 +108,24 @@ func (s *schemaChanges) bound(seq uint64) uint64 {
 	return seq
 }
 
-// note writes the seqs of own schema changes down.
+// note writes the seqs of own schema changes down. Another time, if somebody is just making a change: others wait for conn.
 func (s *schemaChanges) note(ctx context.Context, conn *pgx.Conn) error {
 	s.mu.Lock()
 	told := maps.Clone(s.told)
 	s.mu.Unlock()
 	for xid, seq := range told {
-		if _, err := conn.Exec(ctx, `UPDATE pgbridge.ddl SET seq = $1 WHERE seq IS NULL AND origin = $2 AND epoch = $3 AND (xid::text::bigint & 4294967295) = $4`,
-			int64(seq), s.own.Node, int64(s.own.Epoch), int64(xid)); err != nil {
+		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, `LOCK TABLE pgbridge.ddl IN ROW EXCLUSIVE MODE NOWAIT`)
+			if err == nil {
+				_, err = tx.Exec(ctx, `UPDATE pgbridge.ddl SET seq = $1 WHERE seq IS NULL AND origin = $2 AND epoch = $3
+					AND (xid::text::bigint & 4294967295) = $4`, int64(seq), s.own.Node, int64(s.own.Epoch), int64(xid))
+			}
+			return err
+		})
+		if hasCode(err, "55P03") {
+			return nil
+		}
+		if err != nil {
 			return fmt.Errorf("note schema changes: %w", err)
 		}
 		s.mu.Lock()
