@@ -180,7 +180,7 @@ DO $do$ BEGIN
                         refused := refused || format('it adds the identity %s, which would number existing rows differently on each node; add a plain column, and UPDATE the rows', known);
                         CONTINUE;
                     END IF;
-                    filled := pgbridge.ddl_fill(t.oid, (x.now ->> 'name')::name, EXISTS (SELECT FROM pg_partition_tree(t.oid) l
+                    filled := pgbridge.ddl_fill(t.oid, (x.now ->> 'name')::name, t.was ->> 'file' IS DISTINCT FROM t.now ->> 'file' OR EXISTS (SELECT FROM pg_partition_tree(t.oid) l
                         WHERE before -> l.relid::oid::text ->> 'file' IS DISTINCT FROM after -> l.relid::oid::text ->> 'file'));
                     IF filled.refused IS NOT NULL THEN
                         refused := refused || format('it adds %s, but %s', known, filled.refused);

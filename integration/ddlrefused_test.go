@@ -90,7 +90,7 @@ func TestSchemaChangesAreJudgedByTheirEffects(t *testing.T) {
 		if got := strings.Join(n.Query(`SELECT e -> 'added' FROM pgbridge.ddl, jsonb_array_elements(changes) e ORDER BY id`), " "); got != want {
 			t.Errorf("what existing rows have in new columns: %s, want %s", got, want)
 		}
-		if got := n.Value(`SELECT string_agg(tablename, ' ' ORDER BY 1) FROM pg_publication_tables WHERE schemaname = 'public' AND tablename <> 'pgb_sentinel'`); got != "f p t u" {
+		if got := n.Value(`SELECT string_agg(tablename, ' ' ORDER BY tablename) FROM pg_publication_tables WHERE schemaname = 'public' AND tablename <> 'pgb_sentinel'`); got != "f p t u" {
 			t.Errorf("published: %s", got)
 		}
 		all, err := bridge.SchemaChanges(t.Context(), n.Load())
