@@ -81,8 +81,11 @@ type Options struct {
 	Priority []string
 	// ForeignKeys says what becomes of orphans; for a foreign key the first counts that is for it. The same on all nodes.
 	ForeignKeys []ForeignKeyPolicy
-	Now         func() time.Time // time.Now
-	Logger      *slog.Logger     // slog.Default
+	// Chosen, Excluded and Merged are regular expressions over a table's schema and name, one a line: which tables are
+	// replicated, and which of them merged. pgbridge.ddl reads them in the database.
+	Chosen, Excluded, Merged string
+	Now                      func() time.Time // time.Now
+	Logger                   *slog.Logger     // slog.Default
 	// Running says that apply goes on after an interruption: a policy in Merge that does not fit a table any more keeps
 	// nothing from that.
 	Running bool
@@ -157,6 +160,7 @@ type Applier struct {
 	start    origin.Vector // applied before this start
 	gone     letGone
 	goneNode map[string]GoneNode // by name; never changed
+	schema   *schemaChanges
 	wal      atomic.Pointer[WAL]
 	catalog  *catalog
 	conns    []*pgx.Conn
@@ -206,6 +210,9 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 		return nil, err
 	}
 	a.catalog = &catalog{conn: conn, types: map[uint32]*pgType{}, merges: a.opts.Merge, priority: a.opts.Priority, foreign: a.opts.ForeignKeys}
+	if err := a.openSchema(ctx); err != nil {
+		return nil, err
+	}
 	ids, err := a.origins(ctx)
 	if err != nil {
 		return nil, err

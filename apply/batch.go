@@ -49,7 +49,7 @@ func (w *worker) gather() error {
 	w.planner.out = w.planner.out[:0]
 	for len(w.current.txns) < min(w.atOnce, w.opts.BatchTransactions) && len(w.planner.out) < w.opts.BatchBytes {
 		t, _ := w.inbox.peek(w.passed)
-		if t == nil || t.run != nil {
+		if t == nil || t.run != nil || t.schema {
 			return nil
 		}
 		if len(w.current.txns) > 0 && !w.announceable(t) {
@@ -276,6 +276,9 @@ func (w *worker) recover(ctx context.Context) error {
 		return err
 	}
 	w.log.Debug("optimistic path failed", "origin", w.origin.String(), "seq", culprit.Seq, "err", first.err)
+	if changed, err := w.schemaChanged(ctx); changed || err != nil {
+		return err
+	}
 	if n := first.commits[first.ended]; n > 1 {
 		w.apart, w.bundled = n, max(w.bundled/4, bundleFrom)
 		return nil

@@ -395,7 +395,7 @@ func (w *worker) addBundle() (int, error) {
 	p.b.reset()
 	landed, size := len(b.txns), 0
 	for i, t := range w.upcoming {
-		if t.run != nil || len(t.body) > smallBytes || size > bundleBytes || i > 0 && !w.announceable(t) || !p.b.fits(t) || !p.bundle(t) {
+		if t.run != nil || t.schema || len(t.body) > smallBytes || size > bundleBytes || i > 0 && !w.announceable(t) || !p.b.fits(t) || !p.bundle(t) {
 			break
 		}
 		if w.claim(t) != nil {

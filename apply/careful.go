@@ -89,6 +89,9 @@ type carefulRun struct {
 	gaveWay int
 	// bare is why conflicts are recorded without the rows' images; empty: with them.
 	bare string
+	// makes executes the schema changes of the transaction, if it has some; made is the number of the last one.
+	makes func(wire.Record) error
+	made  int64
 	collisions
 }
 
@@ -146,6 +149,8 @@ func (c *carefulRun) try(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case errors.Is(err, errUnknown):
+		case c.t.schema && (isBlocked(err) || hasCode(err, "55P03")):
+			return c.lockedOut(err)
 		case hasCode(err, "55P03") && c.gaveWay < lockTries:
 			c.gaveWay++
 			tries-- // nothing is wrong
@@ -251,18 +256,26 @@ func (c *carefulRun) visible(ctx context.Context) error {
 
 // attempt runs the whole transaction once. Unless it returns nil, nothing of it is left.
 func (c *carefulRun) attempt(ctx context.Context) (err error) {
+	if err := c.refresh(ctx); err != nil {
+		return err
+	}
 	h, done, err := c.exclude(ctx)
 	if err != nil {
 		return err
 	}
 	defer done()
-	if err := c.independent(h); err != nil {
-		c.locks.release(h)
-		return err
+	if c.t.schema {
+		defer c.ownCatalog()()
 	}
-	if err := c.markers.announced(ctx, c.last().entry()); err != nil {
-		c.locks.release(h)
-		return err
+	if !c.t.schema {
+		if err := c.independent(h); err != nil {
+			c.locks.release(h)
+			return err
+		}
+		if err := c.markers.announced(ctx, c.last().entry()); err != nil {
+			c.locks.release(h)
+			return err
+		}
 	}
 	defer func() {
 		if err != nil {
@@ -282,7 +295,7 @@ func (c *carefulRun) attempt(ctx context.Context) (err error) {
 	if len(c.all) > 1 {
 		c.wrote = map[wire.KeyHash]*txn{}
 	}
-	if c.t.run != nil || c.gaveWay == lockTries {
+	if (c.t.run != nil || c.gaveWay == lockTries) && !c.t.schema {
 		c.push("set time-out", c.patientStatement, nil)
 	}
 	err = c.changes(ctx)
@@ -358,7 +371,7 @@ func (c *carefulRun) last() *txn {
 	if c.t.parked != 0 {
 		return final
 	}
-	if t := c.inbox.ahead(c.straight+1, func(t *txn) bool { return t.Seq <= final.Seq || t.run == nil && c.announceable(t) }); t != nil && t.Seq > final.Seq {
+	if t := c.inbox.ahead(c.straight+1, func(t *txn) bool { return t.Seq <= final.Seq || t.run == nil && !t.schema && c.announceable(t) }); t != nil && t.Seq > final.Seq {
 		return t
 	}
 	return final
@@ -379,6 +392,10 @@ func (w *worker) rollBack(ctx context.Context, status byte) error {
 func (c *carefulRun) claim() (*held, error) {
 	h := &held{origin: c.origin, whole: c.t.run != nil}
 	c.exposed, c.guarded = nil, nil
+	if c.t.schema { // it touches tables that may not be here yet
+		h.whole = true
+		return h, nil
+	}
 	err := c.each(func(_ *txn, m *mapping, ch *wire.Change) error {
 		if m == nil {
 			h.whole, h.keys = true, nil
@@ -420,16 +437,23 @@ func (c *carefulRun) eachOf(t *txn, row func(*txn, *mapping, *wire.Change) error
 	if err != nil {
 		return err
 	}
-	return eachChange(changes, func(rec wire.Record, rels []*wire.Relation, ch *wire.Change) error {
+	changes.schema = t.schema && c.makes != nil
+	return eachChange(&changes, func(rec wire.Record, rels []*wire.Relation, ch *wire.Change) error {
 		var ms []*mapping
 		for _, rel := range rels {
 			m, err := c.mapping(rel, rel.ID)
 			if err != nil {
 				return err
 			}
+			if t.schema {
+				c.touchesTable(m)
+			}
 			ms = append(ms, m)
 		}
-		if rec.Kind == wire.KindTruncate {
+		switch rec.Kind {
+		case wire.KindSchema:
+			return c.makes(rec)
+		case wire.KindTruncate:
 			return truncate(ms)
 		}
 		ms[0].readable(ch)
@@ -448,6 +472,15 @@ func (c *carefulRun) changes(ctx context.Context) error {
 		clear(pending)
 		pending, size = pending[:0], 0
 		return err
+	}
+	c.makes = func(rec wire.Record) error {
+		if err := steps(); err != nil {
+			return err
+		}
+		if c.blind {
+			return errUnknown
+		}
+		return c.makeChange(ctx, rec)
 	}
 	err := c.each(func(t *txn, m *mapping, ch *wire.Change) error {
 		pending = append(pending, copyStep(t, m, ch))
@@ -505,8 +538,15 @@ func (c *carefulRun) changes(ctx context.Context) error {
 		c.pushUnpark()
 		return nil
 	}
-	c.push(moved, c.positionStatement, []param{
+	position := c.positionStatement
+	if t.schema {
+		position = c.underNewSchema()
+	}
+	c.push(moved, position, []param{
 		int64Param(int64(t.Seq)), int64Param(int64(t.Stamp)), int64Param(int64(t.resume)), int64Param(int64(t.Stamp))})
+	if t.schema {
+		return c.announceChange(ctx)
+	}
 	return nil
 }
 
@@ -515,10 +555,14 @@ func (c *carefulRun) begun() {
 	if c.xmax != 0 {
 		return
 	}
+	later := uint64(1)
+	if c.t.schema { // its marker comes last, so that nobody is known to have begun behind it
+		later = unannounced
+	}
 	// An id that is taken now, not a snapshot's xmax: above that one may run what has its commit record
 	// in the WAL already.
 	c.queue = append(c.queue, queued{what: "take a transaction id", s: c.xidStatement, take: func(rows [][][]byte) {
 		own, _ := strconv.ParseUint(string(rows[0][0]), 10, 64) // the server's own number
-		c.xmax = own + 1
+		c.xmax = own + later
 	}})
 }

@@ -21,6 +21,8 @@ type changes struct {
 	buf     []byte
 	sub     uint64
 	aborted map[uint64]bool
+
+	schema bool // schema changes are returned, too, else left out
 }
 
 func newChanges(t *txn) (*changes, error) {
@@ -89,7 +91,7 @@ func (c *changes) next() (wire.Record, map[uint32]*wire.Relation, error) {
 			}
 		case wire.KindSubAbort:
 		default:
-			if c.aborted[c.sub] {
+			if c.aborted[c.sub] || rec.Kind == wire.KindSchema && !c.schema {
 				continue
 			}
 			return rec, c.relations, nil
@@ -117,8 +119,8 @@ type changeSource interface {
 	next() (wire.Record, map[uint32]*wire.Relation, error)
 }
 
-// eachChange calls f for each change with its relation, and for each TRUNCATE with those of its tables, where ch means
-// nothing. Record and change are valid during the call.
+// eachChange calls f for each change with its relation, for each TRUNCATE with those of its tables, where ch means nothing, and
+// for each schema change, if src has them. Record and change are valid during the call.
 func eachChange(src changeSource, f func(rec wire.Record, rels []*wire.Relation, ch *wire.Change) error) error {
 	var ch wire.Change
 	var rels []*wire.Relation
@@ -131,11 +133,13 @@ func eachChange(src changeSource, f func(rec wire.Record, rels []*wire.Relation,
 			return err
 		}
 		var ids []uint32
-		if rec.Kind == wire.KindTruncate {
+		switch rec.Kind {
+		case wire.KindSchema:
+		case wire.KindTruncate:
 			if _, ids, err = wire.ParseTruncate(rec.Payload); err != nil {
 				return err
 			}
-		} else {
+		default:
 			if err := ch.Parse(rec); err != nil {
 				return err
 			}

@@ -116,7 +116,7 @@ func (c *carefulRun) exclude(ctx context.Context) (h *held, done func(), err err
 		c.locks.release(h)
 	}
 	c.keeps, c.touched, c.ownKept, c.wholly, c.onTheWay = map[wire.KeyHash]*keptRow{}, map[wire.KeyHash]struct{}{}, nil, nil, nil
-	if !c.guards() {
+	if !c.guards() && !c.t.schema {
 		return h, func() {}, nil
 	}
 	if len(c.all) > 1 { // a bundle has no version of its own

@@ -147,11 +147,13 @@ func (a *Applier) StableEverywhere() uint64 { return a.inJournal(a.heard.everywh
 // StableBut is StableEverywhere without the nodes that are away; 0 if no other one is left.
 func (a *Applier) StableBut(away []string) uint64 { return a.inJournal(a.heard.everywhereBut(away)) }
 
-// inJournal bounds a seq by what the journal, which reads own frames back, has taken in.
+// inJournal bounds a seq by what the journal, which reads own frames back, has taken in, and by schema changes that are to be
+// noted.
 func (a *Applier) inJournal(seq uint64) uint64 {
 	if seq == math.MaxInt64 {
 		return 0
 	}
+	seq = a.schema.bound(seq)
 	if a.journal != nil {
 		seq = min(seq, a.journal.upTo())
 	}

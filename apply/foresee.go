@@ -16,6 +16,7 @@ type foreseen struct {
 	*changes
 	w     *worker
 	t     *txn
+	lag   lag
 	left  int      // changes that were looked at, or are let pass, before the next look
 	at    int      // changes that next has returned
 	ahead *changes // nil before it was needed
@@ -24,14 +25,28 @@ type foreseen struct {
 	key   []wire.Value
 }
 
-func newForeseen(w *worker, t *txn) (*foreseen, error) {
+func newForeseen(w *worker, t *txn) (foreseen, error) {
 	c, err := newChanges(t)
-	return &foreseen{changes: c, w: w, t: t}, err
+	w.lag = w.lagOf(t)
+	return foreseen{changes: c, w: w, t: t, lag: w.lag}, err
 }
 
 func (f *foreseen) next() (wire.Record, map[uint32]*wire.Relation, error) {
+	for {
+		rec, relations, err := f.one()
+		if len(f.lag) == 0 || err != nil {
+			return rec, relations, err
+		}
+		rec, left, err := f.lag.withoutDropped(rec, relations)
+		if left || err != nil {
+			return rec, relations, err
+		}
+	}
+}
+
+func (f *foreseen) one() (wire.Record, map[uint32]*wire.Relation, error) {
 	if f.left == 0 {
-		if f.w.served {
+		if f.w.served && !f.t.schema { // what is to come may be of tables that are not here yet
 			if err := f.look(); err != nil {
 				return wire.Record{}, nil, err
 			}

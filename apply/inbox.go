@@ -28,6 +28,7 @@ type txn struct {
 	run       *run
 	relations map[uint32]*wire.Relation // of the frame where it begins, for a small one
 	described map[uint32]*wire.Relation // where it ends: with those that it describes itself
+	schema    bool                      // it changes the schema
 	size      int64                     // bytes that it holds in the inbox
 	// vectorOnly: not a transaction, only the news that the origin had seen low when it had published
 	// up to Seq.
@@ -432,7 +433,7 @@ func (b *inbox) unpack(f *wire.Frame, resume uint64, ahead bool) ([]*txn, error)
 		case wire.KindBegin:
 			t := &txn{origin: f.Origin, up: up, low: low, resume: resume, relations: relations}
 			if t.Begin, err = wire.ParseBegin(rec.Payload); err == nil {
-				t.body, relations, err = transaction(&recs, relations)
+				t.body, relations, t.schema, err = transaction(&recs, relations)
 				t.described = relations
 			}
 			t.size = int64(len(t.body)) + txnOverhead
@@ -485,29 +486,31 @@ var aheadKinds = []wire.Kind{wire.KindVector, wire.KindRelation, wire.KindBegin}
 
 // transaction finds the end of the small transaction that has begun and returns its changes; relations
 // that are described within it become part of the frame's.
-func transaction(recs *wire.Records, relations map[uint32]*wire.Relation) ([]byte, map[uint32]*wire.Relation, error) {
+func transaction(recs *wire.Records, relations map[uint32]*wire.Relation) (_ []byte, _ map[uint32]*wire.Relation, schema bool, _ error) {
 	start := recs.Rest()
 	for {
 		before := len(recs.Rest())
 		rec, err := recs.Next()
 		if err == io.EOF {
-			return nil, nil, fmt.Errorf("%w: transaction has no end", wire.ErrCorrupt)
+			return nil, nil, false, fmt.Errorf("%w: transaction has no end", wire.ErrCorrupt)
 		}
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, false, err
 		}
 		switch rec.Kind {
 		case wire.KindCommit:
-			return start[:len(start)-before], relations, nil
+			return start[:len(start)-before], relations, schema, nil
 		case wire.KindRelation:
 			r, err := wire.ParseRelation(rec.Payload)
 			if err != nil {
-				return nil, nil, err
+				return nil, nil, false, err
 			}
 			relations = withRelation(relations, r)
 		case wire.KindInsert, wire.KindUpdate, wire.KindDelete, wire.KindTruncate:
+		case wire.KindSchema:
+			schema = true
 		default:
-			return nil, nil, fmt.Errorf("%w: record of kind %q within a transaction", wire.ErrCorrupt, rec.Kind)
+			return nil, nil, false, fmt.Errorf("%w: record of kind %q within a transaction", wire.ErrCorrupt, rec.Kind)
 		}
 	}
 }
@@ -577,5 +580,5 @@ func (b *inbox) commit(payload []byte) (*txn, error) {
 	}
 	delete(b.runs, c.Run)
 	r.commit = c
-	return &txn{Begin: c.Begin, run: r, size: txnOverhead}, nil
+	return &txn{Begin: c.Begin, run: r, schema: c.Schemas > 0, size: txnOverhead}, nil
 }

@@ -104,6 +104,7 @@ func (w *worker) claimRun(ctx context.Context, t *txn) (h *held, surprise bool, 
 	if err != nil {
 		return nil, false, err
 	}
+	w.lag = w.lagOf(t)
 	tables, unique := map[tableName]bool{}, false
 	for {
 		rec, relations, err := changes.next()

@@ -50,6 +50,10 @@ func (a *Applier) openWorker(ctx context.Context, ids *remotes, i int, policy co
 		}
 	}
 	w.planner.w = w
+	w.schema, w.stale = a.schema, true
+	if err := w.refresh(ctx); err != nil {
+		return nil, err
+	}
 	if err := w.prepareFixed(ctx); err != nil {
 		return nil, err
 	}
@@ -71,24 +75,13 @@ const keepMemorySQL = "SELECT octet_length(repeat(repeat('x', 1 << 16), 1 << 8))
 
 // prepareFixed prepares the statements that every transaction needs.
 func (w *worker) prepareFixed(ctx context.Context) error {
-	w.positionStatement = &statement{
-		name: "position", sent: true, ready: true, types: []uint32{oidInt8, oidInt8, oidInt8, oidTimestamptz},
-		sql: fmt.Sprintf(`WITH p AS (UPDATE pgbridge.position SET seq = $1, stamp = $2, stream_seq = $3
-			WHERE id = %d AND seq = $1 - 1 RETURNING 1)
-			SELECT 1/count(*), pg_replication_origin_xact_setup('0/0', $4) FROM p`, w.id),
-	}
+	w.movingStatements()
+	w.positionStatement.name, w.positionStatement.sent, w.positionStatement.ready = "position", true, true
+	w.bundleStatement.name, w.bundleStatement.sent, w.bundleStatement.ready = "bundle", true, true
 	w.tombstoneStatement = &statement{
 		name: "tombstone", sent: true, ready: true, types: []uint32{oidInt8, oidInt4, oidInt8, oidBytea},
 		sql: fmt.Sprintf(`INSERT INTO pgbridge.tombstone (origin, epoch, seq, part, stamp, keys) VALUES (%s, %d, $1, $2, $3, $4)`,
 			literal(w.origin.Node), w.origin.Epoch),
-	}
-	w.bundleStatement = &statement{
-		name: "bundle", sent: true, ready: true,
-		types: []uint32{oidInt8, oidInt8, oidInt8, oidTimestamptz, oidInt8, oidInt8Array, oidInt4Array},
-		sql: fmt.Sprintf(`WITH p AS (UPDATE pgbridge.position SET seq = $1, stamp = $2, stream_seq = $3
-			WHERE id = %d AND seq = $5 RETURNING 1), b AS (INSERT INTO pgbridge.bundle (id, at, seq, keys, behind)
-			VALUES (%[1]d, $4, $1, $6, $7))
-			SELECT 1/count(*), pg_replication_origin_xact_setup('0/0', $4) FROM p`, w.id),
 	}
 	if err := w.prepareMark(ctx); err != nil {
 		return err
@@ -121,6 +114,24 @@ func (w *worker) prepareFixed(ctx context.Context) error {
 	w.commitMessages = appendRun(nil, "commit", nil)
 	w.patientMessages = appendRun(nil, "patient", nil)
 	return nil
+}
+
+// movingStatements makes the statements that move the position, under the present generation of the schema.
+func (w *worker) movingStatements() {
+	w.positionStatement = &statement{types: []uint32{oidInt8, oidInt8, oidInt8, oidTimestamptz}, sql: w.positionSQL(w.generation)}
+	w.bundleStatement = &statement{
+		types: []uint32{oidInt8, oidInt8, oidInt8, oidTimestamptz, oidInt8, oidInt8Array, oidInt4Array},
+		sql: fmt.Sprintf(`WITH p AS (UPDATE pgbridge.position SET seq = $1, stamp = $2, stream_seq = $3
+			WHERE id = %d AND seq = $5 AND %s = %d RETURNING 1), b AS (INSERT INTO pgbridge.bundle (id, at, seq, keys, behind)
+			VALUES (%[1]d, $4, $1, $6, $7))
+			SELECT 1/count(*), pg_replication_origin_xact_setup('0/0', $4) FROM p`, w.id, generationSQL, w.generation),
+	}
+}
+
+func (w *worker) positionSQL(generation int64) string {
+	return fmt.Sprintf(`WITH p AS (UPDATE pgbridge.position SET seq = $1, stamp = $2, stream_seq = $3
+		WHERE id = %d AND seq = $1 - 1 AND %s = %d RETURNING 1)
+		SELECT 1/count(*), pg_replication_origin_xact_setup('0/0', $4) FROM p`, w.id, generationSQL, generation)
 }
 
 // prepareMark prepares a marker that the worker's session itself writes. Capture reads none that has an origin, so that

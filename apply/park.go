@@ -126,13 +126,13 @@ func (w *worker) reach(t *txn, pack bool) (*reach, *packed, error) {
 			p.body = wire.AppendRelation(p.body, rel)
 		}
 	}
-	err = eachChange(changes, func(rec wire.Record, rels []*wire.Relation, ch *wire.Change) error {
+	err = eachChange(&changes, func(rec wire.Record, rels []*wire.Relation, ch *wire.Change) error {
 		for _, rel := range rels {
 			m, err := w.mapping(rel, rel.ID)
 			if err != nil {
 				return err
 			}
-			tell(m.remote)
+			tell(m.given)
 			if err := w.touches(r, m, rec.Kind, ch); err != nil {
 				return err
 			}

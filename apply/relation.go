@@ -87,9 +87,14 @@ type mapping struct {
 	// key gives for each key column, in the table's key order, the remote column.
 	key        []int
 	statements map[string]*statement
-	usable     bool  // a key that the origin's old images carry
-	always     []int // remote columns, but not those of the key, that no UPDATE can write here
-	oneWay     []int // remote columns of types in oneWayTypes
+	// given is the relation as the origin wrote it; of one whose author lacked schema changes, lag, remote is how it would be with
+	// them, and fills are the values of its last columns.
+	given  *wire.Relation
+	lag    lag
+	fills  []wire.Value
+	usable bool  // a key that the origin's old images carry
+	always []int // remote columns, but not those of the key, that no UPDATE can write here
+	oneWay []int // remote columns of types in oneWayTypes
 }
 
 // oneWayTypes are types whose receive function refuses what their send function makes of the empty value
@@ -101,8 +106,9 @@ var oneWayTypes = map[uint32]string{
 	30:   "\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x1a\x00\x00\x00\x00\x00\x00\x00\x00", // oidvector
 }
 
-// readable turns the values of a change that this server would not take in binary into text.
+// readable completes a change with what its author lacked, and turns values that this server would not take in binary into text.
 func (m *mapping) readable(c *wire.Change) {
+	m.fill(c)
 	for _, i := range m.oneWay {
 		empty := oneWayTypes[m.local.cols[m.cols[i]].param()]
 		for _, tuple := range [][]wire.Value{c.Old, c.New} {
@@ -272,10 +278,14 @@ func (t *table) loadHasher(ctx context.Context, types *rowkey.Types) error {
 // newMapping fits the origin's relation to the local table, by names; a Blocked error says what does not
 // fit and how to mend it.
 func newMapping(r *wire.Relation, t *table) (*mapping, error) {
-	m := &mapping{remote: r, local: t, statements: map[string]*statement{}, usable: true}
+	m := &mapping{given: r, remote: r, local: t, statements: map[string]*statement{}, usable: true}
 	at := map[string]int{}
 	for i := range r.Columns {
 		rc := &r.Columns[i]
+		if rc.Name == "" { // dropped since
+			m.cols = append(m.cols, -1)
+			continue
+		}
 		at[rc.Name] = i
 		li := slices.IndexFunc(t.cols, func(c column) bool { return c.name == rc.Name })
 		if li < 0 {

@@ -21,6 +21,7 @@ const retireLimit = 64
 
 // forgetMappings has tables, and the statements for them, made anew.
 func (w *worker) forgetMappings() {
+	w.stale = true
 	for id := range w.mappings {
 		w.retire(id)
 	}

@@ -15,6 +15,9 @@ import (
 //go:embed schema.sql
 var schemaSQL string
 
+//go:embed ddl.sql
+var ddlSQL string
+
 // OriginName is the name of the replication origin under which node own applies the transactions of o.
 func OriginName(cluster, own string, o origin.Origin) string {
 	return fmt.Sprintf("pgb_%s_%s_%s_%d", cluster, own, o.Node, o.Epoch)
@@ -56,7 +59,7 @@ func Setup(ctx context.Context, o SetupOptions) error {
 
 // SetupSQL returns the statements that Setup runs, each idempotent.
 func SetupSQL(o SetupOptions) []string {
-	sql := []string{schemaSQL, fmt.Sprintf(
+	sql := []string{schemaSQL, ddlSQL, fmt.Sprintf(
 		"INSERT INTO pgbridge.node (cluster, node, first_xid)\n"+
 			"SELECT %s, %s, pg_snapshot_xmin(pg_current_snapshot())::text::int8 WHERE NOT EXISTS (SELECT FROM pgbridge.node)",
 		literal(o.Cluster), literal(o.Node))}
@@ -118,6 +121,7 @@ type Node struct {
 	WriterEpoch   uint64
 	FirstXID      uint64
 	Published     uint64
+	Secret        string // with which pgbridge.ddl signs
 	Timeline      uint32 // of the server that Open has found
 	// Of a node whose data were set back, see comeback.go.
 	PublishedStamp origin.Stamp // of Published; 0: not known

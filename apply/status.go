@@ -44,12 +44,5 @@ func (a *Applier) Status() []OriginStatus {
 	return all
 }
 
-// SeenBy returns up to which own transaction another node has told of having seen them, by the last of its own that was applied here.
-func (a *Applier) SeenBy(o origin.Origin) uint64 {
-	a.heard.mu.Lock()
-	defer a.heard.mu.Unlock()
-	return a.heard.low[o].Seq(a.own)
-}
-
 // Applied returns the vector of what is applied here, own transactions left out.
 func (a *Applier) Applied() origin.Vector { return a.progress.vector() }

@@ -31,7 +31,7 @@ func (w *worker) carefulBundle(t *txn) []*txn {
 	}
 	n, size, rows := 0, 0, 0
 	for _, u := range w.upcoming {
-		if u.run != nil || !u.joins(t) || !w.announceable(u) {
+		if u.run != nil || u.schema || !u.joins(t) || !w.announceable(u) {
 			break
 		}
 		changes, ok := w.plain(u)

@@ -43,6 +43,9 @@ func (a *Applier) purge(ctx context.Context, wal WAL) error {
 	if err := a.purgeLetGo(ctx); err != nil {
 		return err
 	}
+	if err := a.schema.note(ctx, a.catalog.conn); err != nil {
+		return err
+	}
 	for _, w := range a.workers {
 		_, err := a.catalog.conn.Exec(ctx, `DELETE FROM pgbridge.tombstone WHERE origin = $1 AND epoch = $2 AND seq <= $3`,
 			w.origin.Node, int64(w.origin.Epoch), int64(a.heard.stableSeq(w.origin)))

@@ -186,6 +186,6 @@ func (p *planner) combinedSQL() (string, []uint32) {
 		}
 		with = append(with, fmt.Sprintf("c%d AS (%s)", i, text))
 	}
-	return fmt.Sprintf("WITH %s UPDATE pgbridge.position SET seq = CASE WHEN seq = $1 - 1 THEN $1%s END, stamp = $2, stream_seq = $3 "+
-		"WHERE id = %d AND pg_replication_origin_xact_setup('0/0', $4) IS NOT NULL", strings.Join(with, ", "), found, p.w.id), types
+	return fmt.Sprintf("WITH %s UPDATE pgbridge.position SET seq = CASE WHEN seq = $1 - 1%s THEN $1%s END, stamp = $2, stream_seq = $3 "+
+		"WHERE id = %d AND pg_replication_origin_xact_setup('0/0', $4) IS NOT NULL", strings.Join(with, ", "), p.w.sameSchema(), found, p.w.id), types
 }

@@ -63,8 +63,16 @@ type worker struct {
 	mapped   uint64
 	combined map[string]*combination // by the shapes of their changes
 	retired  retired
-	sending  []byte // scratch of sendMarked
-	upcoming []*txn // scratch: those that may become a bundle
+	schema   *schemaChanges
+	// lacking are the schema changes that transactions of the origin may lack, of the first known ones; lag are those that the one
+	// lacks which is being taken apart.
+	lacking    []*schemaChange
+	known      int
+	lag        lag
+	generation int64  // of the schema under which is planned
+	stale      bool   // there may be a later one
+	sending    []byte // scratch of sendMarked
+	upcoming   []*txn // scratch: those that may become a bundle
 
 	// Between two transactions of a batch stands one COMMIT AND CHAIN, which is cheaper than a COMMIT and a
 	// BEGIN.
@@ -172,6 +180,9 @@ func (w *worker) step(ctx context.Context) error {
 	if err := w.tidy(ctx); err != nil {
 		return err
 	}
+	if err := w.refresh(ctx); err != nil {
+		return err
+	}
 	if again, err := w.tryParked(ctx); again || err != nil {
 		return err
 	}
@@ -199,6 +210,9 @@ func (w *worker) step(ctx context.Context) error {
 	}
 	if next, _ := w.inbox.peek(w.passed); next != t {
 		return nil // while we waited, one in front of it failed
+	}
+	if t.schema {
+		return w.changeSchema(ctx, t)
 	}
 	if t.run != nil {
 		return w.applyRun(ctx, t)
@@ -374,8 +388,12 @@ func (w *worker) mapping(r *wire.Relation, id uint32) (*mapping, error) {
 		return nil, fmt.Errorf("%w: relation %d is not described", wire.ErrCorrupt, id)
 	}
 	m := w.mappings[id]
-	if m != nil && (m.remote == r || sameRelation(m.remote, r)) {
-		m.remote = r
+	var l lag
+	if len(w.lag) > 0 {
+		l = w.lag.about(r.Schema, r.Name)
+	}
+	if m != nil && (m.given == r || sameRelation(m.given, r)) && slices.Equal(m.lag, l) {
+		m.given = r
 		return m, nil
 	}
 	if err := w.pauses.table(r.Schema, r.Name); err != nil {
@@ -385,9 +403,14 @@ func (w *worker) mapping(r *wire.Relation, id uint32) (*mapping, error) {
 	if err != nil {
 		return nil, err
 	}
-	if m, err = newMapping(r, t); err != nil {
+	fitted, fills := r, []wire.Value(nil)
+	if len(l) > 0 {
+		fitted, fills = l.adapted(r, t)
+	}
+	if m, err = newMapping(fitted, t); err != nil {
 		return nil, err
 	}
+	m.given, m.lag, m.fills = r, l, fills
 	w.retire(id)
 	w.mapped++
 	m.id = w.mapped

@@ -48,7 +48,7 @@ func (l *life) reportNodes() []NodeReport {
 	all := []NodeReport{}
 	last := l.outbox.durableSeq()
 	for _, p := range l.peers {
-		n := NodeReport{Node: p.origin.Node, SeenSeq: max(p.seen.Load(), l.applier.SeenBy(p.origin))}
+		n := NodeReport{Node: p.origin.Node, SeenSeq: max(p.seen.Load(), l.applier.SeenBy(p.origin.Node))}
 		switch {
 		case n.SeenSeq >= last:
 		case n.SeenSeq == 0:

@@ -16,6 +16,9 @@ type grants struct{ before, after []string }
 // made finds the tables that statements make.
 var made = regexp.MustCompile(`CREATE TABLE IF NOT EXISTS (pgbridge\.\w+)`)
 
+// functions finds the functions that statements make. Their names are not overloaded.
+var functions = regexp.MustCompile(`CREATE OR REPLACE FUNCTION (pgbridge\.\w+)`)
+
 // grantSQL returns them for the role of postgres.dsn, which gets to own the tables that the statements make; none if it is a
 // superuser.
 func grantSQL(ctx context.Context, o capture.SetupOptions, tables []string) (grants, error) {
@@ -50,7 +53,9 @@ func grantSQL(ctx context.Context, o capture.SetupOptions, tables []string) (gra
 	for _, m := range made.FindAllStringSubmatch(strings.Join(tables, ";"), -1) {
 		g.after = append(g.after, fmt.Sprintf("ALTER TABLE %s OWNER TO %s", m[1], r.Name))
 	}
-	g.after = append(g.after, fmt.Sprintf("ALTER FUNCTION pgbridge.wait(text, interval) OWNER TO %s", r.Name))
+	for _, f := range functions.FindAllStringSubmatch(strings.Join(tables, ";"), -1) {
+		g.after = append(g.after, fmt.Sprintf("ALTER FUNCTION %s OWNER TO %s", f[1], r.Name))
+	}
 	g.after = append(g.after, fmt.Sprintf("ALTER PUBLICATION %s OWNER TO %s", o.Publication, r.Name))
 	return g, nil
 }

@@ -219,7 +219,19 @@ func (l *life) prepare(ctx context.Context) error {
 }
 
 func (l *life) openApplier(ctx context.Context) error {
+	chosen, excluded, err := capture.Regexps(l.cfg.Tables)
+	if err != nil {
+		return err
+	}
+	merged, _, err := capture.Regexps(checkOptions(l.cfg).Merged)
+	if err != nil {
+		return err
+	}
+	if len(l.cfg.Conflict.Tables) == 0 {
+		merged = ""
+	}
 	a, err := apply.Open(ctx, apply.Options{
+		Chosen: chosen, Excluded: excluded, Merged: merged,
 		DSN: l.cfg.Postgres.DSN, Cluster: l.cfg.Cluster, Node: l.cfg.Node, Peers: peerNames(l.cfg),
 		SpoolDir: filepath.Join(l.cfg.DataDir, "spool"), Policy: l.cfg.Conflict.Default,
 		BatchTransactions: l.cfg.Apply.BatchTransactions, BatchBytes: int(l.cfg.Apply.BatchBytes), Rate: int64(l.cfg.Apply.Rate),
@@ -307,7 +319,7 @@ func (l *life) openCapture(ctx context.Context) error {
 		DSN: l.cfg.Postgres.DSN, Cluster: l.cfg.Cluster, Node: l.cfg.Node, Origin: o, WriterEpoch: node.WriterEpoch,
 		SystemID: info.SystemID, Timeline: info.Timeline, Slot: slotName(l.cfg), Publication: slotName(l.cfg),
 		FrameBytes: int(l.cfg.Capture.FrameBytes), Linger: l.cfg.Capture.Linger, StatusInterval: l.cfg.Capture.StatusInterval,
-		SpoolDir: filepath.Join(l.cfg.DataDir, "spool"), Logger: l.log,
+		SpoolDir: filepath.Join(l.cfg.DataDir, "spool"), Logger: l.log, Secret: l.node.Secret,
 	}, l.outbox, deletes{l.applier}, fence)
 	if err != nil {
 		return err

@@ -102,7 +102,7 @@ var errFetched = errors.New("what came while rows were copied is here")
 // fetchJoin fetches what came while rows were copied. It always ends the life.
 func (l *life) fetchJoin(ctx context.Context) error {
 	donor := l.joining.Donor
-	nc, err := l.connect(l.cfg.Topology.Nodes[donor], donor)
+	nc, err := l.reach(donor)
 	if err != nil {
 		return err
 	}

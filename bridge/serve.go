@@ -84,6 +84,7 @@ func (b *bridge) handler() http.Handler {
 	mux.HandleFunc("GET /token", b.serveToken)
 	mux.HandleFunc("GET /wait", b.serveWait)
 	mux.HandleFunc("GET /probe", b.serveProbe)
+	mux.HandleFunc("GET /behind", b.serveBehind)
 	mux.HandleFunc("GET /healthz", answers(b.healthy))
 	mux.HandleFunc("GET /readyz", answers(b.ready))
 	return mux

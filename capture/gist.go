@@ -68,6 +68,9 @@ func (g *Gist) LocalDelete(d Delete) {
 	b.Keys = append(b.Keys, d.Hash)
 }
 
+// LocalSchema implements Deletes: what is let go is noted in the database (apply/schemachange.go).
+func (g *Gist) LocalSchema(uint64, uint32) {}
+
 // LocalTruncate implements Deletes.
 func (g *Gist) LocalTruncate(t Truncate) {
 	b := g.of(t.Seq, t.Version)

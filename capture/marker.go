@@ -1,11 +1,13 @@
 package capture
 
 import (
+	"context"
+
 	"github.com/pgbridge/pgbridge/wire"
 )
 
-// logical takes a logical decoding message; only the bridge's own matter: markers, and what apply tells its peers.
-func (t *tagger) logical(b []byte) error {
+// logical takes a logical decoding message; only the bridge's own matter: schema changes, markers, and what apply tells its peers.
+func (t *tagger) logical(ctx context.Context, b []byte) error {
 	_, b, err := t.ownXID(b)
 	if err != nil {
 		return err
@@ -13,6 +15,9 @@ func (t *tagger) logical(b []byte) error {
 	m, err := parseLogicalMessage(b)
 	if err != nil {
 		return err
+	}
+	if m.transactional && m.prefix == wire.SchemaPrefix {
+		return t.schemaChange(ctx, m.content)
 	}
 	if m.transactional || t.txn.open || t.stream != nil {
 		return nil

@@ -31,6 +31,7 @@ type Options struct {
 	// ConfirmAfter is how long a frame has been durable before the slot is told; 1 s. A broker whose disk is lost takes with it
 	// what the server does not keep any more; by then others have it.
 	ConfirmAfter time.Duration
+	Secret       string       // with which pgbridge.ddl signs schema changes; empty: none is taken
 	SpoolDir     string       // for deleted keys of large transactions; os.TempDir()
 	Logger       *slog.Logger // slog.Default()
 }
@@ -107,6 +108,8 @@ type Publisher interface {
 type Deletes interface {
 	LocalDelete(d Delete)
 	LocalTruncate(t Truncate)
+	// LocalSchema is told that the local transaction seq, whose id is xid, changed the schema through pgbridge.ddl.
+	LocalSchema(seq uint64, xid uint32)
 	// HoldLSN returns the lowest commit LSN of a local delete whose take-back is not flushed yet, 0 if
 	// there is none (PROOF.md R20): the slot is not confirmed at or beyond it.
 	HoldLSN() uint64

@@ -128,7 +128,7 @@ func (t *tagger) cut(ctx context.Context) error {
 		return err
 	}
 	t.depend()
-	for _, r := range x.used {
+	for _, r := range x.before() {
 		t.draft.declare(r)
 	}
 	x.start = len(t.draft.body)

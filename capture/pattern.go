@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -45,6 +47,42 @@ func parsePatterns(list []string) (patterns, error) {
 func (p patterns) match(n TableName) bool {
 	fits := func(x pattern) bool { return glob(x.schema, n.Schema) && glob(x.table, n.Name) }
 	return slices.ContainsFunc(p.include, fits) && !slices.ContainsFunc(p.exclude, fits)
+}
+
+// Regexps turns patterns of tables into two regular expressions of PostgreSQL's, over a table's schema and name as two lines: one
+// for those that are chosen, one for those that are excluded nevertheless; empty if there is no pattern of that kind.
+func Regexps(list []string) (chosen, excluded string, err error) {
+	p, err := parsePatterns(list)
+	if err != nil {
+		return "", "", err
+	}
+	return regexps(p.include), regexps(p.exclude), nil
+}
+
+func regexps(list []pattern) string {
+	var all []string
+	for _, p := range list {
+		all = append(all, globRegexp(p.schema)+`\n`+globRegexp(p.table))
+	}
+	return strings.Join(all, "|")
+}
+
+func globRegexp(glob string) string {
+	var b strings.Builder
+	for _, r := range glob {
+		switch {
+		case r == '*':
+			b.WriteString(".*")
+		case r == '?':
+			b.WriteString(".")
+		case r < utf8.RuneSelf && !unicode.IsLetter(r) && !unicode.IsDigit(r):
+			b.WriteString(`\`)
+			fallthrough
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
 }
 
 // Matches reports whether a pattern such as app.* is for the table; one that is not schema.table is for none.

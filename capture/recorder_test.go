@@ -184,6 +184,12 @@ func (b *buried) LocalDelete(d Delete) {
 	b.lines = append(b.lines, fmt.Sprintf("%d delete %s.%s %s", d.Seq, d.Relation.Schema, d.Relation.Name, strings.Join(key, " ")))
 }
 
+func (b *buried) LocalSchema(seq uint64, xid uint32) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.lines = append(b.lines, fmt.Sprintf("%d schema", seq))
+}
+
 func (b *buried) LocalTruncate(x Truncate) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

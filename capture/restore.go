@@ -32,6 +32,7 @@ type restorer struct {
 	relations map[uint32]*Table // of the present frame
 	begin     wire.Begin        // of the transaction between B and C
 	open      bool
+	schema    bool // it changes the schema
 	touched   touched
 }
 
@@ -84,17 +85,22 @@ func (r *restorer) record(rec wire.Record) error {
 		return err
 	case wire.KindBegin:
 		b, err := wire.ParseBegin(rec.Payload)
-		r.begin, r.open = b, true
+		r.begin, r.open, r.schema = b, true, false
 		r.touched.reset()
 		r.touched.lifted = b.Stamp > b.CommitTime
 		return err
 	case wire.KindInsert, wire.KindUpdate, wire.KindDelete, wire.KindTruncate:
 		return noteRecord(&r.touched, r.relations, rec, 0)
+	case wire.KindSchema:
+		r.schema = true
 	case wire.KindCommit:
 		if !r.open {
 			return fmt.Errorf("%w: commit without a begin", wire.ErrCorrupt)
 		}
 		r.open = false
+		if r.schema {
+			r.del.LocalSchema(r.begin.Seq, r.begin.XID)
+		}
 		return r.tell(r.begin, &r.touched, &xidSet{})
 	case wire.KindChunk:
 		return r.chunk(rec.Payload)

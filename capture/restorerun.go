@@ -51,6 +51,9 @@ func (r *restorer) largeCommit(payload []byte) error {
 	delete(r.runs, l.Run)
 	defer x.graves.close()
 	x.many = true
+	if l.Schemas > 0 {
+		r.del.LocalSchema(l.Seq, l.XID)
+	}
 	return r.tell(l.Begin, &x.touched, &x.void)
 }
 
@@ -76,6 +79,8 @@ func (x *restoring) whole(_ context.Context, m []byte) error {
 			x.void.add(uint32(n))
 		}
 		return err
+	case wire.KindSchema:
+		return nil
 	}
 	return noteRecord(&x.touched, x.tables, rec, x.sub)
 }

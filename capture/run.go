@@ -24,6 +24,7 @@ type run struct {
 
 	changes uint64
 	aborts  uint64 // Z records
+	schemas uint64 // M records
 	top     bool   // a row was written by the top-level transaction: nothing but its end can void that
 	live    xidSet // subtransactions with rows that are not rolled back
 	void    xidSet // subtransactions with rows that are
@@ -125,6 +126,14 @@ func (t *tagger) runUse(r *run, xid, id uint32) (*relation, error) {
 		t.runDeclare(r, rel)
 		r.last = rel
 	}
+	t.runBy(r, xid)
+	r.changes++
+	t.counters.Changes++
+	return rel, nil
+}
+
+// runBy says whose the run's next record is.
+func (t *tagger) runBy(r *run, xid uint32) {
 	if xid != r.sub {
 		t.chunk = wire.AppendNumber(t.chunk, wire.KindSub, uint64(xid))
 		r.sub = xid
@@ -134,9 +143,6 @@ func (t *tagger) runUse(r *run, xid, id uint32) (*relation, error) {
 	} else {
 		r.live.add(xid)
 	}
-	r.changes++
-	t.counters.Changes++
-	return rel, nil
 }
 
 func (t *tagger) runDeclare(r *run, rel *relation) {
@@ -189,7 +195,7 @@ func (t *tagger) grow(ctx context.Context) error {
 	r.touched, x.touched = x.touched, touched{graves: graves{dir: t.opts.SpoolDir}}
 	x.run = r
 	t.begun(r)
-	for _, rel := range x.used {
+	for _, rel := range x.before() {
 		t.runDeclare(r, rel)
 	}
 	recs := wire.NewRecords(t.moved)
@@ -202,7 +208,11 @@ func (t *tagger) grow(ctx context.Context) error {
 		if err != nil {
 			break
 		}
-		if rec.Kind != wire.KindRelation {
+		switch rec.Kind {
+		case wire.KindRelation:
+		case wire.KindSchema:
+			r.schemas++
+		default:
 			r.changes++
 		}
 	}
@@ -264,12 +274,15 @@ func (t *tagger) commitRun(ctx context.Context, r *run, lsn uint64, at origin.St
 	t.draft.body = wire.AppendLargeCommit(t.draft.body, wire.LargeCommit{
 		Begin:  wire.Begin{Seq: t.seq + 1, Stamp: stamp, CommitTime: at, CommitLSN: lsn, XID: r.xid},
 		Run:    r.id,
-		Length: r.length, Changes: r.changes, Aborts: r.aborts,
+		Length: r.length, Changes: r.changes, Aborts: r.aborts, Schemas: r.schemas,
 	})
 	t.draft.waits = true
 	t.clock = clock
 	t.close(r)
 	r.many = true
+	if r.schemas > 0 {
+		t.del.LocalSchema(t.seq+1, r.xid)
+	}
 	return t.tell(t.seq+1, stamp, at, lsn, r.xid, &r.touched, &r.void)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/pgbridge/pgbridge/origin"
@@ -62,15 +63,28 @@ type txn struct {
 	commitLSN  uint64
 	commitTime origin.Stamp
 	foreign    bool // applied here by a bridge: dropped whole
-	// Of one that had a row:
+	// Of one that had a row, or changed the schema:
 	seq   uint64 // 0 before
 	stamp origin.Stamp
 	clock origin.Clock // after it
 	start int          // of its B record in the draft
-	used  []*relation
-	last  *relation // of the last row: declared and in used
-	run   *run      // it has outgrown a frame
+	// schema: it changes the schema.
+	schema bool
+	used   []*relation
+	last   *relation // of the last row: declared and in used
+	run    *run      // it has outgrown a frame
 	touched
+}
+
+// before returns the relations that must be declared in front of the transaction's records: of a table that it has changed itself,
+// only how it was before. How it is since stands among the records.
+func (x *txn) before() (first []*relation) {
+	for _, r := range x.used {
+		if !slices.ContainsFunc(first, func(f *relation) bool { return f.ID == r.ID }) {
+			first = append(first, r)
+		}
+	}
+	return first
 }
 
 // message takes one pgoutput message.
@@ -90,7 +104,7 @@ func (t *tagger) message(ctx context.Context, m []byte) error {
 	case msgOrigin:
 		return t.origin(m[1:])
 	case msgLogical:
-		return t.logical(m[1:])
+		return t.logical(ctx, m[1:])
 	case msgStreamStart:
 		return t.streamStart(m[1:])
 	case msgStreamStop:
@@ -360,6 +374,9 @@ func (t *tagger) commit(ctx context.Context, b []byte) error {
 	case x.seq != 0:
 		t.draft.body = wire.AppendCommit(t.draft.body)
 		t.clock = x.clock
+		if x.schema {
+			t.del.LocalSchema(x.seq, x.xid)
+		}
 		err = t.tell(x.seq, x.stamp, x.commitTime, x.commitLSN, x.xid, &x.touched, &xidSet{})
 	}
 	if err != nil {

@@ -367,5 +367,6 @@ type nobody struct{}
 
 func (nobody) LocalDelete(Delete)                      {}
 func (nobody) LocalTruncate(Truncate)                  {}
+func (nobody) LocalSchema(uint64, uint32)              {}
 func (nobody) HoldLSN() uint64                         { return 0 }
 func (nobody) Told(_, low origin.Vector) origin.Vector { return low }

@@ -64,16 +64,19 @@
 //	I  insert, U update, D delete: relation:uvarint, then the tuples as in pgoutput's message of that
 //	   letter: I 'N' tuple; U [ 'K' | 'O' tuple ] 'N' tuple; D 'K' | 'O' tuple
 //	T  truncate: options:byte (as pgoutput) count:uvarint relation:uvarint...
+//	M  change of the schema, which every node makes in this place of the transaction: role:string
+//	   search_path:string sql:string (one or more statements)
 //	C  commit of the transaction begun by B: empty
 //	K  chunk of a run: run:uvarint offset:uvarint bytes
 //	L  commit of a run as one transaction: the fields of B, then run:uvarint length:uvarint
 //	   changes:uvarint aborts:uvarint (how many Z records are in the run)
+//	   [ schemas:uvarint (how many M records are in the run) ]
 //	X  the run will never be committed: run:uvarint
 //	S  in a run only: the rows that follow were written by this subtransaction: xid:uvarint
 //	Z  in a run only: subtransaction rolled back, all its rows in the run are void: xid:uvarint
 //
 // A transaction that fits is B, rows, C in one frame. A larger one is a run: the chunks of one run,
-// concatenated in order of their offsets, are a list of the records R S Z I U D T, cut anywhere, also in
+// concatenated in order of their offsets, are a list of the records R S Z I U D T M, cut anywhere, also in
 // the middle of a record; L commits them. A run belongs to the writer epochs, of sender and origin, of its chunks: a
 // frame with a higher one voids every open run. A run that is aborted whole ends in X.
 //

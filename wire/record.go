@@ -33,6 +33,7 @@ const (
 	KindLost        Kind = 'Y'
 	KindAsk         Kind = 'Q'
 	KindAnswer      Kind = 'A'
+	KindSchema      Kind = 'M'
 )
 
 // Record is one entry of a frame's body or of a run. The payload shares memory with what it was read
@@ -300,6 +301,7 @@ type LargeCommit struct {
 	Length  uint64 // bytes of the run, all chunks together
 	Changes uint64 // row changes and truncates in it, those of rolled back subtransactions too
 	Aborts  uint64 // Z records in it
+	Schemas uint64 // M records in it, those of rolled back subtransactions too
 }
 
 // AppendLargeCommit appends an L record.
@@ -308,13 +310,20 @@ func AppendLargeCommit(dst []byte, t LargeCommit) []byte {
 	b = binary.AppendUvarint(b, t.Run)
 	b = binary.AppendUvarint(b, t.Length)
 	b = binary.AppendUvarint(b, t.Changes)
-	return appendRecord(dst, KindLargeCommit, binary.AppendUvarint(b, t.Aborts))
+	b = binary.AppendUvarint(b, t.Aborts)
+	if t.Schemas > 0 {
+		b = binary.AppendUvarint(b, t.Schemas)
+	}
+	return appendRecord(dst, KindLargeCommit, b)
 }
 
 // ParseLargeCommit decodes an L record.
 func ParseLargeCommit(payload []byte) (LargeCommit, error) {
 	p := parser{b: payload}
 	t := LargeCommit{Begin: p.begin(), Run: p.uvarint(), Length: p.uvarint(), Changes: p.uvarint(), Aborts: p.uvarint()}
+	if len(p.b) > 0 {
+		t.Schemas = p.uvarint()
+	}
 	return t, p.err
 }
 

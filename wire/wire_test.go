@@ -3,10 +3,12 @@ package wire
 import (
 	"bufio"
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"io"
 	"math/rand"
 	"reflect"
+	"slices"
 	"testing"
 
 	"github.com/pgbridge/pgbridge/origin"
@@ -310,6 +312,8 @@ func FuzzRecords(f *testing.F) {
 			ParseGone(r.Payload)
 			ParseLogged(r.Payload)
 			ParseEnd(r.Payload)
+			ParseSchema(r.Payload)
+			ParseSchemaMessage(r.Payload, "s")
 			c.Parse(r)
 		}
 	})
@@ -354,6 +358,54 @@ func TestRespells(t *testing.T) {
 	} {
 		if got := x.t.Respells(); got != x.want {
 			t.Errorf("%+v: %t", x.t, got)
+		}
+	}
+}
+
+func TestSchemaRoundTrip(t *testing.T) {
+	want := &Schema{Role: "ann", SearchPath: `app, "of ""x"""`, SQL: "ALTER TABLE t ADD n int;\nSELECT 'ä'"}
+	recs := NewRecords(AppendSchema(nil, want))
+	r, err := recs.Next()
+	if err != nil || r.Kind != KindSchema {
+		t.Fatal(r.Kind, err)
+	}
+	if got, err := ParseSchema(r.Payload); err != nil || *got != *want {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for n := range r.Payload {
+		if _, err := ParseSchema(r.Payload[:n]); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("cut off at %d: %v", n, err)
+		}
+	}
+	if _, err := ParseSchema(append(r.Payload, 0)); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("with more behind it: %v", err)
+	}
+	for _, schemas := range []uint64{0, 3} {
+		recs := NewRecords(AppendLargeCommit(nil, LargeCommit{Run: 5, Aborts: 1, Schemas: schemas}))
+		r, _ := recs.Next()
+		if c, err := ParseLargeCommit(r.Payload); err != nil || c.Schemas != schemas || c.Aborts != 1 {
+			t.Errorf("large commit %+v, %v", c, err)
+		}
+	}
+}
+
+// TestSchemaMessagesAreSigned: any user may write a message, and only pgbridge.ddl knows the secret.
+func TestSchemaMessagesAreSigned(t *testing.T) {
+	payload := []byte(`{"xid":7,"role":"ann","search_path":"public","sql":"DROP TABLE t"}`)
+	sum := sha256.Sum256(append([]byte("secret"), payload...))
+	signed := append(sum[:], payload...)
+	m, err := ParseSchemaMessage(signed, "secret")
+	if err != nil || m.XID != 7 || m.Role != "ann" || m.SearchPath != "public" || m.SQL != "DROP TABLE t" {
+		t.Fatalf("%+v, %v", m, err)
+	}
+	for name, bad := range map[string][]byte{"of another": append(slices.Clone(signed), ' '), "short": signed[:31], "without": payload} {
+		if _, err := ParseSchemaMessage(bad, "secret"); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, secret := range []string{"", "guess"} {
+		if _, err := ParseSchemaMessage(signed, secret); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("with secret %q: %v", secret, err)
 		}
 	}
 }

@@ -58,6 +58,12 @@ type backend struct {
 	// leave has the node of this configuration leave, and remove has all forget another one.
 	leave  func(ctx context.Context, cfg *config.Config, o bridge.MemberOptions) error
 	remove func(ctx context.Context, cfg *config.Config, node string, o bridge.MemberOptions) error
+	// changeSchema makes a schema change here and on all other nodes, and returns its number here.
+	changeSchema func(ctx context.Context, cfg *config.Config, sql string, o bridge.SchemaOptions) (int64, error)
+	// schemaChanges lists the schema changes that are made here.
+	schemaChanges func(ctx context.Context, cfg *config.Config) ([]bridge.SchemaChange, error)
+	// schemaDone has a schema change of another node count as made here.
+	schemaDone func(ctx context.Context, cfg *config.Config, name string) error
 	// demo runs a whole cluster for a while.
 	demo func(ctx context.Context, opts demo.Options) error
 }
@@ -111,6 +117,10 @@ func realBackend() backend {
 		join:   bridge.Join,
 		leave:  bridge.Leave,
 		remove: bridge.RemoveNode,
+
+		changeSchema:  bridge.ChangeSchema,
+		schemaChanges: bridge.SchemaChanges,
+		schemaDone:    bridge.SchemaDone,
 
 		demo: demo.Run,
 	}
