@@ -212,19 +212,18 @@ func (w *worker) lagOf(t *txn) lag {
 		list = w.schema.since(0)
 	}
 	var l lag
-	past := false
 	for _, c := range list {
-		switch {
-		case c.certainFor(t):
-			past = true // the author's later transactions have it, too
-		default:
+		if !c.certainFor(t) {
 			l = append(l, lacked{c, c.seenBy(t)})
 		}
 	}
-	if past && t.parked == 0 {
-		w.lacking = slices.DeleteFunc(list, func(c *schemaChange) bool { return c.certainFor(t) })
-	}
 	return l
+}
+
+// outgrow forgets the changes that t's author certainly had: his later transactions have them, too. All in front of t have landed;
+// what is planned ahead may have to be planned again.
+func (w *worker) outgrow(t *txn) {
+	w.lacking = slices.DeleteFunc(w.lacking, func(c *schemaChange) bool { return c.certainFor(t) })
 }
 
 // certainFor reports whether the author of t certainly had the change.

@@ -211,6 +211,9 @@ func (w *worker) step(ctx context.Context) error {
 	if next, _ := w.inbox.peek(w.passed); next != t {
 		return nil // while we waited, one in front of it failed
 	}
+	if len(w.pending) == 0 && len(w.lacking) > 0 {
+		w.outgrow(t)
+	}
 	if t.schema {
 		return w.changeSchema(ctx, t)
 	}
