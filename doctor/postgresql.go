@@ -29,6 +29,7 @@ var reasons = map[string]string{
 	capture.CodeTableUnlogged:      "what is not in the WAL cannot be replicated",
 	capture.CodeOriginForeign:      "what it writes would be taken for a bridge's, and reach no other node",
 	capture.CodeTables:             "it is not clear which tables are to be replicated",
+	capture.CodeReaderWritable:     "what users write on a reader goes to all nodes, as from any other one",
 	capture.CodeFailover:           "a promoted standby would have no slot to go on from",
 }
 
