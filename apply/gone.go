@@ -56,17 +56,23 @@ func readGone(ctx context.Context, conn *pgx.Conn) (map[string]GoneNode, error) 
 	return all, named("read pgbridge.gone_node", err)
 }
 
-// GoneNodes returns the nodes that have left or were removed, by name.
+// GoneNodes returns the nodes that have left or were removed, by name. A nil Applier knows of none.
 func (a *Applier) GoneNodes() []GoneNode {
 	all := []GoneNode{}
+	if a == nil {
+		return all
+	}
 	for _, name := range slices.Sorted(maps.Keys(a.goneNode)) {
 		all = append(all, a.goneNode[name])
 	}
 	return all
 }
 
-// IsGone reports whether a node, this one too, has left or was removed when the Applier was opened.
+// IsGone reports whether a node, this one too, has left or was removed when the Applier was opened. A nil Applier knows of none.
 func (a *Applier) IsGone(node string) bool {
+	if a == nil {
+		return false
+	}
 	_, ok := a.goneNode[node]
 	return ok
 }
