@@ -156,7 +156,8 @@ func explainLink(node string, a *config.Access, cause error) string {
 		return fmt.Sprintf("the certificate of the NATS server of node %s is of an authority that is not known here; name that one's certificate as %s.ca_file", node, entry)
 	case errors.As(cause, &name):
 		return fmt.Sprintf("the certificate of the NATS server of node %s is for another host (%s); correct the URL in topology.nodes or %s.url, or the certificate", node, text, entry)
-	case strings.Contains(text, "tls: certificate required"), strings.Contains(text, "tls: bad certificate"), strings.Contains(text, "tls: unknown certificate authority"):
+	case strings.Contains(text, "tls: certificate required"), strings.Contains(text, "tls: bad certificate"), strings.Contains(text, "tls: unknown certificate authority"),
+		strings.Contains(text, "closed by remote after TLS handshake"): // which of them comes first is chance
 		return fmt.Sprintf("the NATS server of node %s does not take this node's certificate (%s); give one that it knows as %s.cert_file and key_file", node, text, entry)
 	case errors.Is(cause, nats.ErrSecureConnWanted):
 		return fmt.Sprintf("the NATS server of node %s has no TLS, which its URL or %s asks for; correct them, or the server", node, entry)
