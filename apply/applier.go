@@ -147,7 +147,7 @@ type Applier struct {
 	parked   *parked
 	pauses   *pauses
 	kinds    tally
-	clocks   map[string]Clock // guarded by catalog.mu
+	clocks   clocks
 	pace     *pace
 	workers  []*worker
 	takes    *takebacks
@@ -227,7 +227,7 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 	locks.alone = locks.alone && len(a.opts.Merge) == 0 // the journal excludes, too
 	a.heard = newHearsay(a.own, a.waitedFor(ids.origins))
 	a.pauses, a.pace = newPauses(), &pace{rate: a.opts.Rate}
-	a.clocks = map[string]Clock{}
+	a.clocks.by = map[string]Clock{}
 	if err := a.loadPauses(ctx); err != nil {
 		return nil, err
 	}

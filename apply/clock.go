@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -29,7 +30,9 @@ func (a *Applier) NoteClock(ctx context.Context, node string, ahead, within time
 		node, ahead.Microseconds(), (within + half).Microseconds()); err != nil {
 		return fmt.Errorf("note the clock of node %s: %w", node, err)
 	}
-	a.clocks[node] = Clock{Node: node, Ahead: ahead, Within: within + half}
+	a.clocks.mu.Lock()
+	defer a.clocks.mu.Unlock()
+	a.clocks.by[node] = Clock{Node: node, Ahead: ahead, Within: within + half}
 	return nil
 }
 
@@ -39,11 +42,17 @@ type Clock struct {
 	Ahead, Within time.Duration // Within: how exactly that is known
 }
 
+// clocks are those that were compared, by node.
+type clocks struct {
+	mu sync.Mutex // guards by
+	by map[string]Clock
+}
+
 // Clocks returns those that were compared since the start, by name. It is safe for concurrent use.
 func (a *Applier) Clocks() []Clock {
-	a.catalog.mu.Lock()
-	defer a.catalog.mu.Unlock()
-	return slices.SortedFunc(maps.Values(a.clocks), func(x, y Clock) int { return cmp.Compare(x.Node, y.Node) })
+	a.clocks.mu.Lock() // not catalog.mu: its session may wait for a user's lock
+	defer a.clocks.mu.Unlock()
+	return slices.SortedFunc(maps.Values(a.clocks.by), func(x, y Clock) int { return cmp.Compare(x.Node, y.Node) })
 }
 
 // AssumedClockError is what clocks that NTP keeps over a wide network are at most apart, for want of a measurement.
