@@ -161,11 +161,12 @@ func (a *askers) once(ctx context.Context, node string, q *apply.VerifyQuestion)
 	if err != nil {
 		return nil, err
 	}
-	patience := verifyReach
+	// A question that somebody has got may take its time; one that nobody gets is asked again for as long as a node is looked for.
+	until := time.Now().Add(verifyReach)
 	if met {
-		patience = verifyAnswer
+		until = until.Add(verifyAnswer - verifyReach)
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, errVerifyUnreached)
+	ctx, cancel := context.WithTimeoutCause(ctx, verifyAnswer, errVerifyUnreached)
 	defer cancel()
 	for {
 		out, err := stream.Ask(ctx, nc, stream.VerifySubject(a.cfg.Cluster, node), text)
@@ -176,8 +177,8 @@ func (a *askers) once(ctx context.Context, node string, q *apply.VerifyQuestion)
 			got := &apply.VerifyAnswer{}
 			return got, json.Unmarshal(out, got)
 		}
-		if rest(ctx, verifyAgain) != nil {
-			if errors.Is(context.Cause(ctx), errVerifyUnreached) {
+		if late := time.Now().After(until); late || rest(ctx, verifyAgain) != nil {
+			if late || errors.Is(context.Cause(ctx), errVerifyUnreached) {
 				return nil, fmt.Errorf("it cannot be asked at %s: %w; let its bridge run and be reached from here, or name the others with --node",
 					a.cfg.Redacted().Topology.Nodes[node], err)
 			}
