@@ -44,7 +44,7 @@ func backUp(t *testing.T, n *cluster.Node) (dir string) {
 	if err := conn.QueryRow(t.Context(), `SELECT labelfile FROM pg_backup_stop(false)`).Scan(&label); err != nil {
 		t.Fatal(err)
 	}
-	out, err = exec.Command("sh", "-c", `rm -rf "$1/pg_wal" "$1/postmaster.pid" "$1"/pg_replslot/* && cp -a "$0/pg_wal" "$1/pg_wal" && printf %s "$2" >"$1/backup_label" && chown --reference="$1/PG_VERSION" "$1/backup_label"`,
+	out, err = exec.Command("sh", "-c", `rm -rf "$1/pg_wal" "$1/postmaster.pid" "$1"/pg_replslot/* && { cp -a "$0/pg_wal" "$1/pg_wal" 2>"$1.err"; ! grep -Ev "No such file" "$1.err"; } && printf %s "$2" >"$1/backup_label" && chown --reference="$1/PG_VERSION" "$1/backup_label"`,
 		n.PG.DataDir(), dir, label).CombinedOutput()
 	if err != nil {
 		t.Fatalf("copy: %v: %s", err, out)
@@ -127,7 +127,7 @@ func TestRestoredNodeIsBroughtBack(t *testing.T) {
 			b.Exec(`INSERT INTO item VALUES (5000, 'user', 5000)`)
 			b.Exec(`INSERT INTO big VALUES (20, repeat('u', 5000))`)
 			b.Exec(`UPDATE big SET v = repeat('v', 5000) WHERE id = 2`)
-			b.Exec(`DELETE FROM item WHERE id IN (12, 50, 550)`)
+			b.Exec(`DELETE FROM item WHERE id IN (12, 50)`)
 			b.Exec(`INSERT INTO counted VALUES (20, 1, 'user')`)
 			wantRefusal(t, run(t, b, nil), "is not there", "pgbridge node restored")
 			if err := bridge.Restored(t.Context(), b.Load()); err != nil {
@@ -140,7 +140,7 @@ func TestRestoredNodeIsBroughtBack(t *testing.T) {
 			for sql, want := range map[string]string{
 				`SELECT string_agg(id || v, ',' ORDER BY id) FROM item WHERE id <= 10 AND v <> 'b tail'`:                      "3user",
 				`SELECT string_agg(DISTINCT v, ',') FROM item WHERE id BETWEEN 11 AND 20`:                                     "a",
-				`SELECT string_agg(id::text, ',' ORDER BY id) FROM item WHERE id BETWEEN 21 AND 60 OR id BETWEEN 521 AND 560`: "26,27,28,29,30,31,42,43,44,45,46,47,48,49,51,52,53,54,55,56,57,58,59,60,526,527,528,529,530,541,542,543,544,545,546,547,548,549,551,552,553,554,555,556,557,558,559,560",
+				`SELECT string_agg(id::text, ',' ORDER BY id) FROM item WHERE id BETWEEN 21 AND 60 OR id BETWEEN 521 AND 560`: "26,27,28,29,30,31,42,43,44,45,46,47,48,49,51,52,53,54,55,56,57,58,59,60,526,527,528,529,530,541,542,543,544,545,546,547,548,549,550,551,552,553,554,555,556,557,558,559,560",
 				`SELECT string_agg(id || v, ',' ORDER BY id) FROM item WHERE id > 2010 OR id IN (31, 60, 505)`:                "31user,60user,505user,3001c late,5000user,5001user late,5002user later",
 				`SELECT string_agg(id || '=' || u, ',' ORDER BY id) FROM item WHERE id BETWEEN 99 AND 102`:                    "99=99,100=101,101=100,102=102",
 				`SELECT count(*) FROM item WHERE id BETWEEN 1001 AND 2010`:                                                    "20",

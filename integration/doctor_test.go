@@ -184,8 +184,10 @@ func TestDoctorOnHeldWAL(t *testing.T) {
 		requireFindings(t, x, map[string]string{"warning wal-held": "until it is lost"})
 	}
 	for range 30 {
-		if got := n.Value(status); got == "unreserved" {
-			requireFindings(t, examine(t, n), map[string]string{"error wal-unreserved": "next checkpoint"})
+		if n.Value(status) == "unreserved" {
+			if x := examine(t, n); n.Value(status) == "unreserved" { // the next checkpoint may come by itself
+				requireFindings(t, x, map[string]string{"error wal-unreserved": "next checkpoint"})
+			}
 			break
 		}
 		n.Exec(`SELECT pg_logical_emit_message(false, 'x', 'x')`)
@@ -313,7 +315,11 @@ func second[T any](_ T, err error) error { return err }
 // more is refused in one line that names it, before anything is done, and works when it has that.
 func TestCommandsAsTheLeastRole(t *testing.T) {
 	t.Parallel()
-	for _, major := range []int{15, 16, 17, 18} {
+	majors := pgtest.Versions(t)
+	if !pgtest.Soak() {
+		majors = slices.Compact([]int{majors[0], pgtest.Newest(t)})
+	}
+	for _, major := range majors {
 		t.Run(fmt.Sprintf("pg%d", major), func(t *testing.T) {
 			t.Parallel()
 			c := cluster.New(t, cluster.Options{Nodes: 2, Majors: []int{major}, Idle: true, Schema: `
