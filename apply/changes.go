@@ -17,7 +17,8 @@ type changes struct {
 	recs      wire.Records // of a small transaction
 	relations map[uint32]*wire.Relation
 
-	r       *bufio.Reader // of a run
+	run     *run
+	r       *bufio.Reader // of the run
 	buf     []byte
 	sub     uint64
 	aborted map[uint64]bool
@@ -40,7 +41,8 @@ func newChanges(t *txn) (*changes, error) {
 		}
 		c.aborted = aborted
 	}
-	c.r = t.run.reader()
+	c.run, c.r = t.run, t.run.reader()
+	c.buf, t.run.buf = t.run.buf, nil
 	return c, nil
 }
 
@@ -104,11 +106,11 @@ func (c *changes) record() (wire.Record, error) {
 		return c.recs.Next()
 	}
 	rec, err := wire.ReadRecord(c.r, c.buf, maxRow)
-	if err == nil {
+	switch err {
+	case nil:
 		c.buf = rec.Payload[:0]
-		if cap(c.buf) > 1<<20 { // do not keep a giant row's buffer
-			c.buf = nil
-		}
+	case io.EOF: // for the next walk: another buffer of a giant row's size would be there beside it
+		c.run.buf, c.buf = c.buf, nil
 	}
 	return rec, err
 }

@@ -63,6 +63,7 @@ type run struct {
 	length  uint64
 	spooled *atomic.Int64
 	commit  wire.LargeCommit
+	buf     []byte // of the last walk through its changes, for the next one
 }
 
 // spoolSuffix ends the names of runs' files.

@@ -31,13 +31,13 @@ func TestSizeIsBoundedByDisk(t *testing.T) {
 			beats = n
 		}
 	})
-	rows, mib := 50_000, 40
+	rows := 50_000
 	if pgtest.Soak() {
-		rows, mib = 10_000_000, 50
+		rows = 10_000_000
 	}
 	a.Exec(fmt.Sprintf(`INSERT INTO big SELECT i, 'row ' || i FROM generate_series(1, %d) i`, rows))
 	c.Node("b").Await(`SELECT count(*) FROM big`, fmt.Sprint(rows))
-	a.Exec(`INSERT INTO wide SELECT 1, string_agg(sha256(i::text::bytea), '') FROM generate_series(1, $1 * 1024 * 1024 / 32) i`, mib)
+	a.Exec(`INSERT INTO wide SELECT 1, string_agg(sha256(i::text::bytea), '') FROM generate_series(1, 50 * 1024 * 1024 / 32) i`)
 	c.Node("b").Await(`SELECT count(*) FROM wide`, "1")
 	cancel()
 	wg.Wait()
