@@ -22,9 +22,15 @@ CREATE TABLE IF NOT EXISTS pgbridge.ddl_done (
 
 -- The secret tells capture who wrote a schema change into the WAL. The bridge writes down at each start which tables it replicates,
 -- and which of them it merges: regular expressions over the lines schema and name.
-ALTER TABLE pgbridge.node ADD COLUMN IF NOT EXISTS secret text NOT NULL DEFAULT gen_random_uuid()::text || gen_random_uuid()::text,
-    ADD COLUMN IF NOT EXISTS chosen text NOT NULL DEFAULT '.*', ADD COLUMN IF NOT EXISTS excluded text NOT NULL DEFAULT '(?!)',
-    ADD COLUMN IF NOT EXISTS merged text NOT NULL DEFAULT '(?!)';
+-- Only where they lack: ALTER TABLE waits for all who look at the table, such as pgbridge.wait.
+DO $do$ BEGIN
+    IF (SELECT count(*) < 4 FROM pg_attribute WHERE attrelid = 'pgbridge.node'::regclass AND NOT attisdropped
+        AND attname IN ('secret', 'chosen', 'excluded', 'merged')) THEN
+        ALTER TABLE pgbridge.node ADD COLUMN IF NOT EXISTS secret text NOT NULL DEFAULT gen_random_uuid()::text || gen_random_uuid()::text,
+            ADD COLUMN IF NOT EXISTS chosen text NOT NULL DEFAULT '.*', ADD COLUMN IF NOT EXISTS excluded text NOT NULL DEFAULT '(?!)',
+            ADD COLUMN IF NOT EXISTS merged text NOT NULL DEFAULT '(?!)';
+    END IF;
+END $do$;
 
 -- Whoever created the functions keeps them. Nobody else may call them until that is granted.
 DO $do$ BEGIN

@@ -54,6 +54,24 @@ func TestReadYourOwnWritesElsewhere(t *testing.T) {
 	if err := bridge.Wait(t.Context(), z.Load(), text, 0); !errors.Is(err, bridge.ErrNotYet) {
 		t.Errorf("c has what it cannot: %v", err)
 	}
+	// Who waits in SQL holds up no bridge that starts.
+	ctx, cancel := context.WithCancel(t.Context())
+	waits := make(chan error)
+	waiter := pgtest.Connect(t, z.DSN)
+	go func() {
+		_, err := waiter.Exec(ctx, `SELECT pgbridge.wait($1, '1 h')`, text)
+		waits <- err
+	}()
+	z.Await(`SELECT count(*) FROM pg_locks WHERE relation = 'pgbridge.node'::regclass AND mode = 'AccessShareLock' AND pid = `+fmt.Sprint(waiter.PgConn().PID()), "1")
+	limit, end := context.WithTimeout(t.Context(), time.Minute)
+	if err := bridge.Setup(limit, z.Load()); err != nil {
+		t.Errorf("setup while somebody waits: %v", err)
+	}
+	end()
+	cancel()
+	if err := <-waits; err == nil {
+		t.Error("c has what it cannot")
+	}
 	z.Links["a"].Heal()
 	if err := bridge.Wait(t.Context(), z.Load(), text, time.Minute); err != nil {
 		t.Error(err)
