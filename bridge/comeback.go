@@ -216,21 +216,26 @@ func (l *life) askKnown(ctx context.Context, node string) (k known, err error) {
 	if k.nc, err = l.reach(node); err != nil {
 		return k, err
 	}
-	kind, answer, err := l.ask(ctx, node, k.nc, append([]byte{askKnown}, l.node.Name...))
+	if k.seq, k.applied, err = l.askHas(ctx, node, k.nc); err != nil {
+		k.nc.Close()
+	}
+	return k, err
+}
+
+// askHas asks another node how far this node's transactions are known there, and for all that it has applied.
+func (l *life) askHas(ctx context.Context, node string, nc *nats.Conn) (seq uint64, applied origin.Vector, err error) {
+	kind, answer, err := l.ask(ctx, node, nc, append([]byte{askKnown}, l.node.Name...))
 	if err == nil && (kind != answerKnown || len(answer) < 8) {
 		err = fmt.Errorf("its answer %q cannot be understood", kind)
 	}
-	var v []origin.Vector
-	if err == nil {
-		k.seq = binary.BigEndian.Uint64(answer)
-		v, err = wire.ParseVectors(answer[8:], 1)
-	}
 	if err != nil {
-		k.nc.Close()
-		return k, err
+		return 0, nil, err
 	}
-	k.applied = v[0]
-	return k, nil
+	v, err := wire.ParseVectors(answer[8:], 1)
+	if err != nil {
+		return 0, nil, err
+	}
+	return binary.BigEndian.Uint64(answer), v[0], nil
 }
 
 // known answers how far another node's transactions have come here: received, or handed on, which outlives a crash of the server.

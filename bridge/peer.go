@@ -27,6 +27,7 @@ type peer struct {
 	relay   *relay                   // hands on what is read; nil: nobody needs that
 	at      atomic.Pointer[upstream] // nil while nothing is read
 	problem atomic.Pointer[string]   // why nothing is read; nil if something is
+	came    atomic.Uint64            // frames that have come, to whatever end
 	seen    atomic.Uint64            // own transactions that the peer's frames say it has; for status
 	// disagrees: the newest policies of the node that is read from are not this node's.
 	disagrees atomic.Bool
@@ -122,7 +123,7 @@ func (p *peer) readOn(ctx context.Context, u *upstream, find bool) error {
 	pauses, most := pauses{}, p.applier.Received(p.origin)
 	gaps := 0
 	for {
-		err := p.read(ctx, u, find)
+		err := p.readWatched(ctx, u, find)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -133,7 +134,7 @@ func (p *peer) readOn(ctx context.Context, u *upstream, find bool) error {
 		if gaps++; !find || !errors.Is(err, stream.ErrGap) && !errors.Is(err, apply.ErrGap) {
 			gaps = 0
 		}
-		if gaps >= gapsForGood {
+		if gaps >= gapsForGood || errors.Is(err, errNotHandedOn) {
 			p.trouble(u.name, err)
 			late := p.fetch(ctx, u)
 			if late == nil {
@@ -272,6 +273,7 @@ func (p *peer) read(ctx context.Context, u *upstream, find bool) error {
 	}
 	u.agreed = 0
 	return u.reader.Run(ctx, from, func(ctx context.Context, m stream.Message) error {
+		p.came.Add(1)
 		if m.Ahead {
 			if m.Frame.WriterEpoch != u.agreed {
 				return nil
