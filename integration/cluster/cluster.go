@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"math/rand"
 	"net"
 	"net/url"
 	"os"
@@ -116,18 +115,13 @@ func (c *Cluster) add(i int) {
 	c.Nodes = append(c.Nodes, n)
 }
 
-// FreeAddr finds a loopback port that is free now, below the range from which the kernel takes ports for
-// outgoing connections: a bridge must find it free again later.
+// FreeAddr finds a loopback port that stays free for whoever asked.
 func FreeAddr(t testing.TB) string {
-	for range 100 {
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20000+rand.Intn(10000)))
-		if err == nil {
-			defer l.Close()
-			return l.Addr().String()
-		}
+	port, err := pgcluster.FreePort()
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("no free port")
-	return ""
+	return fmt.Sprintf("127.0.0.1:%d", port)
 }
 
 func (c *Cluster) link() {

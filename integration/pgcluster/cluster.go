@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math/rand/v2"
 	"net"
 	"net/url"
 	"os"
@@ -179,7 +178,7 @@ func (c *Cluster) startOnFreePort(ctx context.Context, o Options) error {
 	for attempt := 1; ; attempt++ {
 		c.port = o.Port
 		if c.port == 0 {
-			port, err := freePort()
+			port, err := FreePort()
 			if err != nil {
 				return err
 			}
@@ -194,23 +193,6 @@ func (c *Cluster) startOnFreePort(ctx context.Context, o Options) error {
 			return err
 		}
 	}
-}
-
-// freePort picks a port that nobody listens on, below the range from which the
-// kernel serves outgoing connections (32768 on Linux): a port out of that range
-// could be taken while a killed server is down.
-func freePort() (int, error) {
-	const lowest, highest, attempts = 20000, 32000, 100
-	var last error
-	for range attempts {
-		port := lowest + rand.IntN(highest-lowest)
-		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-		if err == nil {
-			return port, l.Close()
-		}
-		last = err
-	}
-	return 0, fmt.Errorf("find a free port in %d to %d: %w", lowest, highest, last)
 }
 
 // configure writes pgcluster.conf, the settings of this cluster.
