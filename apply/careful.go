@@ -480,7 +480,11 @@ func (c *carefulRun) changes(ctx context.Context) error {
 		if c.blind {
 			return errUnknown
 		}
-		return c.makeChange(ctx, rec)
+		s, err := wire.ParseSchema(rec.Payload)
+		if err != nil {
+			return err
+		}
+		return c.makeChange(ctx, s)
 	}
 	err := c.each(func(t *txn, m *mapping, ch *wire.Change) error {
 		pending = append(pending, copyStep(t, m, ch))
@@ -556,7 +560,7 @@ func (c *carefulRun) begun() {
 		return
 	}
 	later := uint64(1)
-	if c.t.schema { // its marker comes last, so that nobody is known to have begun behind it
+	if c.t.schema || c.made != 0 { // its marker comes last, or behind its id, so that nobody is known to have begun behind it
 		later = unannounced
 	}
 	// An id that is taken now, not a snapshot's xmax: above that one may run what has its commit record

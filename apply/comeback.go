@@ -140,9 +140,6 @@ func (a *Applier) ComeBack(ctx context.Context, file *os.File, x Comeback) (*Cam
 	b.had.Advance(x.Own)
 	slices.SortFunc(r.keys, compareHash)
 	r.keys = slices.Compact(r.keys)
-	if err := b.mappings(); err != nil {
-		return nil, err
-	}
 	if err := b.try(ctx); err != nil {
 		return nil, err
 	}
@@ -152,24 +149,14 @@ func (a *Applier) ComeBack(ctx context.Context, file *os.File, x Comeback) (*Cam
 
 // mappings looks the tables up.
 func (b *comeback) mappings() error {
-	err := b.records(func(rec wire.Record) error {
-		if rec.Kind != wire.KindRelation {
-			return nil
-		}
-		rel, err := wire.ParseRelation(rec.Payload)
-		if err != nil {
-			return err
-		}
+	clear(b.relations)
+	return b.eachRelation(func(rel *wire.Relation) error {
 		m, err := b.mapping(rel, rel.ID)
 		if err == nil {
 			b.relations[rel.ID] = m
 		}
 		return err
 	})
-	if err != nil {
-		return fmt.Errorf("read delta: %w", err)
-	}
-	return nil
 }
 
 // tables are those of the delta, each once.
@@ -211,21 +198,31 @@ func (b *comeback) try(ctx context.Context) error {
 
 // attempt takes all of it in once. Unless it returns nil, nothing of it is left.
 func (b *comeback) attempt(ctx context.Context) error {
+	if err := b.planSchema(ctx); err != nil {
+		return err
+	}
 	c := b.carefulRun
 	b.renew()
 	b.again, b.counted, b.xmax = 0, 0, 0
 	c.push("begin", c.beginStatement, nil)
 	c.push("set time-out", c.patientStatement, nil)
 	c.push("set synchronous_commit", &statement{sql: "SET LOCAL synchronous_commit = local"}, nil)
+	own, err := b.makeSchema(ctx)
+	defer own()
+	if err == nil {
+		err = b.mappings()
+	}
 	var names []string
 	for _, m := range b.tables() {
 		names = append(names, m.local.quoted)
 	}
-	if len(names) > 0 {
+	if err == nil && len(names) > 0 {
 		c.push("keep users from writing", &statement{sql: "LOCK TABLE " + strings.Join(names, ", ") + " IN SHARE ROW EXCLUSIVE MODE"}, nil)
 	}
-	c.begun()
-	err := c.flush(ctx)
+	if err == nil {
+		c.begun()
+		err = c.flush(ctx)
+	}
 	if err == nil {
 		err = b.changes(ctx)
 	}

@@ -122,16 +122,12 @@ const (
 	beSQL   = `SELECT set_config('search_path', $1, true), set_config('role', $2, true)`
 	restSQL = `SELECT set_config('role', 'none', true), set_config('search_path', 'pg_catalog', true)`
 	noteDDL = `SELECT n.id, n.before FROM pgbridge.ddl_compare($1::jsonb, pgbridge.ddl_shape()) c,
-		LATERAL pgbridge.ddl_note(c.changes, c.summary, c.fresh, $2, $3, $4, $5, $6) n`
+		LATERAL pgbridge.ddl_note($1::jsonb, c.changes, c.summary, c.fresh, $2, $3, $4, $5, $6, $7) n`
 	doneSQL = `SELECT EXISTS (SELECT FROM pgbridge.ddl_done WHERE origin = $1 AND epoch = $2 AND seq = $3), pgbridge.ddl_shape()::text`
 )
 
 // makeChange executes one schema change in the open transaction. What is in the way is a Blocked error.
-func (c *carefulRun) makeChange(ctx context.Context, rec wire.Record) error {
-	s, err := wire.ParseSchema(rec.Payload)
-	if err != nil {
-		return err
-	}
+func (c *carefulRun) makeChange(ctx context.Context, s *wire.Schema) error {
 	if err := c.flush(ctx); err != nil {
 		return err
 	}
@@ -147,7 +143,7 @@ func (c *carefulRun) makeChange(ctx context.Context, rec wire.Record) error {
 		}
 	}
 	var id, before int64
-	err = c.conn.QueryRow(ctx, noteDDL, shape, t.origin.Node, int64(t.origin.Epoch), int64(t.Seq), s.Role, s.SQL).Scan(&id, &before)
+	err := c.conn.QueryRow(ctx, noteDDL, shape, t.origin.Node, int64(t.origin.Epoch), int64(t.Seq), s.Role, s.SearchPath, s.SQL).Scan(&id, &before)
 	if err != nil {
 		return c.refused(s, err)
 	}
@@ -264,7 +260,8 @@ func MarkDone(ctx context.Context, dsn, name string) error {
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	var applied int64
-	err = conn.QueryRow(ctx, `SELECT seq FROM pgbridge.position WHERE origin = $1 AND epoch = $2`, node, int64(epoch)).Scan(&applied)
+	err = conn.QueryRow(ctx, `SELECT seq FROM pgbridge.position WHERE origin = $1 AND epoch = $2
+		UNION ALL SELECT 0 FROM pgbridge.node WHERE node = $1 AND epoch = $2`, node, int64(epoch)).Scan(&applied)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return &refusal{fmt.Errorf("this node knows no node %q", node), "name the transaction as status does"}
@@ -274,8 +271,6 @@ func MarkDone(ctx context.Context, dsn, name string) error {
 		return fmt.Errorf("read positions: %w", explain(err))
 	case applied >= int64(seq):
 		return fmt.Errorf("transaction %s is applied here already", name)
-	case applied+1 != int64(seq):
-		return fmt.Errorf("transaction %s does not wait here; the next one of its origin is %s:%d", name, node, applied+1)
 	}
 	if _, err := conn.Exec(ctx, `INSERT INTO pgbridge.ddl_done VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`, node, int64(epoch), int64(seq)); err != nil {
 		return fmt.Errorf("note a schema change: %w", explain(err))

@@ -7,6 +7,7 @@ CREATE TABLE IF NOT EXISTS pgbridge.ddl (
     xid     xid8        NOT NULL,            -- of the transaction here
     at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     role    text        NOT NULL,
+    search_path text    NOT NULL,
     sql     text        NOT NULL,
     changes jsonb       NOT NULL,            -- what it did to published tables
     summary text[]      NOT NULL             -- the same for people
@@ -18,6 +19,15 @@ CREATE TABLE IF NOT EXISTS pgbridge.ddl_done (
     epoch  int    NOT NULL,
     seq    bigint NOT NULL,
     PRIMARY KEY (origin, epoch, seq)
+);
+
+-- Tables that schema changes have left where they were: as long as their row in pg_class is the one that such a change wrote, no other
+-- than the one before all these may have rewritten the table.
+CREATE TABLE IF NOT EXISTS pgbridge.unrewritten (
+    tab   oid PRIMARY KEY,
+    file  oid NOT NULL, -- relfilenode
+    until xid NOT NULL, -- xmin of the table's row in pg_class
+    since xid NOT NULL  -- that of the row before the first of these changes
 );
 
 -- The secret tells capture who wrote a schema change into the WAL. The bridge writes down at each start which tables it replicates,
@@ -39,7 +49,7 @@ DO $do$ BEGIN
     SET search_path = pg_catalog, pg_temp SET "DateStyle" = 'ISO, MDY' SET "IntervalStyle" = 'postgres' SET "TimeZone" = 'UTC' SET extra_float_digits = 3 SET bytea_output = 'hex'
     AS $body$
     SELECT coalesce(jsonb_object_agg(c.oid, jsonb_build_object(
-        'schema', n.nspname, 'name', c.relname, 'partition', c.relispartition, 'kind', c.relkind, 'file', pg_relation_filenode(c.oid),
+        'schema', n.nspname, 'name', c.relname, 'partition', c.relispartition, 'kind', c.relkind, 'file', pg_relation_filenode(c.oid), 'xmin', c.xmin,
         'persistence', c.relpersistence, 'identity', c.relreplident,
         'identified', CASE c.relreplident WHEN 'f' THEN true
             WHEN 'd' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate)
@@ -247,7 +257,7 @@ DO $do$ BEGIN
     END $body$;
 
     -- Publishes new tables that the configuration chooses, and writes down what was changed. The number of the change, and of the one before.
-    CREATE OR REPLACE FUNCTION pgbridge.ddl_note(changes jsonb, summary text[], fresh oid[], made_by text, made_in int, made_as bigint, made_role text, made_sql text, OUT id bigint, OUT before bigint)
+    CREATE OR REPLACE FUNCTION pgbridge.ddl_note(was jsonb, changes jsonb, summary text[], fresh oid[], made_by text, made_in int, made_as bigint, made_role text, made_path text, made_sql text, OUT id bigint, OUT before bigint)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
     DECLARE
         t    record;
@@ -273,11 +283,16 @@ DO $do$ BEGIN
                       UNION ALL SELECT a.key, a.value, 10000 FROM jsonb_each_text(t.value -> 'added') a) k WHERE k.name IS NOT NULL)
             WHERE q.schema = t.value ->> 'schema' AND q.name = t.value ->> 'name';
         END LOOP;
+        INSERT INTO pgbridge.unrewritten (tab, file, until, since)
+        SELECT c.oid, c.relfilenode, c.xmin, coalesce(u.since, (k.value ->> 'xmin')::xid)
+        FROM jsonb_each(was) k JOIN pg_class c ON c.oid = k.key::oid AND c.relfilenode = (k.value ->> 'file')::oid AND c.xmin <> (k.value ->> 'xmin')::xid
+            LEFT JOIN pgbridge.unrewritten u ON u.tab = c.oid AND u.file = c.relfilenode AND u.until = (k.value ->> 'xmin')::xid
+        ON CONFLICT ON CONSTRAINT unrewritten_pkey DO UPDATE SET file = EXCLUDED.file, until = EXCLUDED.until, since = EXCLUDED.since;
         LOCK TABLE pgbridge.ddl IN SHARE ROW EXCLUSIVE MODE;
         SELECT coalesce(max(d.id), 0) INTO before FROM pgbridge.ddl d;
         id := before + 1;
-        INSERT INTO pgbridge.ddl (id, origin, epoch, seq, xid, role, sql, changes, summary)
-        VALUES (ddl_note.id, coalesce(made_by, node.node), coalesce(made_in, node.epoch), made_as, pg_current_xact_id(), made_role, made_sql, ddl_note.changes, ddl_note.summary);
+        INSERT INTO pgbridge.ddl (id, origin, epoch, seq, xid, role, search_path, sql, changes, summary)
+        VALUES (ddl_note.id, coalesce(made_by, node.node), coalesce(made_in, node.epoch), made_as, pg_current_xact_id(), made_role, made_path, made_sql, ddl_note.changes, ddl_note.summary);
     END $body$;
 
     -- The last part of pgbridge.ddl.
@@ -301,7 +316,7 @@ DO $do$ BEGIN
             RAISE object_not_in_prerequisite_state USING MESSAGE = 'this schema change is a breaking one: it ' || array_to_string(c.breaking, ', '),
                 HINT = 'Confirm it when nothing writes what it takes away: pgbridge ddl --breaking, which waits for all nodes, or SELECT pgbridge.ddl(..., breaking => true).';
         END IF;
-        made := pgbridge.ddl_note(c.changes, c.summary, c.fresh, NULL, NULL, NULL, caller, sql);
+        made := pgbridge.ddl_note(before, c.changes, c.summary, c.fresh, NULL, NULL, NULL, caller, path, sql);
         SELECT convert_to(json_build_object('xid', d.xmin::text::bigint, 'role', caller, 'search_path', path, 'sql', ddl_emit.sql)::text, 'UTF8') INTO payload
         FROM pgbridge.ddl d WHERE d.id = made.id;
         PERFORM pg_logical_emit_message(true, 'pgbridge.ddl', sha256(convert_to(o.secret, 'UTF8') || payload) || payload) FROM pgbridge.node o;
@@ -328,6 +343,6 @@ DO $do$ BEGIN
     END $body$;
 
     REVOKE EXECUTE ON FUNCTION pgbridge.ddl_shape(), pgbridge.ddl_effort(), pgbridge.ddl_fill(oid, name, boolean), pgbridge.ddl_compare(jsonb, jsonb),
-        pgbridge.ddl_note(jsonb, text[], oid[], text, int, bigint, text, text), pgbridge.ddl_emit(jsonb, bigint, text, text, boolean), pgbridge.ddl(text, boolean) FROM PUBLIC;
+        pgbridge.ddl_note(jsonb, jsonb, text[], oid[], text, int, bigint, text, text, text), pgbridge.ddl_emit(jsonb, bigint, text, text, boolean), pgbridge.ddl(text, boolean) FROM PUBLIC;
 EXCEPTION WHEN insufficient_privilege THEN NULL;
 END $do$;

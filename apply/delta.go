@@ -92,6 +92,9 @@ func (a *Applier) Delta(ctx context.Context, d Donation, out io.Writer) error {
 	if err := x.begin(ctx, d); err != nil {
 		return err
 	}
+	if err := x.made(ctx, a, d.Have); err != nil {
+		return err
+	}
 	tables, err := x.tables(ctx, d.Publication)
 	if err != nil {
 		return err
@@ -128,7 +131,7 @@ func (a *Applier) Delta(ctx context.Context, d Donation, out io.Writer) error {
 func (a *Applier) sideRun(ctx context.Context, conn *pgx.Conn) (*carefulRun, error) {
 	w := &worker{
 		own: a.own, id: noOrigin, opts: &a.opts, log: a.opts.Logger, progress: a.progress, markers: a.markers, absence: a.absence,
-		heard: a.heard, kept: a.kept, conn: conn, catalog: a.catalog, digests: rowkey.NewDigests(a.catalog.ask), pasts: map[tableName]*past{},
+		heard: a.heard, kept: a.kept, conn: conn, catalog: a.catalog, schema: a.schema, digests: rowkey.NewDigests(a.catalog.ask), pasts: map[tableName]*past{},
 		mappings: map[uint32]*mapping{}, ctx: ctx, kinds: &a.kinds,
 	}
 	w.journal = a.journal

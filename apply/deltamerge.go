@@ -195,7 +195,11 @@ func (r *resync) loggedRows(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			m, err := r.mapping(relations[l.Relation], l.Relation)
+			rel := relations[l.Relation]
+			if rel != nil && r.lag.drops(rel) {
+				return nil
+			}
+			m, err := r.mapping(rel, l.Relation)
 			if err != nil {
 				return err
 			}

@@ -26,12 +26,17 @@ type guard struct {
 	ids    []uint32        // their roidents
 }
 
-// genuine is the condition on a row t that its writer did not rewrite the table: that
+// untouched is the condition on a row t that its writer did not rewrite the table: that
 // would have left its mark in pg_class. Both id and time are looked at, since a transaction that changes
 // pg_class later may have an older id, and a clock may step. What updates pg_class for other reasons (GRANT,
-// ADD COLUMN) only makes more rows suspect.
-const genuine = `(SELECT age(r.xmin) > age(t.xmin) AND COALESCE(pg_xact_commit_timestamp(r.xmin) < pg_xact_commit_timestamp(t.xmin), true)
+// ADD COLUMN) only makes more rows suspect: genuine, which costs more, leaves those of pgbridge.ddl out.
+const (
+	untouched = `(SELECT age(r.xmin) > age(t.xmin) AND COALESCE(pg_xact_commit_timestamp(r.xmin) < pg_xact_commit_timestamp(t.xmin), true)
 	FROM pg_class r WHERE r.oid = t.tableoid)`
+	genuine = `(SELECT age(s.x) > age(t.xmin) AND COALESCE(pg_xact_commit_timestamp(s.x) < pg_xact_commit_timestamp(t.xmin), true)
+	FROM pg_class r LEFT JOIN pgbridge.unrewritten u ON u.tab = r.oid AND u.file = r.relfilenode AND u.until = r.xmin,
+	LATERAL (SELECT CASE WHEN u.tab IS NULL THEN r.xmin ELSE u.since END AS x) s WHERE r.oid = t.tableoid)`
+)
 
 const (
 	oidXID         = 28
@@ -71,7 +76,7 @@ func (g *guard) condition(first int, otherwise string) string {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "(age(t.xmin) > age($%d) OR CASE %s.roident WHEN %d THEN true WHEN 0 THEN age(t.xmin) > age($%d) AND %s",
-		first, written, g.self, first+1, genuine)
+		first, written, g.self, first+1, untouched)
 	for i, id := range g.ids {
 		fmt.Fprintf(&b, " WHEN %d THEN %s.timestamp <= $%d", id, written, first+2+i)
 	}

@@ -96,3 +96,39 @@ func TestGuard(t *testing.T) {
 		}
 	}
 }
+
+// TestSchemaChangesHideNobody: rows that a schema change leaves where they are still tell who wrote them, unless something else may
+// have rewritten the table.
+func TestSchemaChangesHideNobody(t *testing.T) {
+	db := pgtest.New(t)
+	if err := Setup(t.Context(), SetupOptions{DSN: db.DSN, Cluster: "c", Node: "a"}); err != nil {
+		t.Fatal(err)
+	}
+	db.Exec(t, `CREATE TABLE t (id int PRIMARY KEY, n int)`)
+	db.Exec(t, `CREATE TABLE other (id int PRIMARY KEY)`)
+	db.Exec(t, `INSERT INTO t VALUES (1, 1)`)
+	const told = `SELECT coalesce(string_agg(id::text, ',' ORDER BY id), '') FROM t WHERE `
+	for _, x := range []struct{ sql, want string }{
+		{`SELECT pgbridge.ddl('ALTER TABLE t ADD COLUMN a int')`, "1"},
+		{`INSERT INTO t VALUES (2, 1)`, "1,2"},
+		{`SELECT pgbridge.ddl('ALTER TABLE t ADD COLUMN b int DEFAULT 7')`, "1,2"},
+		{`SELECT pgbridge.ddl('ALTER TABLE other ADD COLUMN b int DEFAULT 7')`, "1,2"},
+		{`SELECT pgbridge.ddl('ALTER TABLE t ALTER n TYPE bigint; CREATE INDEX ON t (a)')`, ""}, // rewrites it
+		{`SELECT pgbridge.ddl('ALTER TABLE t ADD COLUMN c int')`, ""},
+		{`INSERT INTO t VALUES (3, 1)`, "3"},
+		{`SELECT pgbridge.ddl('ALTER TABLE t DROP COLUMN c; ALTER TABLE t ADD COLUMN d text', true)`, "3"},
+		{`ALTER TABLE t ALTER a TYPE bigint`, ""},
+		{`INSERT INTO t VALUES (4, 1)`, "4"},
+		{`SELECT pgbridge.ddl('ALTER TABLE t ADD COLUMN e int')`, "4"},
+		{`ALTER TABLE t ADD COLUMN f int`, ""}, // it may have been a rewrite, for all that is known
+		{`SELECT pgbridge.ddl('ALTER TABLE t ADD COLUMN g int')`, ""},
+	} {
+		db.Exec(t, x.sql)
+		if got := db.Value(t, told+genuine); got != x.want {
+			t.Errorf("after %s, rows %q tell who wrote them, want %q", x.sql, got, x.want)
+		}
+	}
+	if got := db.Value(t, told+untouched); got != "" {
+		t.Errorf("rows %q tell it without the table of schema changes", got)
+	}
+}

@@ -43,6 +43,8 @@ type resync struct {
 	truncated map[tableName]origin.Version
 	doomed    []doomed
 	logged    map[*mapping]map[wire.KeyHash]*loggedRow
+	theirs    []*wire.Made   // schema changes that the donor has made
+	looked    int64          // the generation under which doomed and logged were looked up; -1: they were not
 	careful   bool           // rows are looked at for collisions
 	keys      []wire.KeyHash // that the donor has, of a whole delta (wholedelta.go)
 }
@@ -91,7 +93,8 @@ func (a *Applier) newResync(ctx context.Context, file *os.File) (*resync, error)
 	if err != nil {
 		return nil, err
 	}
-	r := &resync{carefulRun: run, k: a.keeper, file: file, latest: map[wire.KeyHash]origin.Version{}, truncated: map[tableName]origin.Version{}}
+	r := &resync{carefulRun: run, k: a.keeper, file: file, latest: map[wire.KeyHash]origin.Version{}, truncated: map[tableName]origin.Version{},
+		looked: -1}
 	w := r.worker
 	w.id, w.policy, w.named = a.kept.back, policy, max(resyncNames, a.keeper.resyncNamed)
 	w.locks = a.workers[0].locks
@@ -112,12 +115,6 @@ func (a *Applier) resync(ctx context.Context, file *os.File) (*Resynced, error) 
 		return nil, err
 	}
 	if err := r.readAhead(); err != nil {
-		return nil, err
-	}
-	if err := r.findDoomed(); err != nil {
-		return nil, err
-	}
-	if err := r.loggedRows(ctx); err != nil {
 		return nil, err
 	}
 	if err := r.try(ctx); err != nil {
@@ -178,6 +175,10 @@ func (r *resync) readAhead() error {
 			var err error
 			r.keys, err = wire.ParseKeys(r.keys, rec.Payload)
 			return err
+		case wire.KindMade:
+			m, err := wire.ParseMade(rec.Payload)
+			r.theirs = append(r.theirs, m)
+			return err
 		case wire.KindEnd:
 			seen, rows, err := wire.ParseEnd(rec.Payload)
 			if err == nil && rows != r.rows {
@@ -222,18 +223,12 @@ func (r *resync) findDoomed() error {
 		return nil
 	}
 	names := map[tableName]bool{}
-	err := r.records(func(rec wire.Record) error {
-		if rec.Kind == wire.KindRelation {
-			rel, err := wire.ParseRelation(rec.Payload)
-			if err == nil {
-				names[tableName{rel.Schema, rel.Name}] = true
-			}
-			return err
-		}
+	err := r.eachRelation(func(rel *wire.Relation) error {
+		names[tableName{rel.Schema, rel.Name}] = true
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("read delta: %w", err)
+		return err
 	}
 	for n := range names {
 		t, err := r.catalog.table(r.ctx, n.schema, n.name)
@@ -281,28 +276,15 @@ func (r *resync) try(ctx context.Context) error {
 	// Local deletes of any table that may be about to get rows become take-backs, which wait for their turn (R18). The next
 	// Applier checks those in the database that capture has not read by then.
 	var tables []tableName
-	err := r.records(func(rec wire.Record) error {
-		if rec.Kind != wire.KindRelation {
-			return nil
-		}
-		rel, err := wire.ParseRelation(rec.Payload)
-		if err == nil {
-			tables = append(tables, tableName{rel.Schema, rel.Name})
-		}
-		return err
+	err := r.eachRelation(func(rel *wire.Relation) error {
+		tables = append(tables, tableName{rel.Schema, rel.Name})
+		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("read delta: %w", err)
+		return err
 	}
 	for _, n := range tables {
 		defer r.kept.intend(n)()
-	}
-	for _, e := range r.seen {
-		if e.Origin != r.own {
-			if err := r.markers.announced(ctx, e); err != nil {
-				return err
-			}
-		}
 	}
 	for tries := 0; ; tries++ {
 		err := r.attempt(ctx)
@@ -352,6 +334,9 @@ func (r *resync) waitAWhile(ctx context.Context) error {
 
 // attempt takes all of the delta in once. Unless it returns nil, nothing of it is left.
 func (r *resync) attempt(ctx context.Context) (err error) {
+	if err := r.planSchema(ctx); err != nil {
+		return err
+	}
 	h := &held{whole: true} // in nobody's name: whoever holds keys excludes it
 	if err := r.locks.lock(ctx, h); err != nil {
 		return err
@@ -368,8 +353,18 @@ func (r *resync) attempt(ctx context.Context) (err error) {
 	if c.gaveWay == resyncTries {
 		c.push("set time-out", c.patientStatement, nil)
 	}
-	c.begun()
-	err = r.changes(ctx)
+	own, err := r.makeSchema(ctx)
+	defer own()
+	if err == nil {
+		err = r.announce(ctx)
+	}
+	if err == nil {
+		err = r.look(ctx)
+	}
+	if err == nil {
+		c.begun()
+		err = r.changes(ctx)
+	}
 	if told := c.tell(); err == nil && len(told) > 0 {
 		if err = c.flush(ctx); err == nil {
 			err = c.markers.lose(ctx, r.seen[0], told)
@@ -386,6 +381,30 @@ func (r *resync) attempt(ctx context.Context) (err error) {
 	c.committed()
 	c.kinds.add(c.losses)
 	return nil
+}
+
+// announce writes the markers: behind the locks of a schema change, and before any row.
+func (r *resync) announce(ctx context.Context) error {
+	for _, e := range r.seen {
+		if e.Origin != r.own {
+			if err := r.markers.announced(ctx, e); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// look finds what is here of the rows that the delta is about.
+func (r *resync) look(ctx context.Context) error {
+	if r.looked == r.generation && len(r.theirs) == 0 {
+		return nil
+	}
+	r.doomed, r.looked = nil, r.generation
+	if err := r.findDoomed(); err != nil {
+		return err
+	}
+	return r.loggedRows(ctx)
 }
 
 // renew begins an attempt.
@@ -513,7 +532,11 @@ func (r *resync) eachRow(f func(*txn, *mapping, *wire.Change) error) error {
 			if t == nil {
 				return fmt.Errorf("%w: row of nobody", wire.ErrCorrupt)
 			}
-			m, err := r.mapping(relations[ch.Relation], ch.Relation)
+			rel := relations[ch.Relation]
+			if rel != nil && r.lag.drops(rel) {
+				return nil
+			}
+			m, err := r.mapping(rel, ch.Relation)
 			if err != nil {
 				return err
 			}
@@ -621,6 +644,7 @@ const resyncPositionSQL = `UPDATE pgbridge.position SET seq = greatest(seq, $1),
 
 // pushPositions moves the positions to where the donor's were.
 func (r *resync) pushPositions(ctx context.Context) error {
+	r.pushSameSchema()
 	s := &statement{sql: resyncPositionSQL, types: []uint32{oidInt8, oidInt8, oidText, oidInt8}}
 	for _, e := range r.seen {
 		if e.Origin == r.own {

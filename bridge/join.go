@@ -281,6 +281,9 @@ func (j *join) begin(ctx context.Context, seen *nodeSeen) error {
 	if err := j.joiner.NoteGone(ctx, of.Gone); err != nil {
 		return err
 	}
+	if err := j.joiner.NoteMade(ctx, of.Made); err != nil {
+		return err
+	}
 	return j.joiner.Begin(ctx, j.o.From, since, all)
 }
 

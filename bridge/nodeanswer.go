@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -67,8 +68,9 @@ type nodeAbout struct {
 
 // nodeTables answers askTables.
 type nodeTables struct {
-	Tables []apply.CopyTable `json:"tables"`
-	Gone   []apply.GoneNode  `json:"gone"`
+	Tables []apply.CopyTable  `json:"tables"`
+	Gone   []apply.GoneNode   `json:"gone"`
+	Made   []apply.MadeChange `json:"made"`
 }
 
 // answerPatience bounds how long a question may wait, below the patience of who asks.
@@ -154,8 +156,7 @@ func (g *answerer) ask(ctx context.Context, q *nodeQuestion) (any, error) {
 		}
 		return true, g.applier.Knows(q.Node, since, q.LSN)
 	case askTables:
-		tables, err := g.applier.CopyTables(ctx, slotName(g.cfg))
-		return nodeTables{tables, g.applier.GoneNodes()}, err
+		return g.tables(ctx)
 	case askParts:
 		return g.applier.CopyParts(ctx, q.Page.Schema, q.Page.Name, q.Parts, q.Rows)
 	case askPage:
@@ -167,6 +168,22 @@ func (g *answerer) ask(ctx context.Context, q *nodeQuestion) (any, error) {
 		return true, g.forget(ctx, q)
 	}
 	return nil, fmt.Errorf("it does not know the question %q; its bridge is older than this one", q.Ask)
+}
+
+// tables are those that may be copied, and the schema changes that they have.
+func (g *answerer) tables(ctx context.Context) (*nodeTables, error) {
+	made, err := g.applier.MadeChanges(ctx)
+	if err != nil {
+		return nil, err
+	}
+	tables, err := g.applier.CopyTables(ctx, slotName(g.cfg))
+	if err != nil {
+		return nil, err
+	}
+	if again, err := g.applier.MadeChanges(ctx); err != nil || len(again) != len(made) {
+		return nil, cmp.Or(err, error(&apply.NotYet{Reason: "its schema is being changed"}))
+	}
+	return &nodeTables{tables, g.applier.GoneNodes(), made}, nil
 }
 
 // seen is what this node has, with the stamp of its own last transaction.

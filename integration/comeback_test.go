@@ -98,6 +98,9 @@ func TestRestoredNodeIsBroughtBack(t *testing.T) {
 			c.WaitConverged()
 			backup := backUp(t, b)
 
+			ddl(b, `ALTER TABLE big ADD COLUMN n int DEFAULT 3`)
+			ddl(a, `CREATE TABLE late (id int PRIMARY KEY)`)
+			a.Exec(`INSERT INTO late VALUES (1)`)
 			b.Exec(`UPDATE item SET v = 'b tail' WHERE id <= 10 OR id BETWEEN 501 AND 510`)
 			b.Exec(`INSERT INTO item SELECT i, 'b tail', i FROM generate_series(1001, 1010) i`)
 			b.Exec(`DELETE FROM item WHERE id BETWEEN 21 AND 25 OR id BETWEEN 521 AND 525`)
@@ -145,7 +148,8 @@ func TestRestoredNodeIsBroughtBack(t *testing.T) {
 				`SELECT string_agg(id || '=' || u, ',' ORDER BY id) FROM item WHERE id BETWEEN 99 AND 102`:                    "99=99,100=101,101=100,102=102",
 				`SELECT count(*) FROM item WHERE id BETWEEN 1001 AND 2010`:                                                    "20",
 				`SELECT string_agg(id || '=' || n || v, ',' ORDER BY id) FROM counted`:                                        "1=201first,2=101first,3=111first,4=111first,5=110first,6=110first,8=110first,9=120first,10=7a,20=1user",
-				`SELECT string_agg(id || left(v, 1), ',' ORDER BY id) FROM big WHERE length(v) = 5000`:                        "1a,2v,3a,4a,5a,6a,7a,8a,9a,20u",
+				`SELECT string_agg(id || left(v, 1) || n, ',' ORDER BY id) FROM big WHERE length(v) = 5000`:                   "1a3,2v3,3a3,4a3,5a3,6a3,7a3,8a3,9a3,20u3",
+				`SELECT count(*) FROM late`: "1",
 			} {
 				for _, n := range c.Nodes {
 					if got := n.Value(sql); got != want {
@@ -157,10 +161,12 @@ func TestRestoredNodeIsBroughtBack(t *testing.T) {
 				[]string{"public.item|insert_insert|local wins|3|b tail", "public.item|insert_insert|local wins|505|b tail"}) {
 				t.Errorf("node b has recorded the conflicts %q", got)
 			}
+			requireSchemas(t, c)
 			// What was given has versions like any other row, also for a bridge that starts.
 			b.Stop()
 			b.Start()
 			a.Exec(`UPDATE item SET v = 'a again' WHERE id BETWEEN 1 AND 30`)
+			b.Exec(`UPDATE big SET n = 4 WHERE id = 1`)
 			other.Exec(`DELETE FROM item WHERE id BETWEEN 1001 AND 1005`)
 			b.Exec(`UPDATE item SET v = 'b again' WHERE id BETWEEN 11 AND 20`)
 			b.Exec(`DELETE FROM item WHERE id BETWEEN 2001 AND 2005`)

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"fmt"
 	"log/slog"
 	"math/rand"
 	"os"
@@ -175,7 +176,7 @@ func TestResyncsAtRandom(t *testing.T) {
 		Schema: loadSchema + countedSchema + `CREATE TABLE uniq (id int PRIMARY KEY, u int UNIQUE, w int)`})
 	var increments [3]int
 	l := newLoad(t, c, 1, s)
-	given := 0
+	given, columns := 0, 0
 	for range rounds {
 		for _, n := range c.Nodes { // what purge takes must be known everywhere if its node starts anew
 			n.Await(`SELECT count(*) FROM pgbridge.tombstone`, "0")
@@ -196,6 +197,8 @@ func TestResyncsAtRandom(t *testing.T) {
 			n.Exec(`INSERT INTO uniq VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`, r.Intn(30), r.Intn(30), r.Intn(100))
 			n.Exec(`UPDATE uniq SET w = w + 1 WHERE id = $1`, r.Intn(30))
 			n.Exec(`DELETE FROM uniq WHERE id = $1 AND w % 3 = 0`, r.Intn(30))
+			columns++
+			changeUniq(c, n, r, columns)
 		}
 		awaitAllBut(t, c, victim)
 		let := r.Intn(3) > 0
@@ -219,12 +222,36 @@ func TestResyncsAtRandom(t *testing.T) {
 		}
 	}
 	requireApplied(t, c, l)
+	requireSchemas(t, c)
 	for _, n := range c.Nodes {
 		if got := n.Query(`SELECT id, n FROM counter WHERE n <> (SELECT count(*) FROM did WHERE did.id = counter.id)`); len(got) > 0 {
 			t.Errorf("node %s has lost increments, or counted some twice: %q", n.Name, got)
 		}
 	}
 	t.Logf("%d rounds, %d times a node was given what it lacked", rounds, given)
+}
+
+// changeUniq writes a column of table uniq that has been added, or now and then adds, renames or drops one. What breaks is changed by
+// the first node, so that two such changes do not meet.
+func changeUniq(c *cluster.Cluster, n *cluster.Node, r *rand.Rand, i int) {
+	one := c.Nodes[0]
+	added := func(n *cluster.Node) string {
+		all := n.Query(`SELECT attname FROM pg_attribute WHERE attrelid = 'uniq'::regclass AND attnum > 3 AND NOT attisdropped ORDER BY 1`)
+		if len(all) == 0 {
+			return ""
+		}
+		return all[r.Intn(len(all))]
+	}
+	switch w := r.Intn(20); {
+	case w < 1:
+		ddl(n, fmt.Sprintf(`ALTER TABLE uniq ADD COLUMN %s%d int DEFAULT %[2]d`, n.Name, i))
+	case w < 2 && added(one) != "":
+		breaking(one, fmt.Sprintf(`ALTER TABLE uniq DROP COLUMN %s`, added(one)))
+	case w < 3 && added(one) != "":
+		breaking(one, fmt.Sprintf(`ALTER TABLE uniq RENAME COLUMN %s TO r%d`, added(one), i))
+	case added(n) != "":
+		n.Exec(fmt.Sprintf(`UPDATE uniq SET %s = $1 WHERE id = $2`, added(n)), i, r.Intn(30))
+	}
 }
 
 // awaitAllBut waits until all nodes but one have what any of them has written so far.

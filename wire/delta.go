@@ -19,6 +19,7 @@ import (
 //	H  keys of rows that the donor has, whether they stand in the delta or not: hashes of 16 bytes each
 //	F  the row of a merged table in front of the writes that the journal has: the key's hash, schema:string table:string, and the row
 //	   (1 and with its length, or 0: there was none)
+//	P  a change of the schema that the donor has made: the origin and seq:uvarint of its transaction, and what an M record has
 //	E  what the node that gives the delta has seen, all of which it holds: vector rows:uvarint
 const (
 	KindWriter Kind = 'W'
@@ -26,6 +27,7 @@ const (
 	KindLogged Kind = 'J'
 	KindKeys   Kind = 'H'
 	KindBase   Kind = 'F'
+	KindMade   Kind = 'P'
 	KindEnd    Kind = 'E'
 )
 
@@ -169,6 +171,25 @@ func ParseBase(payload []byte) (*Base, error) {
 		x.Cells = p.bytes(p.length())
 	}
 	return x, p.err
+}
+
+// Made is a change of the schema that the donor has made.
+type Made struct {
+	Origin origin.Origin // of the node where it was made first
+	Seq    uint64        // of its transaction there
+	Schema
+}
+
+// AppendMade appends a P record.
+func AppendMade(dst []byte, m *Made) []byte {
+	return appendRecord(dst, KindMade, appendSchema(binary.AppendUvarint(appendOrigin(make([]byte, 0, 64+len(m.SQL)), m.Origin), m.Seq), &m.Schema))
+}
+
+// ParseMade decodes a P record.
+func ParseMade(payload []byte) (*Made, error) {
+	p := parser{b: payload}
+	m := &Made{Origin: p.origin(), Seq: p.uvarint(), Schema: p.schema()}
+	return m, p.err
 }
 
 func appendHash(b []byte, k KeyHash) []byte {

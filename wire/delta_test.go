@@ -20,7 +20,8 @@ func TestDeltaRoundTrip(t *testing.T) {
 	held := []KeyHash{{5, 6}, {7, 8}}
 	base, none := &Base{Key: KeyHash{1, 2}, Schema: "public", Table: "t", Cells: []byte("c")}, &Base{Key: KeyHash{3, 4}}
 	body = AppendBase(AppendBase(AppendKeys(body, held), base), none)
-	body = AppendEnd(body, seen, 3)
+	made := &Made{Origin: v.Origin, Seq: 12, Schema: Schema{Role: "r", SearchPath: "p", SQL: "ALTER"}}
+	body = AppendEnd(AppendMade(body, made), seen, 3)
 	recs := NewRecords(body)
 	next := func(want Kind) []byte {
 		t.Helper()
@@ -58,6 +59,13 @@ func TestDeltaRoundTrip(t *testing.T) {
 		if got, err := ParseBase(next(KindBase)); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%+v, %v, want %+v", got, err, want)
 		}
+	}
+	payload = next(KindMade)
+	if got, err := ParseMade(payload); err != nil || !reflect.DeepEqual(got, made) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, err := ParseMade(append(payload, 0)); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("with a byte more: %v", err)
 	}
 	if got, rows, err := ParseEnd(next(KindEnd)); err != nil || !got.Equal(seen) || rows != 3 {
 		t.Errorf("%v, %d, %v", got, rows, err)

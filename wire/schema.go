@@ -19,18 +19,27 @@ type Schema struct {
 
 // AppendSchema appends an M record.
 func AppendSchema(dst []byte, s *Schema) []byte {
-	b := appendString(make([]byte, 0, 64+len(s.SQL)), s.Role)
-	return appendRecord(dst, KindSchema, appendString(appendString(b, s.SearchPath), s.SQL))
+	return appendRecord(dst, KindSchema, appendSchema(make([]byte, 0, 64+len(s.SQL)), s))
+}
+
+func appendSchema(b []byte, s *Schema) []byte {
+	return appendString(appendString(appendString(b, s.Role), s.SearchPath), s.SQL)
 }
 
 // ParseSchema decodes an M record.
 func ParseSchema(payload []byte) (*Schema, error) {
 	p := parser{b: payload}
-	s := &Schema{Role: p.string(), SearchPath: p.string(), SQL: p.string()}
+	s := p.schema()
+	return &s, p.err
+}
+
+// schema decodes what stands at the end.
+func (p *parser) schema() Schema {
+	s := Schema{Role: p.string(), SearchPath: p.string(), SQL: p.string()}
 	if p.err == nil && len(p.b) != 0 {
 		p.fail("bytes behind the schema change")
 	}
-	return s, p.err
+	return s
 }
 
 // SchemaMessage is what a message with SchemaPrefix says. Its content is SHA-256 of the node's secret and of what follows, and
