@@ -100,9 +100,6 @@ func startItems(l *load, rows int) {
 // TestVerifyFindsWhatWasPlanted: three nodes with conflicts under load are compared while they are written. Nothing is found as long
 // as nothing was planted; then each of 20 rows is, nothing else, and the repair makes the nodes equal and raises no conflict.
 func TestVerifyFindsWhatWasPlanted(t *testing.T) {
-	if !pgtest.Soak() {
-		t.Skip("it fails now and then on a machine that others use, which is not understood yet; make soak RUN=TestVerifyFindsWhatWasPlanted")
-	}
 	t.Parallel()
 	rows, runs := 20_000, 3
 	if pgtest.Soak() {
@@ -146,8 +143,8 @@ func TestVerifyFindsWhatWasPlanted(t *testing.T) {
 	plant(t, c.Name, a,
 		fmt.Sprintf(`UPDATE item SET a = a || ' ' WHERE id = ANY('{%d,%d}')`, id(20), id(21)),
 		fmt.Sprintf(`DELETE FROM item WHERE id = %d`, id(22)),
-		`INSERT INTO tagged VALUES ('', 0, NULL), ('zz', 1, '[]')`)
-	want := []string{"public.tagged tag=, n=0", "public.tagged tag=zz, n=1", "public.item id=-1", fmt.Sprintf("public.item id=%d", rows+untouched)}
+		`INSERT INTO tagged VALUES ('', 0, NULL), ('zz', -1, '[]')`)
+	want := []string{"public.tagged tag=, n=0", "public.tagged tag=zz, n=-1", "public.item id=-1", fmt.Sprintf("public.item id=%d", rows+untouched)}
 	for _, n := range []int{1, 2, 50, 3, 4, 100, 7, 150, 8, 20, 21, 22, 30} {
 		want = append(want, fmt.Sprintf("public.item id=%d", id(n)))
 	}
@@ -202,8 +199,9 @@ func looked(r *bridge.VerifyReport) (n int) {
 	return n
 }
 
+// plantedIDs are the ids and numbers that only the test writes: of others, the load makes conflicts of its own.
 func plantedIDs(rows int) []string {
-	ids := []string{"0", "-1", "1", fmt.Sprint(rows + untouched)}
+	ids := []string{"0", "-1", fmt.Sprint(rows + untouched)}
 	for i := 1; i*untouched <= rows; i++ {
 		ids = append(ids, fmt.Sprint(i*untouched))
 	}
