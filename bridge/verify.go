@@ -135,33 +135,45 @@ var errVerifyFull = errors.New("there are more differences than are remembered")
 
 // run compares all that is asked for.
 func (c *verifyRun) run(ctx context.Context) (*VerifyReport, error) {
-	begun := c.report.At
 	tables, err := c.tables(ctx)
 	if err != nil {
 		return nil, err
 	}
-	for _, t := range tables {
-		err := c.table(ctx, t)
-		if errors.Is(err, errVerifyFull) {
-			c.report.Partial, err = true, nil
-		}
-		if err == nil {
-			err = c.see(ctx, t)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("compare table %s: %w", t, err)
-		}
-		t.at.Seconds = time.Since(begun).Seconds()
-		begun = time.Now()
+	walked, err := c.walk(ctx, tables)
+	if err == nil {
+		err = c.see(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range walked {
 		c.report.Tables = append(c.report.Tables, t.at)
 		c.report.Rows += t.at.Rows
-		if c.report.Partial {
-			break
-		}
 	}
 	c.show()
 	c.report.Seconds = time.Since(c.report.At).Seconds()
 	return c.report, nil
+}
+
+// walk compares tables, and returns those that it has come to. What seems to differ is looked at when there is enough of it, and at
+// the end, of all tables together: each look may wait for a node that is behind, and that is waited for once.
+func (c *verifyRun) walk(ctx context.Context, tables []*tableAsked) (walked []*tableAsked, err error) {
+	cs := candidates{}
+	for _, t := range tables {
+		begun := time.Now()
+		err = c.table(ctx, t, cs)
+		t.at.Seconds = time.Since(begun).Seconds()
+		if walked = append(walked, t); err != nil {
+			break
+		}
+	}
+	if err == nil {
+		err = c.settled(ctx, cs)
+	}
+	if errors.Is(err, errVerifyFull) {
+		c.report.Partial, err = true, nil
+	}
+	return walked, err
 }
 
 // each asks several nodes at once; the answers come in the order of nodes.

@@ -61,7 +61,7 @@ func TestRowsAreJudgedByTheOrderOfLooks(t *testing.T) {
 		{"a version that may go says nothing", []string{"w1 c@3", "?v1 d@3"}, open, false},
 	} {
 		t.Run(tt.what, func(t *testing.T) {
-			k := newCandidate(nil)
+			k := newCandidate(nil, nil)
 			k.pairs = make([]verdict, 2)
 			for range 2 {
 				k.looks = append(k.looks, &sightings{versions: map[apply.VerifyVersion][]byte{}})

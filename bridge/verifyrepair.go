@@ -3,6 +3,7 @@ package bridge
 import (
 	"context"
 	"fmt"
+	"iter"
 	"slices"
 
 	"github.com/pgbridge/pgbridge/apply"
@@ -15,26 +16,26 @@ const (
 	yieldKeys, yieldBytes = 50, 192 << 10
 )
 
-// see looks at the rows of a table that differ, to show them or to mend them.
-func (c *verifyRun) see(ctx context.Context, t *tableAsked) error {
-	var rows []*RowDifference
-	shown := map[*RowDifference]bool{}
-	for i, d := range c.found {
-		if shown[d] = i < c.o.Limit; d.table == t && (c.o.Repair || shown[d]) {
-			rows = append(rows, d)
-		}
+// see looks at the rows that differ, to show them or to mend them.
+func (c *verifyRun) see(ctx context.Context) error {
+	rows, shown := c.found, min(len(c.found), c.o.Limit)
+	if !c.o.Repair {
+		rows = rows[:shown]
 	}
 	for some := range slices.Chunk(rows, lookKeys) {
-		if err := c.seeAll(ctx, t, some); err != nil {
-			return err
+		for rows := range byTable(some) {
+			if err := c.seeAll(ctx, rows[0].table, rows); err != nil {
+				return fmt.Errorf("compare table %s: %w", rows[0].table, err)
+			}
 		}
 		for _, d := range some {
-			if d.decide(c.nodes, c.o.From); shown[d] {
+			d.decide(c.nodes, c.o.From)
+			if shown--; shown >= 0 {
 				d.describe(c.nodes)
 			}
 		}
 		if c.o.Repair {
-			if err := c.repair(ctx, t, some); err != nil {
+			if err := c.repair(ctx, some); err != nil {
 				return err
 			}
 		}
@@ -43,6 +44,11 @@ func (c *verifyRun) see(ctx context.Context, t *tableAsked) error {
 		}
 	}
 	return nil
+}
+
+// byTable yields rows of one table at a time.
+func byTable(rows []*RowDifference) iter.Seq[[]*RowDifference] {
+	return ofOneTable(rows, len(rows), func(d *RowDifference) *tableAsked { return d.table })
 }
 
 // seeAll looks at rows with their values; at those again of which the values did not fit the answer.
@@ -147,50 +153,50 @@ func (d *RowDifference) decide(nodes []string, from string) {
 }
 
 // repair mends rows, as many as one question may name, until they are the same everywhere, or cannot be mended.
-func (c *verifyRun) repair(ctx context.Context, t *tableAsked, rows []*RowDifference) error {
-	if t.Merged {
-		for _, d := range rows {
+func (c *verifyRun) repair(ctx context.Context, rows []*RowDifference) error {
+	for _, d := range rows {
+		if d.table.Merged {
 			d.Refused = "the table is merged (conflict.tables): a write is one more to be merged, and would not make the rows the same; write the row by hand (docs/verify.md)"
 		}
-		return nil
 	}
 	rows = slices.Clone(rows)
 	for range repairTries {
-		rows = slices.DeleteFunc(rows, func(d *RowDifference) bool { return d.Right == "" || d.Mended })
+		rows = slices.DeleteFunc(rows, func(d *RowDifference) bool { return d.Right == "" || d.Mended || d.table.Merged })
 		if len(rows) == 0 {
 			return nil
 		}
-		for _, d := range rows {
-			d.Refused = ""
-		}
-		c.tell(VerifyProgress{Table: t.String(), Rows: t.at.Rows, Doing: fmt.Sprintf("%d of %d rows that differ are mended", t.at.Mended, t.at.Differences)})
-		if err := c.mend(ctx, t, rows); err != nil {
-			return err
-		}
 		cs := candidates{}
-		for _, d := range rows {
-			cs.add(d.key)
+		for some := range byTable(rows) {
+			t := some[0].table
+			for _, d := range some {
+				d.Refused = ""
+				cs.add(t, d.key)
+			}
+			c.tell(VerifyProgress{Table: t.String(), Rows: t.at.Rows, Doing: fmt.Sprintf("%d of %d rows that differ are mended", t.at.Mended, t.at.Differences)})
+			if err := c.mend(ctx, t, some); err != nil {
+				return fmt.Errorf("mend table %s: %w", t, err)
+			}
 		}
-		differing, restless, err := c.settle(ctx, t, cs)
+		differing, restless, err := c.settle(ctx, cs)
 		if err != nil {
 			return err
 		}
 		open := candidates{}
 		for _, k := range slices.Concat(differing, restless) {
-			open[keyName(k.key)] = k
+			open[rowName(k.table, k.key)] = k
 		}
 		for _, d := range rows {
-			if open[keyName(d.key)] == nil {
+			if open[rowName(d.table, d.key)] == nil {
 				d.Mended, d.Refused = true, ""
-				t.at.Mended++
+				d.table.at.Mended++
 				continue
 			}
 			if d.Refused == "" {
 				d.Refused = "it is written all the time; mend it when it is not"
 			}
 			refused := d.Refused
-			if err := c.seeAll(ctx, t, []*RowDifference{d}); err != nil {
-				return err
+			if err := c.seeAll(ctx, d.table, []*RowDifference{d}); err != nil {
+				return fmt.Errorf("compare table %s: %w", d.table, err)
 			}
 			if d.decide(c.nodes, c.o.From); d.Right != "" {
 				d.Refused = refused

@@ -2,10 +2,14 @@ package bridge
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/bits"
+	"slices"
+	"strings"
 
 	"github.com/pgbridge/pgbridge/apply"
 )
@@ -18,44 +22,57 @@ const (
 	settleAt = 500
 )
 
-// candidates are the rows that seem to differ, by key.
+// candidates are the rows that seem to differ, by table and key.
 type candidates map[string]*candidate
 
-func (cs candidates) add(key [][]byte) {
-	name := keyName(key)
+func (cs candidates) add(t *tableAsked, key [][]byte) {
+	name := rowName(t, key)
 	if cs[name] == nil {
-		cs[name] = newCandidate(key)
+		cs[name] = newCandidate(t, key)
 	}
 }
 
-// keyName makes one text of a key, another one for each.
-func keyName(key [][]byte) string {
-	return fmt.Sprintf("%q", key)
+// sorted lists them by table and key, so that what is told of them does not depend on chance.
+func (cs candidates) sorted() []*candidate { return slices.SortedFunc(maps.Values(cs), compareRows) }
+
+func compareRows(a, b *candidate) int {
+	return cmp.Or(strings.Compare(a.table.String(), b.table.String()), slices.CompareFunc(a.key, b.key, compareText))
 }
 
-// bound is how a segment ends: to is nil at the end of the table.
+// compareText orders shorter texts first, so that numbers come in their order; the servers may have another one.
+func compareText(a, b []byte) int {
+	return cmp.Or(cmp.Compare(len(a), len(b)), bytes.Compare(a, b))
+}
+
+// rowName makes one text of a row's table and key, another one for each.
+func rowName(t *tableAsked, key [][]byte) string { return t.String() + keyName(key) }
+
+// keyName makes one text of a key, another one for each.
+func keyName(key [][]byte) string { return fmt.Sprintf("%q", key) }
+
+// segment is a part of a table, by key: to is nil at the end of the table.
 type segment struct {
 	from, to [][]byte
 	limit    int
 	answers  []*apply.VerifyAnswer // of all nodes
 }
 
-// table compares one table, segment by segment.
-func (c *verifyRun) table(ctx context.Context, t *tableAsked) error {
-	cs := candidates{}
+// table compares one table, segment by segment, and leaves in cs the rows that are still to be looked at.
+func (c *verifyRun) table(ctx context.Context, t *tableAsked, cs candidates) error {
 	for s := (&segment{limit: segmentRows}); ; {
-		if err := c.segment(ctx, t, s); err != nil {
-			return err
+		err := c.segment(ctx, t, s)
+		if err == nil {
+			err = c.differing(ctx, t, s, cs)
 		}
-		if err := c.differing(ctx, t, s, cs); err != nil {
-			return err
+		if err != nil {
+			return fmt.Errorf("compare table %s: %w", t, err)
 		}
 		lead := s.answers[0]
 		t.at.Rows += int64(lead.Rows)
 		t.at.Segments++
 		c.tell(VerifyProgress{Table: t.String(), Rows: t.at.Rows, Doing: "compared"})
-		if len(cs) >= settleAt || s.to == nil {
-			if err := c.settled(ctx, t, cs); err != nil {
+		if len(cs) >= settleAt {
+			if err := c.settled(ctx, cs); err != nil {
 				return err
 			}
 			clear(cs)
@@ -159,12 +176,12 @@ func (c *verifyRun) differing(ctx context.Context, t *tableAsked, s *segment, cs
 		}
 		for name, e := range lists[0] {
 			if apply.InParts(e.Key, masks[i+1]) && (other[name] == nil || !bytes.Equal(e.Hash, other[name].Hash)) {
-				cs.add(e.Key)
+				cs.add(t, e.Key)
 			}
 		}
 		for name, e := range other {
 			if lists[0][name] == nil {
-				cs.add(e.Key)
+				cs.add(t, e.Key)
 			}
 		}
 	}

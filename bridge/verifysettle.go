@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"iter"
 	"slices"
 	"time"
 
@@ -20,6 +21,10 @@ import (
 const (
 	// settleLooks bounds the looks at a row that never stands still.
 	settleLooks = 60
+	// Where nodes are behind, each look takes as long as they need to catch up with the look before, and so many would take hours: after
+	// settleLong and settleFew looks, only rows are looked at that stand still, which take a few more looks only.
+	settleLong = 30 * time.Second
+	settleFew  = 2 * sureLooks
 	// lookKeys is how many rows are looked at in one question.
 	lookKeys = 200
 	// sureLooks are the looks in which a node must have the same version of a row.
@@ -43,6 +48,7 @@ const (
 
 // candidate is a row that seems to differ.
 type candidate struct {
+	table *tableAsked
 	key   [][]byte
 	looks []*sightings // by place of the node
 	pairs []verdict    // of the lead and another node
@@ -54,44 +60,49 @@ type sightings struct {
 	versions map[apply.VerifyVersion][]byte
 }
 
-func newCandidate(key [][]byte) *candidate { return &candidate{key: key} }
+func newCandidate(t *tableAsked, key [][]byte) *candidate { return &candidate{table: t, key: key} }
 
 // settle finds out which rows differ, and which never stood still.
-func (c *verifyRun) settle(ctx context.Context, t *tableAsked, cs candidates) (differing, restless []*candidate, err error) {
-	var left []*candidate
-	for _, k := range cs {
+func (c *verifyRun) settle(ctx context.Context, cs candidates) (differing, restless []*candidate, err error) {
+	left := cs.sorted()
+	for _, k := range left {
 		k.looks, k.pairs = make([]*sightings, len(c.nodes)), make([]verdict, len(c.nodes))
 		for i := range c.nodes {
 			k.looks[i] = &sightings{versions: map[apply.VerifyVersion][]byte{}}
 		}
-		left = append(left, k)
+		k.table.at.Looked++
 	}
-	t.at.Looked += len(left)
-	for turn := 0; len(left) > 0 && turn < settleLooks; turn++ {
-		if err := c.turn(ctx, t, left, turn); err != nil {
+	begun := time.Now()
+	for turn := 0; len(left) > 0; turn++ {
+		if err := c.turn(ctx, left, turn); err != nil {
 			return nil, nil, err
 		}
+		last, long := turn+1 == settleLooks, turn+1 >= settleFew && time.Since(begun) > settleLong
 		left = slices.DeleteFunc(left, func(k *candidate) bool {
-			settled := k.judge(turn%2 == 0, !t.Merged)
-			if settled && k.differs() {
+			settled := k.judge(turn%2 == 0, !k.table.Merged)
+			switch givenUp := last || long && !k.stands(); {
+			case !settled && !givenUp:
+				return false
+			case k.differs(): // from one node for sure
 				differing = append(differing, k)
+			case !settled:
+				restless = append(restless, k)
 			}
-			return settled
+			return true
 		})
+		if len(left) == 0 {
+			break
+		}
+		t := left[0].table
 		c.tell(VerifyProgress{Table: t.String(), Rows: t.at.Rows, Doing: fmt.Sprintf("%d rows are looked at again", len(left))})
-		if pause := time.Duration(turn-settleAtOnce) * settlePause; pause > 0 && len(left) > 0 {
+		if pause := time.Duration(turn-settleAtOnce) * settlePause; pause > 0 {
 			if err := rest(ctx, min(pause, settlePauseMax)); err != nil {
 				return nil, nil, err
 			}
 		}
 	}
-	for _, k := range left {
-		if k.differs() { // from one node for sure
-			differing = append(differing, k)
-		} else {
-			restless = append(restless, k)
-		}
-	}
+	slices.SortFunc(differing, compareRows)
+	slices.SortFunc(restless, compareRows)
 	return differing, restless, nil
 }
 
@@ -106,8 +117,8 @@ func rest(ctx context.Context, d time.Duration) error {
 }
 
 // settled takes what settle has found into the report; errVerifyFull if there is too much of it.
-func (c *verifyRun) settled(ctx context.Context, t *tableAsked, cs candidates) error {
-	differing, restless, err := c.settle(ctx, t, cs)
+func (c *verifyRun) settled(ctx context.Context, cs candidates) error {
+	differing, restless, err := c.settle(ctx, cs)
 	if err != nil {
 		return err
 	}
@@ -116,10 +127,10 @@ func (c *verifyRun) settled(ctx context.Context, t *tableAsked, cs candidates) e
 		if why, passing := k.reason(); passing {
 			reason = why
 		}
-		note(&c.report.Unsettled, RowReason{t.String(), keyText(t, k.key), reason})
+		note(&c.report.Unsettled, RowReason{k.table.String(), keyText(k.table, k.key), reason})
 	}
 	for _, k := range differing {
-		if err := c.differs(t, k); err != nil {
+		if err := c.differs(k); err != nil {
 			return err
 		}
 	}
@@ -133,24 +144,25 @@ func note(list *[]RowReason, r RowReason) {
 }
 
 // turn looks at rows: at the lead in every second turn, beginning with the first, else at the others.
-func (c *verifyRun) turn(ctx context.Context, t *tableAsked, left []*candidate, turn int) error {
+func (c *verifyRun) turn(ctx context.Context, left []*candidate, turn int) error {
 	first, nodes := 0, c.nodes[:1]
 	if turn%2 == 1 {
 		first, nodes = 1, c.nodes[1:]
 	}
 	after := c.after.Clone()
-	for some := range slices.Chunk(left, lookKeys) {
+	for some := range ofOneTable(left, lookKeys, func(k *candidate) *tableAsked { return k.table }) {
+		t := some[0].table
 		q := &apply.VerifyQuestion{Kind: apply.VerifyLook, Table: t.VerifyTable, After: after}
 		for _, k := range some {
 			q.Keys = append(q.Keys, k.key)
 		}
 		answers, err := c.each(ctx, nodes, q)
 		if err != nil {
-			return err
+			return fmt.Errorf("compare table %s: %w", t, err)
 		}
 		for n, a := range answers {
 			if len(a.Looks) != len(some) {
-				return fmt.Errorf("node %s has looked at %d rows instead of %d", nodes[n], len(a.Looks), len(some))
+				return fmt.Errorf("compare table %s: node %s has looked at %d rows instead of %d", t, nodes[n], len(a.Looks), len(some))
 			}
 			c.after.Merge(a.Seen)
 			for i, k := range some {
@@ -162,6 +174,22 @@ func (c *verifyRun) turn(ctx context.Context, t *tableAsked, left []*candidate, 
 		}
 	}
 	return nil
+}
+
+// ofOneTable yields rows in their order, as many at a time as are of one table, up to n.
+func ofOneTable[T any](rows []T, n int, of func(T) *tableAsked) iter.Seq[[]T] {
+	return func(yield func([]T) bool) {
+		for len(rows) > 0 {
+			end := 1
+			for end < min(n, len(rows)) && of(rows[end]) == of(rows[0]) {
+				end++
+			}
+			if !yield(rows[:end]) {
+				return
+			}
+			rows = rows[end:]
+		}
+	}
 }
 
 func (h *sightings) add(l apply.VerifyLooked) {
@@ -188,6 +216,17 @@ func (k *candidate) judge(leads, versions bool) (settled bool) {
 
 // differs reports whether the row is another one at a node than at the lead.
 func (k *candidate) differs() bool { return slices.Contains(k.pairs, differs) }
+
+// stands reports whether no node of which it is not known yet whether it has the same row has shown a change in its last two looks,
+// nor the lead.
+func (k *candidate) stands() bool {
+	for i, h := range k.looks {
+		if n := min(len(h.last), 2); (i == 0 || k.pairs[i] == open) && n > 0 && !h.stands(n, false) {
+			return false
+		}
+	}
+	return true
+}
 
 // judge compares what the lead and another node have shown of a row. leads says that the lead was looked at last; versions, that
 // one version is one row.
@@ -248,7 +287,8 @@ func (k *candidate) reason() (text string, passing bool) {
 }
 
 // differs takes in a row that differs; errVerifyFull if there are too many.
-func (c *verifyRun) differs(t *tableAsked, k *candidate) error {
+func (c *verifyRun) differs(k *candidate) error {
+	t := k.table
 	for i, h := range k.looks {
 		if l := h.last; len(l) > 0 && l[len(l)-1].Reason != "" {
 			note(&c.report.Explained, RowReason{t.String(), keyText(t, k.key), "at node " + c.nodes[i] + ": " + l[len(l)-1].Reason})
