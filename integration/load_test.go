@@ -51,6 +51,9 @@ type load struct {
 	commits []atomic.Uint64 // by node
 	unsure  []atomic.Uint64 // by node: the connection was lost during COMMIT
 	others  map[string]int  // by node: transactions of the test itself
+	lacks   int64           // the sessions wait while a node lacks more than that of another one's numbers; 0: they never do
+	last    []atomic.Int64  // by node: its last number that was committed
+	behind  []atomic.Bool   // by node: it lacks more than that
 	parks   string          // the node that may show children before their parents: a row refers to a parked one (docs/parked.md)
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
@@ -66,7 +69,7 @@ func startLoad(t testing.TB, c *cluster.Cluster, writers int, seed int64) *load 
 // newLoad is startLoad for a load that the test starts.
 func newLoad(t testing.TB, c *cluster.Cluster, writers int, seed int64) *load {
 	l := &load{cancel: func() {}, others: map[string]int{}, t: t, c: c, writers: writers, seed: seed, next: make([]atomic.Int64, len(c.Nodes)),
-		commits: make([]atomic.Uint64, len(c.Nodes)), unsure: make([]atomic.Uint64, len(c.Nodes))}
+		commits: make([]atomic.Uint64, len(c.Nodes)), unsure: make([]atomic.Uint64, len(c.Nodes)), last: make([]atomic.Int64, len(c.Nodes)), behind: make([]atomic.Bool, len(c.Nodes))}
 	t.Logf("load seed %d", seed)
 	t.Cleanup(func() { l.stop() })
 	return l
@@ -86,7 +89,7 @@ func (l *load) start() {
 			l.wg.Go(func() { l.session(ctx, n, i, r) })
 		}
 		if n.Name != l.parks {
-			l.wg.Go(func() { l.observe(ctx, n) })
+			l.wg.Go(func() { l.observe(ctx, n, i) })
 		}
 	}
 }
@@ -103,9 +106,17 @@ const orphansSQL = `SELECT count(*) FROM child c WHERE NOT EXISTS (SELECT FROM p
 // observed is how often an observer looks.
 const observed = 200 * time.Millisecond
 
-// observe looks for children without parents, which nothing ever deletes, until ctx ends.
-func (l *load) observe(ctx context.Context, n *cluster.Node) {
+// observe looks for children without parents, which nothing ever deletes, and at how far its node is behind, until ctx ends.
+func (l *load) observe(ctx context.Context, n *cluster.Node, i int) {
 	l.connected(ctx, n, observed, func(conn *pgx.Conn) {
+		behind := false
+		for j, other := range l.c.Nodes {
+			var has int64
+			if last := l.last[j].Load(); l.lacks > 0 && conn.QueryRow(ctx, `SELECT COALESCE(max(n), 0) FROM entry WHERE node = $1`, other.Name).Scan(&has) == nil {
+				behind = behind || last-has > l.lacks
+			}
+		}
+		l.behind[i].Store(behind)
 		var orphans int
 		err := conn.QueryRow(ctx, orphansSQL).Scan(&orphans)
 		if err == nil && orphans > 0 {
@@ -116,7 +127,21 @@ func (l *load) observe(ctx context.Context, n *cluster.Node) {
 
 // session writes.
 func (l *load) session(ctx context.Context, n *cluster.Node, i int, r *rand.Rand) {
-	l.connected(ctx, n, sessionPace(), func(conn *pgx.Conn) { l.transaction(conn, n.Name, i, r) })
+	l.connected(ctx, n, sessionPace(), func(conn *pgx.Conn) {
+		if !l.waits() {
+			l.transaction(conn, n.Name, i, r)
+		}
+	})
+}
+
+// waits reports whether a node is behind.
+func (l *load) waits() bool {
+	for i := range l.behind {
+		if l.behind[i].Load() {
+			return true
+		}
+	}
+	return false
 }
 
 // connected does something in turn on one connection, and on another one when it is lost, until ctx ends.
@@ -169,6 +194,7 @@ func (l *load) transaction(conn *pgx.Conn, node string, i int, r *rand.Rand) {
 	switch {
 	case err == nil:
 		l.commits[i].Add(1)
+		l.last[i].Store(n)
 	case !errors.As(err, &pg) && !errors.Is(err, pgx.ErrTxCommitRollback):
 		l.unsure[i].Add(1)
 	}
