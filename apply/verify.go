@@ -40,6 +40,9 @@ const VerifyParts = 64
 
 // VerifyQuestion is what one node asks another one, or itself. Keys are texts in the order of the table's key.
 type VerifyQuestion struct {
+	// Asker is the node that asks, and ID the question's own, however often it is asked. Who asks itself sets neither.
+	Asker string       `json:"asker,omitempty"`
+	ID    string       `json:"id,omitempty"`
 	Kind  VerifyKind   `json:"kind"`
 	Table *VerifyTable `json:"table,omitempty"` // which columns are compared, and the key
 	// Of a segment: keys behind From, up to To, nil for no bound; of those the first Limit rows.
@@ -87,6 +90,8 @@ type VerifyAnswer struct {
 	Looks []VerifyLooked `json:"looks,omitempty"`
 	Seen  origin.Vector  `json:"seen,omitempty"`
 	Late  bool           `json:"late,omitempty"` // After has not been seen yet, only Seen; ask again
+	// Working says that this is no answer yet: ask the same again, under its ID.
+	Working bool `json:"working,omitempty"`
 }
 
 // VerifiedEntry is the hash of one row.

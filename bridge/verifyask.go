@@ -17,15 +17,9 @@ import (
 	"github.com/pgbridge/pgbridge/stream"
 )
 
-// Questions go over the broker of the node that is asked, as those for a delta do. Each is answered by one message.
+// Questions go over the broker of the node that is asked, as those for a delta do. Each is answered by one message (verifyanswer.go).
 
 const (
-	// verifyReach is how long a node is looked for before it counts as one that cannot be reached.
-	verifyReach = 5 * time.Second
-	// verifyAnswer is how long one answer may take; a segment of large rows may have to be read.
-	verifyAnswer = 60 * time.Second
-	// verifyAgain is the time from one try to reach a node to the next.
-	verifyAgain = 100 * time.Millisecond
 	// verifyLag is for how long a node may apply nothing while it lacks what another one has shown.
 	verifyLag = time.Minute
 	// verifyIdle is after how long without a question the session is given back.
@@ -35,16 +29,16 @@ const (
 // verifySide is a life's part in comparisons: it answers, and asks.
 type verifySide struct {
 	*life
-	ctx  context.Context // ends with the life's stage
 	own  *apply.Verifier
 	idle *time.Timer
 }
 
-// answerVerify answers others until ctx ends, and compares in the background if it is to.
+// runVerify answers others until ctx ends, and compares in the background if it is to.
 func (l *life) runVerify(ctx context.Context) error {
-	s := &verifySide{life: l, ctx: ctx, own: l.applier.NewVerifier(slotName(l.cfg))}
+	s := &verifySide{life: l, own: l.applier.NewVerifier(slotName(l.cfg))}
+	answers := &slowAnswers{work: s.answer, last: map[string]*slowAnswer{}}
 	s.idle = time.AfterFunc(verifyIdle, func() { s.own.Rest(ctx) })
-	stop, err := stream.Answer(l.conns[0], stream.VerifySubject(l.cfg.Cluster, l.cfg.Node), s.answer)
+	stop, err := stream.AnswerAside(ctx, l.conns[0], stream.VerifySubject(l.cfg.Cluster, l.cfg.Node), answers.answer)
 	if err != nil {
 		return err
 	}
@@ -52,6 +46,7 @@ func (l *life) runVerify(ctx context.Context) error {
 	l.watchRows(ctx, s)
 	<-ctx.Done()
 	stop()
+	answers.all.Wait()
 	l.verify.detach(s)
 	s.idle.Stop()
 	s.own.Close()
@@ -59,15 +54,8 @@ func (l *life) runVerify(ctx context.Context) error {
 }
 
 // answer answers one question of another node.
-func (s *verifySide) answer(text []byte) []byte {
-	var q apply.VerifyQuestion
-	err := json.Unmarshal(text, &q)
-	var a *apply.VerifyAnswer
-	if err == nil {
-		ctx, cancel := context.WithTimeoutCause(s.ctx, verifyAnswer, errors.New("it takes too long"))
-		a, err = s.ask(ctx, &q)
-		cancel()
-	}
+func (s *verifySide) answer(ctx context.Context, q *apply.VerifyQuestion) []byte {
+	a, err := s.ask(ctx, q)
 	if err != nil {
 		a = &apply.VerifyAnswer{Error: err.Error()}
 	}
@@ -76,7 +64,7 @@ func (s *verifySide) answer(text []byte) []byte {
 		err = fmt.Errorf("an answer of %d bytes is more than its broker takes (max_payload %d)", len(out), limit)
 	}
 	if err != nil {
-		out, _ = json.Marshal(&apply.VerifyAnswer{Error: err.Error()})
+		return verifyText(&apply.VerifyAnswer{Error: err.Error()})
 	}
 	return out
 }
@@ -157,38 +145,20 @@ func (a *askers) once(ctx context.Context, node string, q *apply.VerifyQuestion)
 	if err != nil {
 		return nil, err
 	}
-	text, err := json.Marshal(q)
-	if err != nil {
-		return nil, err
+	asked := *q
+	asked.Asker = a.cfg.Node
+	got, err := askSlowly(ctx, asked, met, func(ctx context.Context, text []byte) ([]byte, error) {
+		return stream.Ask(ctx, nc, stream.VerifySubject(a.cfg.Cluster, node), text)
+	})
+	if err != nil && ctx.Err() == nil {
+		return nil, fmt.Errorf("it cannot be asked at %s: %w; let its bridge run and be reached from here, or name the others with --node",
+			a.cfg.Redacted().Topology.Nodes[node], err)
 	}
-	// A question that somebody has got may take its time; one that nobody gets is asked again for as long as a node is looked for.
-	until := time.Now().Add(verifyReach)
-	if met {
-		until = until.Add(verifyAnswer - verifyReach)
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, verifyAnswer, errVerifyUnreached)
-	defer cancel()
-	for {
-		out, err := stream.Ask(ctx, nc, stream.VerifySubject(a.cfg.Cluster, node), text)
-		if err == nil {
-			a.mu.Lock()
-			a.met[node] = true
-			a.mu.Unlock()
-			got := &apply.VerifyAnswer{}
-			return got, json.Unmarshal(out, got)
-		}
-		if late := time.Now().After(until); late || rest(ctx, verifyAgain) != nil {
-			if late || errors.Is(context.Cause(ctx), errVerifyUnreached) {
-				return nil, fmt.Errorf("it cannot be asked at %s: %w; let its bridge run and be reached from here, or name the others with --node",
-					a.cfg.Redacted().Topology.Nodes[node], err)
-			}
-			return nil, context.Cause(ctx)
-		}
-	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.met[node] = a.met[node] || err == nil
+	return got, err
 }
-
-// errVerifyUnreached ends the patience with a node.
-var errVerifyUnreached = errors.New("node is not reached")
 
 // verifyNodes are the nodes that are compared, this one first; the error is one of what the caller gave.
 func (b *bridge) verifyNodes(o VerifyOptions) ([]string, error) {
