@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -28,6 +29,9 @@ const (
 	// verifyAgain is the time from one try to reach a node to the next.
 	verifyAgain = 100 * time.Millisecond
 )
+
+// errVerifySlow ends the work on an answer.
+var errVerifySlow = fmt.Errorf("its answer takes more than %s; compare again when its server has less to do", verifyAnswer)
 
 // slowAnswers are those that a node works on for others, one for each, since each asks one question after the other.
 type slowAnswers struct {
@@ -73,7 +77,7 @@ func (s *slowAnswers) workOn(ctx context.Context, q *apply.VerifyQuestion) *slow
 		a.giveUp()
 	}
 	a = &slowAnswer{id: q.ID, done: make(chan struct{})}
-	ctx, cancel := context.WithTimeoutCause(ctx, verifyAnswer, errors.New("it takes too long"))
+	ctx, cancel := context.WithTimeoutCause(ctx, verifyAnswer, errVerifySlow)
 	a.giveUp = cancel
 	s.last[q.Asker] = a
 	s.all.Go(func() {

@@ -24,7 +24,7 @@ func TestASlowAnswerIsWaitedForAndALostOneAskedFor(t *testing.T) {
 	}{
 		{"at once", 0, false, nil, "0s: answer 1; worked 1", ""},
 		{"slow", 40 * time.Second, false, nil, "40s: answer 1; worked 1", ""},
-		{"too slow", 2 * time.Minute, false, nil, "1m0s: it takes too long; worked 1", ""},
+		{"too slow", 2 * time.Minute, false, nil, "1m0s: " + errVerifySlow.Error() + "; worked 1", ""},
 		{"the question is lost", 0, true, []string{"lost", "lost"}, "10.2s: answer 1; worked 1", ""},
 		{"the answer is lost", 0, true, []string{"answer lost"}, "5.1s: answer 1; worked 1", ""},
 		{"one that is worked on is lost", 20 * time.Second, false, []string{"", "answer lost", "lost"}, "20s: answer 1; worked 1", ""},

@@ -56,6 +56,9 @@ func (l *life) runVerify(ctx context.Context) error {
 // answer answers one question of another node.
 func (s *verifySide) answer(ctx context.Context, q *apply.VerifyQuestion) []byte {
 	a, err := s.ask(ctx, q)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
 	if err != nil {
 		a = &apply.VerifyAnswer{Error: err.Error()}
 	}
