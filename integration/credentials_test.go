@@ -13,6 +13,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/pgbridge/pgbridge/bridge"
 	"github.com/pgbridge/pgbridge/integration/cluster"
 	"github.com/pgbridge/pgbridge/integration/natstest"
 	"github.com/pgbridge/pgbridge/stream"
@@ -124,6 +125,9 @@ func TestLeastPermissions(t *testing.T) {
 	requireCounts(t, c, l)
 	a := c.Node("a")
 	a.AwaitStatus(func(r *cluster.Report) bool { return len(r.Alarms) == 0 && r.Waiting == "" }) // all hear each other
+	if r := verify(t, a, bridge.VerifyOptions{}); r.Rows == 0 || r.Differences > 0 {
+		t.Errorf("nodes compared: %+v", r)
+	}
 	for _, n := range c.Nodes {
 		if text, _ := os.ReadFile(filepath.Join(n.Dir, "bridge.log")); strings.Contains(string(text), "refused a subject") || strings.Contains(strings.ToLower(string(text)), "permissions violation") {
 			t.Errorf("node %s was refused something:\n%s", n.Name, n.LogTail())
