@@ -26,6 +26,14 @@ type MergePolicy struct {
 	Function string
 	Deletes  conflict.Deletes
 	Columns  []MergeColumns
+	Home     MergeHome // if Rows is conflict.Home
+}
+
+// MergeHome says at which node rows should be written.
+type MergeHome struct {
+	Setting string                               // as an operator wrote it
+	Column  func(schema, table string) string    // that names a row's home; "": its rows have none
+	At      func(node string, value []byte) bool // whether a value means that node
 }
 
 // MergeColumns is the rule of a column, or of several that are merged as one unit. The name "*" stands for every column
@@ -40,7 +48,7 @@ type MergeColumns struct {
 func fingerprint(policies []MergePolicy, priority []string) string {
 	h := sha256.New()
 	for _, p := range policies {
-		fmt.Fprintf(h, "%q %d %q %d %v\n", p.Pattern, p.Rows, p.Function, p.Deletes, p.Columns)
+		fmt.Fprintf(h, "%q %d %q %d %v %q\n", p.Pattern, p.Rows, p.Function, p.Deletes, p.Columns, p.Home.Setting)
 	}
 	fmt.Fprintf(h, "%q", priority)
 	return hex.EncodeToString(h.Sum(nil)[:8])
@@ -116,6 +124,11 @@ func newMerge(t *table, policies []MergePolicy, priority []string) (*merge, erro
 		rest.Rule = conflict.Latest // only the key
 	}
 	m.add(rest, "", p.Function)
+	if rest.Rule == conflict.Home {
+		if err := m.home(t, p, place); err != nil {
+			return nil, err
+		}
+	}
 	if err := m.rules.Validate(); err != nil {
 		return nil, blocked("table %s cannot be merged as conflict.tables says for %s: %v; correct that", t.quoted, p.Pattern, err)
 	}
@@ -123,6 +136,24 @@ func newMerge(t *table, policies []MergePolicy, priority []string) (*merge, erro
 		return nil, blocked("table %s cannot be merged: its key is of a type whose equality only the server knows; take it out of conflict.tables", t.quoted)
 	}
 	return m, nil
+}
+
+// home finds the column that names the home of the table's rows.
+func (m *merge) home(t *table, p *MergePolicy, place map[string]int) error {
+	name := p.Home.Column(t.schema, t.name)
+	at, ok := place[name]
+	switch {
+	case name == "":
+		return blocked("table %s has home_wins in conflict.tables, and conflict.home names no column for it; add %s.%s=column", t.quoted, t.schema, t.name)
+	case !ok:
+		return blocked("table %s has no column %q, which conflict.home names; correct the name", t.quoted, name)
+	}
+	if root := t.cols[m.cols[at]].typ.root(); mergeType(root) != conflict.TextType && root.kind != 'e' {
+		return blocked("column %q of table %s names no node: conflict.home wants a text, varchar or enum column, and it is %s", name, t.quoted, root.name)
+	}
+	m.rules.HomeColumn = at
+	m.rules.Home = func(node string, value conflict.Cell) bool { return !value.Null && p.Home.At(node, value.Data) }
+	return nil
 }
 
 func (m *merge) add(u conflict.Unit, name, function string) {

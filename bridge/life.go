@@ -315,7 +315,9 @@ func (l *life) openCapture(ctx context.Context) error {
 		return err
 	}
 	l.outbox = &outbox{Publisher: l.publisher, published: l.applier.Published}
+	column, at := homes(l.cfg)
 	l.capture, err = capture.New(capture.Options{
+		HomeColumn: column, AtHome: func(value []byte) bool { return at(l.cfg.Node, value) },
 		DSN: l.cfg.Postgres.DSN, Cluster: l.cfg.Cluster, Node: l.cfg.Node, Origin: o, WriterEpoch: node.WriterEpoch,
 		SystemID: info.SystemID, Timeline: info.Timeline, Slot: slotName(l.cfg), Publication: slotName(l.cfg),
 		FrameBytes: int(l.cfg.Capture.FrameBytes), Linger: l.cfg.Capture.Linger, StatusInterval: l.cfg.Capture.StatusInterval,

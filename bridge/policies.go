@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"fmt"
 	"strings"
 
 	"github.com/pgbridge/pgbridge/apply"
@@ -33,7 +34,10 @@ func mergePolicies(cfg *config.Config) []apply.MergePolicy {
 	for _, t := range cfg.Conflict.Tables {
 		p := apply.MergePolicy{Pattern: t.Match,
 			Match: func(schema, table string) bool { return capture.Matches(t.Match, schema, table) }}
-		p.Rows, p.Function = ruleOf(t.Rows)
+		if p.Rows, p.Function = ruleOf(t.Rows); p.Rows == conflict.Home {
+			column, at := homes(cfg)
+			p.Home = apply.MergeHome{Setting: fmt.Sprint(cfg.Conflict.Home, cfg.Conflict.HomeNodes), Column: column, At: at}
+		}
 		if t.Deletes != "" {
 			p.Deletes, _ = conflict.DeletesByName(t.Deletes)
 		}
@@ -54,6 +58,31 @@ func ruleOf(policy string) (conflict.Rule, string) {
 	name, function := config.SplitPolicy(policy)
 	rule, _ := conflict.RuleByName(name)
 	return rule, function
+}
+
+// homes says which column of a table names the node at which a row should be written, and whether a value means a node; both are nil
+// if no table has one.
+func homes(cfg *config.Config) (column func(schema, table string) string, at func(node string, value []byte) bool) {
+	if len(cfg.Conflict.Home) == 0 {
+		return nil, nil
+	}
+	nodes := map[string]string{}
+	for _, s := range cfg.Conflict.HomeNodes {
+		value, node := config.SplitHome(s)
+		nodes[value] = node
+	}
+	column = func(schema, table string) string {
+		for _, s := range cfg.Conflict.Home {
+			if pattern, column := config.SplitHome(s); capture.Matches(pattern, schema, table) {
+				return column
+			}
+		}
+		return ""
+	}
+	return column, func(node string, value []byte) bool {
+		home, ok := nodes[string(value)]
+		return ok && home == node || !ok && string(value) == node
+	}
 }
 
 // foreignKeyPolicies are the policies for orphans, which were checked.

@@ -29,6 +29,9 @@ type Report struct {
 	// Owed is how many rows wait for the node that wrote them to write them again, with large values that an update left alone.
 	Owed int `json:"owed"`
 
+	// WrittenAway are rows that users have written here since the bridge began to capture, and whose home is another node.
+	WrittenAway uint64 `json:"written_away,omitempty"`
+
 	// ConflictsPerMinute are those of the last minute, or since the bridge started.
 	ConflictsPerMinute uint64 `json:"conflicts_per_minute"`
 

@@ -158,6 +158,7 @@ func (b *bridge) report(ctx context.Context) *Report {
 	r.Alarms = append(r.Alarms, l.topologyAlarms()...)
 	r.Alarms = append(r.Alarms, l.roleAlarms(s.Seq)...)
 	r.Alarms = append(r.Alarms, l.neighbours.alarms()...)
+	r.WrittenAway = s.Counters.Away
 	r.ConflictsPerMinute = l.conflicts.lastMinute(time.Now(), l.conflictCount())
 	r.Nodes = l.reportNodes()
 	r.Alarms = append(r.Alarms, l.goneAlarms()...)

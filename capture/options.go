@@ -31,9 +31,13 @@ type Options struct {
 	// ConfirmAfter is how long a frame has been durable before the slot is told; 1 s. A broker whose disk is lost takes with it
 	// what the server does not keep any more; by then others have it.
 	ConfirmAfter time.Duration
-	Secret       string       // with which pgbridge.ddl signs schema changes; empty: none is taken
-	SpoolDir     string       // for deleted keys of large transactions; os.TempDir()
-	Logger       *slog.Logger // slog.Default()
+	Secret       string // with which pgbridge.ddl signs schema changes; empty: none is taken
+	// HomeColumn names the column of a table that says at which node a row should be written, AtHome whether that is this one; ""
+	// for a table whose rows have no home. Both nil: none has one.
+	HomeColumn func(schema, table string) string
+	AtHome     func(value []byte) bool
+	SpoolDir   string       // for deleted keys of large transactions; os.TempDir()
+	Logger     *slog.Logger // slog.Default()
 }
 
 // MinFrameBytes is the least that Options.FrameBytes may be.

@@ -89,7 +89,7 @@ type typeName struct{ schema, name string }
 // parseRelation decodes a Relation message behind its letter and transaction id.
 func parseRelation(b []byte, types map[uint32]typeName) (*relation, error) {
 	c := cursor{b: b}
-	r := &relation{Relation: wire.Relation{
+	r := &relation{home: homeUnknown, Relation: wire.Relation{
 		ID: c.u32(), Schema: c.cstring(), Name: c.cstring(), ReplicaIdentity: c.u8(),
 	}}
 	if r.Schema == "" {

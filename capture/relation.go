@@ -16,6 +16,8 @@ type relation struct {
 	arrival  uint64 // counts Relation messages: the later of two is the newer
 	declared uint64 // serial of the draft that holds its R record
 	usedBy   uint64 // serial of the transaction that lists it
+	home     int    // which column names a row's home (home.go)
+	strayed  bool   // that rows were written away from home was logged
 }
 
 // Table is a published table with its key. Two nodes' Tables of one name give equal hashes to equal keys of

@@ -79,6 +79,9 @@ func (t *tagger) runRow(ctx context.Context, r *run, xid uint32, kind wire.Kind,
 		return err
 	}
 	t.chunk = wire.AppendChange(t.chunk, kind, id, tuples)
+	if err := t.lookHome(rel, tuples); err != nil {
+		return err
+	}
 	if tuples[0] != 'N' {
 		if err := t.note(ctx, &r.touched, rel, kind, xid, tuples); err != nil {
 			return err

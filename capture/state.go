@@ -67,4 +67,6 @@ type Counters struct {
 	Lifted       uint64 // transactions stamped above their commit time
 	LiftedLost   uint64 // of Lifted, forgotten before they were stable, for lack of room
 	Reconnects   uint64
+	// Away are changed rows whose home is another node; of large transactions, those of rolled back subtransactions too.
+	Away uint64
 }

@@ -54,6 +54,7 @@ type tagger struct {
 	arrivals  uint64
 	badMarker bool // one was logged
 	counters  Counters
+	homeRow   []wire.Value // scratch of lookHome
 }
 
 // txn is the transaction between a Begin and its Commit message.
@@ -233,6 +234,9 @@ func (t *tagger) row(ctx context.Context, kind wire.Kind, b []byte) error {
 	}
 	t.draft.body = wire.AppendChange(t.draft.body, kind, id, tuples)
 	t.counters.Changes++
+	if err := t.lookHome(r, tuples); err != nil {
+		return err
+	}
 	if x.lifted || tuples[0] != 'N' {
 		if err := t.note(ctx, &x.touched, r, kind, xid, tuples); err != nil {
 			return err

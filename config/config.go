@@ -127,6 +127,11 @@ type Conflict struct {
 	Default string
 	// Priority lists nodes, the first one first, for the policy origin_priority.
 	Priority []string
+	// Home are "pattern=column", the pattern over "schema.table": the column names the node at which a row should be written;
+	// the first that matches a table counts. SplitHome takes them apart.
+	Home []string
+	// HomeNodes are "value=node" where values of such columns are not nodes' names.
+	HomeNodes []string
 	// Tables are the tables with a policy of their own; the first that matches a table counts.
 	Tables []TablePolicy
 	// ForeignKeys are "pattern=policy", the pattern over "schema.table.constraint" of the table that refers; the first that

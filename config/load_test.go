@@ -95,7 +95,8 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 		"apply.spool_limit": "5GiB", "apply.max_clock_skew": "6s", "conflict.default": "last_writer_wins",
 		"conflict.priority": "b, a", "conflict.tables": "app.stock: n=delta, .deletes=update_wins; app.doc: body=text_merge",
 		"conflict.foreign_keys": "app.item.*=restore, app.*.fk=keep",
-		"verify.every":          "6h", "verify.rows_per_second": "70",
+		"conflict.home":         "app.item=region", "conflict.home_nodes": "eu=a, us=b",
+		"verify.every": "6h", "verify.rows_per_second": "70",
 		"http.listen": "127.0.0.1:8080", "log.level": "warn", "log.format": "json",
 	}
 	elsewhere := map[string]bool{"postgres.dsn_file": true, "topology.center": true, "nats.token": true, "nats.url": true, "nats.creds_file": true}
@@ -123,7 +124,8 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 			SpoolLimit: 5 * GiB, MaxClockSkew: 6 * time.Second},
 		Conflict: Conflict{Default: "last_writer_wins", Priority: []string{"b", "a"}, Tables: []TablePolicy{
 			{Match: "app.stock", Deletes: "update_wins", Columns: []ColumnPolicy{{Names: []string{"n"}, Policy: "delta"}}},
-			{Match: "app.doc", Columns: []ColumnPolicy{{Names: []string{"body"}, Policy: "text_merge"}}}}, ForeignKeys: []string{"app.item.*=restore", "app.*.fk=keep"}},
+			{Match: "app.doc", Columns: []ColumnPolicy{{Names: []string{"body"}, Policy: "text_merge"}}}}, ForeignKeys: []string{"app.item.*=restore", "app.*.fk=keep"},
+			Home: []string{"app.item=region"}, HomeNodes: []string{"eu=a", "us=b"}},
 		Verify: Verify{Every: 6 * time.Hour, RowsPerSecond: 70},
 		HTTP:   HTTP{Listen: "127.0.0.1:8080"},
 		Log:    Log{Level: "warn", Format: "json"},

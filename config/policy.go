@@ -299,6 +299,32 @@ func (c *Config) checkForeignKeys(ps *problems) {
 	}
 }
 
+// SplitHome takes an element of Conflict.Home or Conflict.HomeNodes apart; what is behind the sign is empty if there is none.
+func SplitHome(s string) (what, means string) {
+	what, means, _ = strings.Cut(s, "=")
+	return strings.TrimSpace(what), strings.TrimSpace(means)
+}
+
+func (c *Config) checkHomes(ps *problems) {
+	for key, list := range map[string][]string{"conflict.home": c.Conflict.Home, "conflict.home_nodes": c.Conflict.HomeNodes} {
+		seen := map[string]bool{}
+		for _, s := range list {
+			what, means := SplitHome(s)
+			schema, table, qualified := strings.Cut(what, ".")
+			_, known := c.Topology.Nodes[means]
+			switch {
+			case key == "conflict.home" && (means == "" || !qualified || schema == "" || table == ""):
+				ps.add(key, "%q is not schema.table=column; write it like %q", s, "shop.item=region")
+			case key == "conflict.home_nodes" && (what == "" || !known && len(c.Topology.Nodes) > 0):
+				ps.add(key, "%q does not end with a node in topology.nodes; write it like %q", s, "eu=a")
+			case seen[what]:
+				ps.add(key, "%q is given twice; keep one", what)
+			}
+			seen[what] = true
+		}
+	}
+}
+
 // checkRule checks a policy that, if picks is set, must pick one of the values and not make a new one.
 func (c *Config) checkRule(ps *problems, key, what, policy string, picks bool) {
 	name, function := SplitPolicy(orDefault(policy))
@@ -312,7 +338,11 @@ func (c *Config) checkRule(ps *problems, key, what, policy string, picks bool) {
 	case rule != conflict.Function && function != "":
 		ps.add(key, "%s: %q behind %s means nothing; leave it out", what, function, name)
 	case picks && !rule.Groups():
-		ps.add(key, "%s: %s is for a single column; use last_writer_wins, first_writer_wins, origin_priority, manual or a function here", what, policy)
+		ps.add(key, "%s: %s is for a single column; use last_writer_wins, first_writer_wins, origin_priority, home_wins, manual or a function here", what, policy)
+	case rule == conflict.Home && what != policyRows:
+		ps.add(key, "%s: home_wins is for whole rows; give it as rows", what)
+	case rule == conflict.Home && len(c.Conflict.Home) == 0:
+		ps.add(key, "%s: home_wins needs conflict.home, the column that names a row's home", what)
 	case rule == conflict.Priority && len(c.Conflict.Priority) == 0:
 		ps.add(key, "%s: origin_priority needs conflict.priority, the nodes in their order", what)
 	}

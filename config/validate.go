@@ -52,6 +52,7 @@ func (c *Config) problems() problems {
 	c.checkSizes(&ps)
 	c.checkPolicies(&ps)
 	c.checkForeignKeys(&ps)
+	c.checkHomes(&ps)
 	if c.HTTP.Listen != "" {
 		ps.checkListen("http.listen", c.HTTP.Listen)
 	}

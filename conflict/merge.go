@@ -42,6 +42,10 @@ type Rules struct {
 	Units    []Unit
 	Deletes  Deletes
 	Priority []string // node names, for the rule of that name: the first one prevails, unnamed ones come last
+	// Home, for the rule of that name, reports whether a node is the one at which a row should be written that has such a value
+	// in HomeColumn. A unit with that rule has this column.
+	Home       func(node string, value Cell) bool
+	HomeColumn int
 
 	trusting bool // for tests: takes what may have been seen for seen, which must be found out
 }
@@ -55,6 +59,9 @@ func (r *Rules) Validate() error {
 		}
 		if len(u.Columns) == 0 || len(u.Columns) > 1 && !u.Rule.picks() {
 			return fmt.Errorf("unit %d: rule %s takes one column, not %d", i, u.Rule, len(u.Columns))
+		}
+		if u.Rule == Home && (r.Home == nil || !slices.Contains(u.Columns, r.HomeColumn)) {
+			return fmt.Errorf("unit %d: rule %s needs the column that names a row's home among its columns", i, u.Rule)
 		}
 		for _, col := range u.Columns {
 			if col < 0 || col >= r.Width {
@@ -222,7 +229,10 @@ func (m *merger) merge(row []Cell) (int32, error) {
 		return m.call(row)
 	}
 	if m.unit.Rule.picks() {
-		p := m.choose()
+		p, err := m.choose()
+		if err != nil {
+			return -1, err
+		}
 		return p, pick(m.op(p), m.unit, row)
 	}
 	cell := &row[m.unit.Columns[0]]
@@ -250,26 +260,44 @@ func (m *merger) merge(row []Cell) (int32, error) {
 }
 
 // choose gives the head of the unit that the rule prefers.
-func (m *merger) choose() int32 {
+func (m *merger) choose() (int32, error) {
 	m.few = m.h.heads(m.ops, m.few)
 	best := m.few[len(m.few)-1]
 	switch m.unit.Rule {
 	case First:
 		best = m.few[0]
-	case Priority:
-		rank := func(p int32) int {
-			if i := slices.Index(m.rules.Priority, m.h.at(int(p)).Origin.Node); i >= 0 {
-				return i
-			}
-			return len(m.rules.Priority)
-		}
+	case Priority, Home:
+		least := -1
 		for _, p := range slices.Backward(m.few) {
-			if rank(p) < rank(best) {
-				best = p
+			rank, err := m.rank(p)
+			if err != nil {
+				return -1, err
+			}
+			if least < 0 || rank < least {
+				best, least = p, rank
 			}
 		}
 	}
-	return best
+	return best, nil
+}
+
+// rank is the place of a write in the rule's order: the least prevails, and the latest of several.
+func (m *merger) rank(p int32) (int, error) {
+	node := m.h.at(int(p)).Origin.Node
+	if m.unit.Rule == Priority {
+		if i := slices.Index(m.rules.Priority, node); i >= 0 {
+			return i, nil
+		}
+		return len(m.rules.Priority), nil
+	}
+	row := make([]Cell, m.rules.Width)
+	if err := pick(m.op(p), m.unit, row); err != nil {
+		return 0, err
+	}
+	if m.rules.Home(node, row[m.rules.HomeColumn]) {
+		return 0, nil
+	}
+	return 1, nil
 }
 
 // call lets the unit's function make one value of the heads', one after the other in canonical order.

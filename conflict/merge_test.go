@@ -128,6 +128,10 @@ func TestRules(t *testing.T) {
 		{"the earlier value", First, Opaque, asText, "x", both("1", "2"), "1", 0},
 		{"first is about concurrent writes only", First, Opaque, asText, "x", []step{{"a", now, nil, "1", false}, {"b", later, []int{0}, "2", false}}, "2", 1},
 		{"the preferred node's value", Priority, Opaque, asText, "x", []step{{"c", now, nil, "1", false}, {"a", later, nil, "2", false}}, "1", 0},
+		{"the home's value", Home, Opaque, asText, "x", []step{{"c", now, nil, "c1", false}, {"a", later, nil, "c2", false}}, "c1", 0},
+		{"nobody is at home", Home, Opaque, asText, "x", both("c1", "c2"), "c2", 1},
+		{"both are at home", Home, Opaque, asText, "x", []step{{"a", later, nil, "a1", false}, {"b", now, nil, "b1", false}}, "a1", 0},
+		{"a later write that has seen the home's", Home, Opaque, asText, "x", []step{{"c", now, nil, "c1", false}, {"a", later, []int{0}, "c2", false}}, "c2", 1},
 		{"unnamed nodes come last, the later first", Priority, Opaque, asText, "x", both("1", "2"), "2", 1},
 		{"increments add up", Delta, Int4, asInt4, "10", both("11", "8"), "9", -1},
 		{"an increment alone is its author's", Delta, Int4, asInt4, "10", both("11", "11")[:1], "11", 0},
@@ -164,7 +168,8 @@ func TestRules(t *testing.T) {
 		{"elements of a json array", Set, JSONB, asJSONB, `["a", {"b": 1}]`, both(`[{"b": 1}]`, `["a", {"b": 1}, 2.50]`), `[{"b": 1}, 2.50]`, -1},
 	} {
 		t.Run(tt.rule.String()+"/"+tt.name, func(t *testing.T) {
-			rules := &Rules{Width: 1, Units: []Unit{{Columns: []int{0}, Rule: tt.rule, Type: tt.typ}}, Priority: []string{"c"}}
+			rules := &Rules{Width: 1, Units: []Unit{{Columns: []int{0}, Rule: tt.rule, Type: tt.typ}}, Priority: []string{"c"},
+				Home: func(node string, c Cell) bool { return strings.HasPrefix(string(c.Data), node) }}
 			if err := rules.Validate(); err != nil {
 				t.Fatal(err)
 			}

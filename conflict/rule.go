@@ -15,6 +15,7 @@ const (
 	Latest    Rule = iota // the later write's value
 	First                 // the earlier one's
 	Priority              // that of the node which stands first in Rules.Priority
+	Home                  // that of the node whose row it is, as Rules.Home says
 	Manual                // the later write's value, until a person has decided
 	Function              // what Unit.Call makes of the values
 	Delta                 // increments add up
@@ -25,7 +26,7 @@ const (
 	TextMerge             // texts merge character by character
 )
 
-var ruleNames = []string{"last_writer_wins", "first_writer_wins", "origin_priority", "manual", "function", "delta", "max", "min",
+var ruleNames = []string{"last_writer_wins", "first_writer_wins", "origin_priority", "home_wins", "manual", "function", "delta", "max", "min",
 	"set", "json_merge", "text_merge"}
 
 // RuleByName returns the rule of that configuration name. The error lists the names that exist.

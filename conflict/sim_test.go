@@ -32,7 +32,8 @@ var plans = []plan{
 }
 
 // laterPlans came when seeds that had failed were kept already: those draw from plans alone.
-var laterPlans = []plan{{Function, Opaque, 1}, {Function, Opaque, 2}, {Manual, Opaque, 1}}
+var laterPlans = []plan{{Function, Opaque, 1}, {Function, Opaque, 2}, {Manual, Opaque, 1},
+	{Home, Opaque, 1}, {Home, Opaque, 2}}
 
 // done is a write with what only the simulation knows: what its author's row had really seen.
 type done struct {
@@ -103,11 +104,17 @@ func newWorld(seed int64, f faults) *world {
 			cols = append(cols, w.rules.Width)
 			w.rules.Width++
 		}
+		if p.rule == Home { // of whichever unit comes last: units share what it says
+			w.rules.HomeColumn = cols[len(cols)-1]
+		}
 		w.rules.Units = append(w.rules.Units, Unit{Columns: cols, Rule: p.rule, Type: p.types, Call: joined})
 		w.plans = append(w.plans, p)
 	}
 	w.rules.Deletes = Deletes(w.r.Intn(3))
 	w.rules.Priority = []string{"c", "a"}
+	w.rules.Home = func(node string, c Cell) bool {
+		return !c.Null && len(c.Data) > 0 && c.Data[len(c.Data)-1]%5 == node[0]%5
+	}
 	w.rules.trusting = f.trusting
 	if w.calm || w.r.Intn(3) > 0 {
 		w.start = w.change(nil, -1)

@@ -12,12 +12,11 @@ import (
 // example is one of docs/conflicts.md: what it asks of the configuration, what is run before, what on each node while they
 // are apart, and what must come of it.
 type example struct {
-	line             int
-	setup            []string
-	on               map[string][]string
-	query, want      string
-	priority, policy string
-	foreignKeys      string
+	line        int
+	config      map[string]string
+	setup       []string
+	on          map[string][]string
+	query, want string
 }
 
 // examples reads the fenced blocks that are marked as examples.
@@ -33,17 +32,14 @@ func examples(t *testing.T, path string) []example {
 	for i, line := range strings.Split(string(text), "\n") {
 		switch {
 		case line == "```sql example":
-			all = append(all, example{line: i + 1, on: map[string][]string{}})
+			all = append(all, example{line: i + 1, on: map[string][]string{}, config: map[string]string{}})
 			at, into = &all[len(all)-1], "setup"
 		case at == nil:
 		case line == "```":
 			at = nil
-		case strings.HasPrefix(line, "-- conflict.tables: "):
-			at.policy = strings.TrimPrefix(line, "-- conflict.tables: ")
-		case strings.HasPrefix(line, "-- conflict.priority: "):
-			at.priority = strings.TrimPrefix(line, "-- conflict.priority: ")
-		case strings.HasPrefix(line, "-- conflict.foreign_keys: "):
-			at.foreignKeys = strings.TrimPrefix(line, "-- conflict.foreign_keys: ")
+		case strings.HasPrefix(line, "-- conflict."):
+			key, value, _ := strings.Cut(strings.TrimPrefix(line, "-- "), ": ")
+			at.config[key] = value
 		case strings.HasPrefix(line, "-- on "):
 			into = strings.TrimPrefix(line, "-- on ")
 		case line == "-- everywhere":
@@ -73,14 +69,12 @@ func TestConflictExamples(t *testing.T) {
 	var schema, policies []string
 	for _, e := range all {
 		schema = append(schema, strings.Join(e.setup, "\n"))
-		if e.policy != "" {
-			policies = append(policies, e.policy)
-		}
-		if e.foreignKeys != "" {
-			config["conflict.foreign_keys"] = e.foreignKeys
-		}
-		if e.priority != "" {
-			config["conflict.priority"] = e.priority
+		for key, value := range e.config {
+			if key == "conflict.tables" {
+				policies = append(policies, value)
+			} else {
+				config[key] = value
+			}
 		}
 	}
 	config["conflict.tables"] = strings.Join(policies, "; ")
@@ -103,6 +97,9 @@ func TestConflictExamples(t *testing.T) {
 	c.WaitConverged()
 	if n := c.Nodes[0].Value(`SELECT count(*) FROM pgbridge.conflict WHERE kind = 'undecided' AND relation = 'public.contract'`); n != "1" {
 		t.Errorf("%s conflicts wait for a person, the page says that of one", n)
+	}
+	for _, n := range c.Nodes { // of the example of home_wins one row each
+		n.AwaitStatus(func(r *cluster.Report) bool { return r.WrittenAway == 1 })
 	}
 	for _, e := range all {
 		for _, n := range c.Nodes {

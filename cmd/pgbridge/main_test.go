@@ -309,7 +309,7 @@ func TestReport(t *testing.T) {
 				ReceivedSeq: 100400, LagSeconds: 303, Conflicts: 4, Parked: 1,
 				Waiting: "table app.items does not exist here; create it as on node c"},
 		},
-		Well: true, Verdict: "it works, with 1 warning; 1 transaction is parked", ConflictsPerMinute: 2,
+		Well: true, Verdict: "it works, with 1 warning; 1 transaction is parked", ConflictsPerMinute: 2, WrittenAway: 7,
 		Nodes: []bridge.NodeReport{{Node: "b", SeenSeq: 1200, Transactions: 2, Bytes: 2048, Seconds: 1.5}, {Node: "c", Unknown: true}},
 		Alarms: []bridge.Alarm{{Code: "slot-lag", Severity: bridge.SeverityWarning, Text: `slot "pgb_shop_a" holds 12.0 MiB of WAL`,
 			Mend: "bring the broker back"}},

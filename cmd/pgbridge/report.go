@@ -58,6 +58,9 @@ func writeOwn(b *strings.Builder, r *bridge.Report) {
 	if r.Owed > 0 {
 		t.row("owed", fmt.Sprintf("%d rows", r.Owed), "their nodes write them again, with large values that are not here: pgbridge.owed")
 	}
+	if r.WrittenAway > 0 {
+		t.row("away", fmt.Sprintf("%d rows", r.WrittenAway), "written here though their home is another node (conflict.home); the log names the tables")
+	}
 	if r.ConflictsPerMinute > 0 {
 		t.row("conflicts", fmt.Sprintf("%d/min", r.ConflictsPerMinute), "pgbridge conflicts list shows them")
 	}
