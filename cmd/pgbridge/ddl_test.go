@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"strings"
 	"testing"
 	"time"
 
@@ -36,26 +35,9 @@ func ddlBackend() backend {
 }
 
 func TestDDL(t *testing.T) {
-	path := writeConfig(t)
-	var told strings.Builder
-	for _, c := range []struct {
-		args []string
-		code int
-	}{
-		{[]string{"--help"}, exitDone}, {[]string{"ALTER TABLE t ADD n int"}, exitDone}, {[]string{"ALTER TABLE t ADD n int", "--json"}, exitDone},
-		{[]string{"DROP TABLE t", "--breaking", "--wait", "5s"}, exitFailed}, {[]string{"--list"}, exitDone}, {[]string{"--list", "--json"}, exitDone},
-		{[]string{"--done", "b:5"}, exitDone}, {[]string{"--done", "b:6"}, exitFailed},
-		{nil, exitUsage}, {[]string{"ALTER", "TABLE"}, exitUsage}, {[]string{"ALTER TABLE t", "--list"}, exitUsage}, {[]string{"x", "--wait", "soon"}, exitUsage},
-	} {
-		args := append([]string{"ddl"}, c.args...)
-		if len(c.args) == 0 || c.args[0] != "--help" {
-			args = append(args, "--config", path)
-		}
-		got := call(t, ddlBackend(), args...)
-		if got.code != c.code {
-			t.Errorf("%q: code %d, want %d", c.args, got.code, c.code)
-		}
-		fmt.Fprintf(&told, "$ pgbridge ddl %q\n%s%s\n", c.args, got.out, got.err)
-	}
-	requireGolden(t, "ddl.txt", told.String())
+	sql := func(code int, args ...string) line { return line{args: args, code: code} }
+	requireSession(t, "ddl", ddlBackend, bare("--help", exitDone),
+		sql(exitDone, "ALTER TABLE t ADD n int"), sql(exitDone, "ALTER TABLE t ADD n int", "--json"), sql(exitFailed, "DROP TABLE t", "--breaking", "--wait", "5s"),
+		of("--list", exitDone), of("--list --json", exitDone), of("--done b:5", exitDone), of("--done b:6", exitFailed),
+		of("", exitUsage), of("ALTER TABLE", exitUsage), sql(exitUsage, "ALTER TABLE t", "--list"), of("x --wait soon", exitUsage))
 }

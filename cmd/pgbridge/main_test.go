@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -37,6 +38,43 @@ func requireGolden(t *testing.T, name, got string) {
 	if got != string(want) {
 		t.Errorf("%s differs; run go test ./cmd/pgbridge -update if this is right:\n%s", path, got)
 	}
+}
+
+// line is what stands behind a command, and the exit code with which it ends; a bare one is not given the configuration.
+type line struct {
+	args []string
+	code int
+	bare bool
+}
+
+// of makes a line of words, bare one that has no configuration.
+func of(words string, code int) line   { return line{args: strings.Fields(words), code: code} }
+func bare(words string, code int) line { return line{strings.Fields(words), code, true} }
+
+// requireSession calls a command with one line after the other, and compares what a person would have seen with a file in testdata.
+func requireSession(t *testing.T, command string, b func() backend, lines ...line) {
+	t.Helper()
+	path := writeConfig(t)
+	var seen strings.Builder
+	for _, l := range lines {
+		args := append([]string{command}, l.args...)
+		shown := "$ pgbridge " + command
+		for _, a := range l.args {
+			if strings.Contains(a, " ") {
+				a = strconv.Quote(a)
+			}
+			shown += " " + a
+		}
+		if !l.bare {
+			args = append(args, "--config", path)
+		}
+		got := call(t, b(), args...)
+		if got.code != l.code {
+			t.Errorf("%q: code %d, want %d", l.args, got.code, l.code)
+		}
+		fmt.Fprintf(&seen, "%s\n%s%s\n", shown, got.out, got.err)
+	}
+	requireGolden(t, command+".txt", seen.String())
 }
 
 // outcome is what a command line leaves behind.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"testing"
 	"time"
 
@@ -39,27 +38,10 @@ func nodeBackend() backend {
 }
 
 func TestNode(t *testing.T) {
-	path := writeConfig(t)
-	var told strings.Builder
-	for _, c := range []struct {
-		args string
-		code int
-	}{
-		{"--help", exitDone}, {"join --help", exitDone}, {"leave --help", exitDone}, {"remove --help", exitDone},
-		{"join --from b", exitDone}, {"join --from b --jobs 8", exitDone}, {"join", exitUsage}, {"join b", exitUsage}, {"join --from x", exitFailed},
-		{"join --from b --jobs many", exitUsage}, {"leave", exitDone}, {"leave b", exitUsage}, {"remove c", exitDone}, {"remove", exitUsage}, {"remvoe c", exitUsage},
-	} {
-		args := append([]string{"node"}, strings.Fields(c.args)...)
-		if !strings.Contains(c.args, "--help") && c.args != "remvoe c" {
-			args = append(args, "--config", path)
-		}
-		got := call(t, nodeBackend(), args...)
-		if got.code != c.code {
-			t.Errorf("%s: code %d, want %d", c.args, got.code, c.code)
-		}
-		fmt.Fprintf(&told, "$ pgbridge node %s\n%s%s\n", c.args, got.out, got.err)
-	}
-	requireGolden(t, "node.txt", told.String())
+	requireSession(t, "node", nodeBackend, bare("--help", exitDone), bare("join --help", exitDone), bare("leave --help", exitDone), bare("remove --help", exitDone),
+		of("join --from b", exitDone), of("join --from b --jobs 8", exitDone), of("join", exitUsage), of("join b", exitUsage), of("join --from x", exitFailed),
+		of("join --from b --jobs many", exitUsage), of("leave", exitDone), of("leave b", exitUsage), of("remove c", exitDone), of("remove", exitUsage),
+		bare("remvoe c", exitUsage))
 }
 
 // TestProgressLine: what a person sees is true when nothing is known yet, and behind an interruption.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"strings"
 	"testing"
 	"time"
 
@@ -45,29 +44,14 @@ func parkedBackend(running bool) backend {
 }
 
 func TestParked(t *testing.T) {
-	path := writeConfig(t)
-	var told strings.Builder
-	for _, c := range []struct {
-		running bool
-		args    string
-		code    int
-	}{
-		{true, "--help", exitDone}, {true, "list --help", exitDone}, {true, "show --help", exitDone}, {true, "retry --help", exitDone},
-		{true, "discard --help", exitDone},
-		{true, "list", exitDone}, {true, "list --json", exitDone}, {true, "show b:17", exitDone}, {true, "show b:17 --json --changes 1", exitDone},
-		{true, "show c:99", exitFailed}, {true, "show", exitUsage}, {true, "retry b:17", exitDone}, {true, "retry --all", exitFailed},
-		{true, "retry --all --json", exitFailed}, {true, "retry", exitUsage}, {true, "retry b:17 --all", exitUsage},
-		{false, "retry --all", exitDone}, {true, "discard b:17", exitDone}, {true, "discard", exitUsage}, {true, "lits", exitUsage},
-	} {
-		args := append([]string{"parked"}, strings.Fields(c.args)...)
-		if !strings.Contains(c.args, "--help") && c.args != "lits" {
-			args = append(args, "--config", path)
-		}
-		got := call(t, parkedBackend(c.running), args...)
-		if got.code != c.code {
-			t.Errorf("%s: code %d, want %d", c.args, got.code, c.code)
-		}
-		fmt.Fprintf(&told, "$ pgbridge parked %s\n%s%s\n", c.args, got.out, got.err)
+	running := true
+	b := func() backend { return parkedBackend(running) }
+	requireSession(t, "parked", b, bare("--help", exitDone), bare("list --help", exitDone), bare("show --help", exitDone), bare("retry --help", exitDone),
+		bare("discard --help", exitDone), of("list", exitDone), of("list --json", exitDone), of("show b:17", exitDone), of("show b:17 --json --changes 1", exitDone),
+		of("show c:99", exitFailed), of("show", exitUsage), of("retry b:17", exitDone), of("retry --all", exitFailed), of("retry --all --json", exitFailed),
+		of("retry", exitUsage), of("retry b:17 --all", exitUsage), of("discard b:17", exitDone), of("discard", exitUsage), bare("lits", exitUsage))
+	running = false
+	if got := call(t, b(), "parked", "retry", "--all", "--config", writeConfig(t)); got.code != exitDone || got.err != "no bridge runs here; it is done when it starts\n" {
+		t.Errorf("a request for a bridge that does not run: code %d, %q", got.code, got.err)
 	}
-	requireGolden(t, "parked.txt", told.String())
 }
