@@ -2,6 +2,7 @@ package capture
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -85,6 +86,9 @@ func (c *Capture) Run(ctx context.Context) error {
 		t.report()
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
+		}
+		if errors.Is(err, errAgainRead) {
+			continue
 		}
 		if !isLost(err) {
 			return err

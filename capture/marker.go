@@ -6,7 +6,8 @@ import (
 	"github.com/pgbridge/pgbridge/wire"
 )
 
-// logical takes a logical decoding message; only the bridge's own matter: schema changes, markers, and what apply tells its peers.
+// logical takes a logical decoding message; only the bridge's own matter: schema changes, rows that are written again, markers, and
+// what apply tells its peers.
 func (t *tagger) logical(ctx context.Context, b []byte) error {
 	_, b, err := t.ownXID(b)
 	if err != nil {
@@ -19,6 +20,10 @@ func (t *tagger) logical(ctx context.Context, b []byte) error {
 	if m.transactional && m.prefix == wire.SchemaPrefix {
 		return t.schemaChange(ctx, m.content)
 	}
+	if m.transactional && m.prefix == wire.AgainPrefix && m.lsn < t.opts.AgainLSN {
+		t.again()
+		return nil
+	}
 	if m.transactional || t.txn.open || t.stream != nil {
 		return nil
 	}
@@ -30,6 +35,15 @@ func (t *tagger) logical(ctx context.Context, b []byte) error {
 	// That is where its record ends (decode.c, logicalmsg_decode): the next one, which may be a commit, begins there.
 	t.passed(m.lsn)
 	return nil
+}
+
+// again takes what follows in a transaction that the bridge applies for a user's.
+func (t *tagger) again() {
+	if t.stream != nil {
+		t.stream.foreign = false
+		return
+	}
+	t.txn.foreign = false
 }
 
 // read takes a message with the markers' prefix, which anybody may write.

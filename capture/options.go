@@ -31,7 +31,10 @@ type Options struct {
 	// ConfirmAfter is how long a frame has been durable before the slot is told; 1 s. A broker whose disk is lost takes with it
 	// what the server does not keep any more; by then others have it.
 	ConfirmAfter time.Duration
-	Secret       string // with which pgbridge.ddl signs schema changes; empty: none is taken
+	// AgainLSN is up to where the WAL may hold a transaction of the bridge's own in which it has written rows again for this node
+	// (wire.AgainPrefix); 0: nowhere.
+	AgainLSN uint64
+	Secret   string // with which pgbridge.ddl signs schema changes; empty: none is taken
 	// HomeColumn names the column of a table that says at which node a row should be written, AtHome whether that is this one; ""
 	// for a table whose rows have no home. Both nil: none has one.
 	HomeColumn func(schema, table string) string

@@ -3,6 +3,7 @@ package capture
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -23,6 +24,7 @@ type session struct {
 	catalog *catalog
 	stitch  stitcher
 	version int             // server_version_num
+	all     bool            // the server sends what bridges apply, which it need not (from PostgreSQL 16 on)
 	life    context.Context // ends with the connection; its cause says why
 	end     context.CancelCauseFunc
 }
@@ -41,12 +43,13 @@ func (c *Capture) session(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	w, err := c.startReplication(ctx, version)
+	all := version >= 160000 && c.tagger.position < c.opts.AgainLSN
+	w, err := c.startReplication(ctx, version, all)
 	if err != nil {
 		return err
 	}
 	s := newSession(c, w)
-	s.version = version
+	s.version, s.all = version, all
 	s.catalog = newCatalog(plain)
 	s.life, s.end = context.WithCancelCause(ctx)
 	c.tagger.lookUp, c.tagger.hashes.ask = s.catalog.key, s.catalog.do
@@ -116,7 +119,7 @@ func (c *Capture) examine(ctx context.Context, plain *pgx.Conn) (version int, er
 
 // startReplication opens the walsender's connection and asks it to begin at the tagger's position. The
 // answer is read like all that follows.
-func (c *Capture) startReplication(ctx context.Context, version int) (*wireConn, error) {
+func (c *Capture) startReplication(ctx context.Context, version int, all bool) (*wireConn, error) {
 	conn, err := connectReplication(ctx, c.opts.DSN)
 	if err != nil {
 		return nil, err
@@ -132,7 +135,7 @@ func (c *Capture) startReplication(ctx context.Context, version int) (*wireConn,
 		return nil, classify(err, "start replication")
 	}
 	w := newWireConn(bare, c.ledger, reportInterval(c.opts.StatusInterval, timeout))
-	q := pgproto3.Query{String: startSQL(c.opts.Slot, c.opts.Publication, c.tagger.position, version)}
+	q := pgproto3.Query{String: startSQL(c.opts.Slot, c.opts.Publication, c.tagger.position, version, all)}
 	b, err := q.Encode(nil)
 	if err == nil {
 		_, err = w.conn.Write(b)
@@ -196,8 +199,8 @@ func reportInterval(wanted, timeout time.Duration) time.Duration {
 	return max(wanted, 10*time.Millisecond)
 }
 
-// startSQL builds START_REPLICATION with the newest protocol that the server has.
-func startSQL(slot, publication string, from uint64, version int) string {
+// startSQL builds START_REPLICATION with the newest protocol that the server has; all: what bridges apply is wanted, too.
+func startSQL(slot, publication string, from uint64, version int, all bool) string {
 	proto := 4
 	switch {
 	case version < 150000:
@@ -207,7 +210,7 @@ func startSQL(slot, publication string, from uint64, version int) string {
 	}
 	options := fmt.Sprintf("proto_version '%d', publication_names %s, binary 'true', messages 'true', streaming 'on'",
 		proto, literal(ident(publication)))
-	if version >= 160000 {
+	if version >= 160000 && !all {
 		options += ", origin 'none'"
 	}
 	return fmt.Sprintf("START_REPLICATION SLOT %s LOGICAL %s (%s)", ident(slot), pglogrepl.LSN(from), options)
@@ -256,8 +259,14 @@ func (s *session) loop(ctx context.Context) error {
 		if _, err := s.tagger.tend(ctx, time.Now(), false); err != nil {
 			return err
 		}
+		if s.all && s.tagger.position >= s.opts.AgainLSN && s.tagger.idle() {
+			return errAgainRead
+		}
 	}
 }
+
+// errAgainRead ends a session that has come past the rows that were written again: the next one need not be sent all.
+var errAgainRead = errors.New("rows that were written again have been read")
 
 // The fixed parts of CopyData messages that carry replication: "Streaming Replication Protocol".
 const (

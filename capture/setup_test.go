@@ -72,8 +72,9 @@ func TestSetupSQL(t *testing.T) {
 		{pub(publication{exists: true, all: true, ops: true, viaRoot: true}, a), `DROP PUBLICATION "pgb_x_a"; CREATE PUBLICATION "pgb_x_a" FOR TABLE "public"."a" WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true)`},
 		{[]string{slotCreationSQL("pgb_x_a", 150000)}, `SELECT pg_create_logical_replication_slot('pgb_x_a', 'pgoutput', false, false)`},
 		{[]string{slotCreationSQL("pgb_x_a", 170000)}, `SELECT pg_create_logical_replication_slot('pgb_x_a', 'pgoutput', false, false, true)`},
-		{[]string{startSQL("s", `p"q`, 0x1_0000_0010, 150000)}, `START_REPLICATION SLOT "s" LOGICAL 1/10 (proto_version '3', publication_names '"p""q"', binary 'true', messages 'true', streaming 'on')`},
-		{[]string{startSQL("s", "p", 0, 180000)}, `START_REPLICATION SLOT "s" LOGICAL 0/0 (proto_version '4', publication_names '"p"', binary 'true', messages 'true', streaming 'on', origin 'none')`},
+		{[]string{startSQL("s", `p"q`, 0x1_0000_0010, 150000, false)}, `START_REPLICATION SLOT "s" LOGICAL 1/10 (proto_version '3', publication_names '"p""q"', binary 'true', messages 'true', streaming 'on')`},
+		{[]string{startSQL("s", "p", 0, 180000, false)}, `START_REPLICATION SLOT "s" LOGICAL 0/0 (proto_version '4', publication_names '"p"', binary 'true', messages 'true', streaming 'on', origin 'none')`},
+		{[]string{startSQL("s", "p", 0, 180000, true)}, `START_REPLICATION SLOT "s" LOGICAL 0/0 (proto_version '4', publication_names '"p"', binary 'true', messages 'true', streaming 'on')`},
 	} {
 		if got := strings.Join(c.got, "\n"); got != c.want {
 			t.Errorf("got\n%s\nwant\n%s", got, c.want)

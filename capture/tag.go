@@ -418,6 +418,9 @@ func (t *tagger) tell(seq uint64, stamp, commitTime origin.Stamp, lsn uint64, xi
 	return nil
 }
 
+// idle reports whether no transaction has been read in part.
+func (t *tagger) idle() bool { return !t.txn.open && t.stream == nil && len(t.runs) == 0 }
+
 // passed moves the position: everything that committed below lsn has been told.
 func (t *tagger) passed(lsn uint64) {
 	t.position = max(t.position, lsn)

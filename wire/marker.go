@@ -11,6 +11,10 @@ import (
 // it is about to apply. pg_logical_emit_message(false, MarkerPrefix, ...) writes them.
 const MarkerPrefix = "pgbridge"
 
+// AgainPrefix is the prefix of the transactional message behind which, in a transaction that a bridge applies, rows stand that it
+// writes again for its own node: they are captured like a user's.
+const AgainPrefix = "pgbridge.again"
+
 // Marker is the content of such a message (PROOF.md R7): what is about to be applied, what has been, and
 // the oldest transaction id that was still running.
 type Marker struct {
