@@ -3,13 +3,20 @@ package apply
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgbridge/pgbridge/wire"
 )
 
-// againRow is a row that users had written, or deleted, before the node was given what it lacked (comeback.go).
+// What users wrote and nobody has got is written again in the very transaction in which the node is given what it lacked: in one of
+// its own, later, it would come behind what users write meanwhile, who have seen it. Capture takes what stands there behind a message
+// (wire.AgainPrefix). Users' tables are locked, so that nothing of theirs comes before.
+
+// againRow is a row that users had written, or deleted.
 type againRow struct {
 	id         int64
 	table      tableName
@@ -17,58 +24,66 @@ type againRow struct {
 	gone       bool
 }
 
-// WriteAgain writes rows again that nobody has got, as a user would, and returns how many. Capture reads that like any local
-// transaction. Call it before other nodes' transactions are applied: until then nothing tells that they have not seen these rows.
-func (a *Applier) WriteAgain(ctx context.Context) (n int, err error) {
-	conn, err := connect(ctx, a.opts.DSN, fmt.Sprintf("pgbridge %s rows again", a.opts.Node), map[string]string{"synchronous_commit": "local"})
-	if err != nil {
-		return 0, err
+// writeAgain writes the rows again that are noted in pgbridge.rewrite.
+func (b *comeback) writeAgain(ctx context.Context) error {
+	if err := b.flush(ctx); err != nil || b.again == 0 {
+		return err
 	}
-	defer conn.Close(context.WithoutCancel(ctx))
 	tables := map[tableName]*table{}
-	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { // one transaction: others must not see a part
-		for {
-			rows, err := readAgain(ctx, tx)
-			if err != nil || len(rows) == 0 {
-				return err
-			}
-			for _, r := range rows {
-				if err := a.writeAgainIn(ctx, tx, r, tables); err != nil {
-					return err
-				}
-			}
-			n += len(rows)
+	for _, m := range b.tables() {
+		tables[m.name()] = m.local
+	}
+	if _, err := b.conn.Exec(ctx, `SELECT pg_logical_emit_message(true, $1::text, ''::text)`, wire.AgainPrefix); err != nil {
+		return fmt.Errorf("begin to write rows again: %w", explain(err))
+	}
+	for {
+		rows, err := readAgain(ctx, b.conn)
+		if err != nil || len(rows) == 0 {
+			return err
 		}
-	})
-	return n, err
+		for _, r := range rows {
+			t := tables[r.table]
+			err := writeAgain(ctx, b.conn, t, r)
+			if err == nil {
+				_, err = b.conn.Exec(ctx, `DELETE FROM pgbridge.rewrite WHERE id = $1`, r.id)
+			}
+			if err != nil {
+				return fmt.Errorf("write a row of %s again: %w", t.quoted, err)
+			}
+		}
+	}
 }
 
-func (a *Applier) writeAgainIn(ctx context.Context, tx pgx.Tx, r againRow, tables map[tableName]*table) error {
-	t, ok := tables[r.table]
-	if !ok {
-		var err error
-		if t, err = a.catalog.table(ctx, r.table.schema, r.table.name); err != nil && !isBlocked(err) {
-			return err
-		} else if err != nil {
-			t = nil // it was dropped since
-		}
-		tables[r.table] = t
+// writtenAgain is the transaction in which others get these rows. Which seq it has, capture finds out (numberAgain).
+func (b *comeback) writtenAgain() *txn {
+	return &txn{Begin: wire.Begin{Seq: notNumbered, Stamp: b.stamp}, origin: b.own, up: b.seen, low: b.seen}
+}
+
+// notNumbered stands in pgbridge.returned for the seq of a transaction that capture has not read yet.
+const notNumbered = math.MaxInt64
+
+// numberAgain notes by which own seq the rows have been captured that were written again.
+func (a *Applier) numberAgain(ctx context.Context, wal WAL) error {
+	lsn := a.Node().AgainLSN
+	if lsn == 0 || a.numbered || wal.Passed() < lsn {
+		return nil
 	}
-	if t != nil {
-		if err := writeAgain(ctx, tx, t, r); err != nil {
-			return fmt.Errorf("write a row of %s again: %w", t.quoted, err)
-		}
+	_, err := a.catalog.conn.Exec(ctx, `UPDATE pgbridge.returned SET seq = $1 WHERE id = 0 AND seq = $2`, int64(wal.Captured()), int64(notNumbered))
+	if err != nil {
+		return fmt.Errorf("number rows that were written again: %w", err)
 	}
-	_, err := tx.Exec(ctx, `DELETE FROM pgbridge.rewrite WHERE id = $1`, r.id)
-	return err
+	a.numbered = true
+	return nil
+}
+
+// isAgain reports whether a row of a merged table, as lookSQL shows it, was written again: it must be in the journal like a user's.
+func (c *carefulRun) isAgain(row [][]byte) bool {
+	return string(row[3]) == fmt.Sprint(c.kept.back) && strings.HasPrefix(string(row[7]), "0 ")
 }
 
 // readAgain reads the first rows that are to be written again: deletes before all else, which may make room for others.
-func readAgain(ctx context.Context, tx pgx.Tx) ([]againRow, error) {
-	rows, err := tx.Query(ctx, `SELECT id, schema, name, key::text, image::text, gone FROM pgbridge.rewrite ORDER BY gone DESC, id LIMIT 500`)
-	if hasCode(err, "42P01") {
-		return nil, ErrNotSetUp
-	}
+func readAgain(ctx context.Context, conn *pgx.Conn) ([]againRow, error) {
+	rows, err := conn.Query(ctx, `SELECT id, schema, name, key::text, image::text, gone FROM pgbridge.rewrite ORDER BY gone DESC, id LIMIT 500`)
 	if err != nil {
 		return nil, fmt.Errorf("read pgbridge.rewrite: %w", err)
 	}
@@ -78,14 +93,11 @@ func readAgain(ctx context.Context, tx pgx.Tx) ([]againRow, error) {
 		all = append(all, r)
 		return nil
 	})
-	if hasCode(err, "42P01") {
-		return nil, ErrNotSetUp
-	}
 	return all, err
 }
 
 // writeAgain writes one row: with new values of all that may be stored out of line, so that the WAL has them.
-func writeAgain(ctx context.Context, tx pgx.Tx, t *table, r againRow) error {
+func writeAgain(ctx context.Context, conn *pgx.Conn, t *table, r againRow) error {
 	var same, set, cols []string
 	var wide []string
 	for i := range t.cols {
@@ -106,18 +118,18 @@ func writeAgain(ctx context.Context, tx pgx.Tx, t *table, r againRow) error {
 	where := strings.Join(same, " AND ")
 	switch {
 	case r.image != nil:
-		_, err := tx.Exec(ctx, fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM %s ON CONFLICT DO NOTHING", t.quoted,
+		_, err := conn.Exec(ctx, fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM %s ON CONFLICT DO NOTHING", t.quoted,
 			strings.Join(cols, ", "), "k."+strings.Join(cols, ", k."), key), *r.image)
 		return err
 	case r.gone:
-		_, err := tx.Exec(ctx, fmt.Sprintf("DELETE FROM %s t USING %s WHERE %s", t.rows, key, where), *r.key)
+		_, err := conn.Exec(ctx, fmt.Sprintf("DELETE FROM %s t USING %s WHERE %s", t.rows, key, where), *r.key)
 		return err
 	case len(wide) == 0:
 		first := t.cols[t.key[0]].quoted
-		_, err := tx.Exec(ctx, fmt.Sprintf("UPDATE %s t SET %s = t.%s FROM %s WHERE %s", t.rows, first, first, key, where), *r.key)
+		_, err := conn.Exec(ctx, fmt.Sprintf("UPDATE %s t SET %s = t.%s FROM %s WHERE %s", t.rows, first, first, key, where), *r.key)
 		return err
 	}
-	rows, err := tx.Query(ctx, fmt.Sprintf("SELECT %s FROM %s t, %s WHERE %s FOR UPDATE OF t", "t."+strings.Join(wide, "::text, t.")+"::text", t.rows, key, where), *r.key)
+	rows, err := conn.Query(ctx, fmt.Sprintf("SELECT %s FROM %s t, %s WHERE %s FOR UPDATE OF t", "t."+strings.Join(wide, "::text, t.")+"::text", t.rows, key, where), *r.key)
 	if err != nil {
 		return err
 	}
@@ -134,7 +146,7 @@ func writeAgain(ctx context.Context, tx pgx.Tx, t *table, r againRow) error {
 		set = append(set, fmt.Sprintf("%s = $%d", name, i+2))
 	}
 	sql := fmt.Sprintf("UPDATE %s t SET %s FROM %s WHERE %s", t.rows, strings.Join(set, ", "), key, where)
-	return tx.Conn().PgConn().ExecParams(ctx, sql, values, nil, nil, nil).Read().Err
+	return conn.PgConn().ExecParams(ctx, sql, values, nil, nil, nil).Read().Err
 }
 
 // Restored says that the own stream has begun anew.
@@ -143,9 +155,12 @@ func (a *Applier) Restored(ctx context.Context) error {
 	defer a.nodeMu.Unlock()
 	a.catalog.mu.Lock()
 	defer a.catalog.mu.Unlock()
-	if _, err := a.catalog.conn.Exec(ctx, `UPDATE pgbridge.node SET restored_lsn = 0 FROM set_config('synchronous_commit', 'local', true)`); err != nil {
+	var again int64
+	err := a.catalog.conn.QueryRow(ctx, `UPDATE pgbridge.node SET restored_lsn = 0, again_lsn = CASE WHEN again_lsn = 0 THEN 0 ELSE (pg_current_wal_insert_lsn() - '0/0')::int8 END
+		FROM set_config('synchronous_commit', 'local', true) RETURNING again_lsn`).Scan(&again)
+	if err != nil {
 		return fmt.Errorf("note that the own stream has begun anew: %w", explain(err))
 	}
-	a.node.RestoredLSN = 0
+	a.node.RestoredLSN, a.node.AgainLSN = 0, uint64(again)
 	return nil
 }

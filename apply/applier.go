@@ -137,6 +137,7 @@ func (o Options) withDefaults() Options {
 type Applier struct {
 	opts     Options
 	nodeMu   sync.Mutex // guards node once Open is through
+	numbered bool       // rows that were written again have their seq; the sweeper's
 	node     *Node
 	own      origin.Origin
 	version  int

@@ -400,6 +400,9 @@ func (c *carefulRun) judgeRivals(m *mapping, found []rival) error {
 		} else {
 			v.look, err = c.present(m, v.row, v.key)
 		}
+		if c.comeback != nil {
+			c.comeback.outrank(v)
+		}
 		if errors.Is(err, errUnknown) {
 			unknown = true
 		} else if err != nil {

@@ -10,7 +10,9 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgbridge/pgbridge/conflict"
@@ -25,7 +27,7 @@ import (
 // behind the last of those transactions, in a new stream: no node needs to know that anything was.
 //
 // In its database stand besides what its users had written that nobody got: before its data were set back, or since. These rows meet
-// the delta's as others' writes do, and are written again afterwards, for the others. What they deleted is told by keys that the
+// the delta's as others' writes do, and are then written again, for the others (again.go). What they deleted is told by keys that the
 // donor has and this node had seen, and has no more; it is deleted again.
 //
 // Users' transactions wait while the delta is taken in: they would not have seen it, and nothing could tell others so.
@@ -70,17 +72,26 @@ type comeback struct {
 	relations map[uint32]*mapping
 	mine      map[wire.KeyHash]mine // what users have written that nobody has got
 	deleted   map[wire.KeyHash]bool // what they have deleted
-	had       origin.Vector         // what had been applied here, or committed, for certain
+	had       origin.Vector         // what had been applied here for certain
+	until     origin.Stamp          // up to here its own transactions stand in its data for certain (proved.go)
 	lsn, xid  uint64                // from where on WAL, and rows, are captured
+	stamp     origin.Stamp          // under which rows are written again: above all that is here, and in the delta
+	unsent    map[returnedRow]origin.Stamp
 	again     int
 	counted   int
+}
+
+// returnedRow is what names a row in pgbridge.returned: its commit's stamp, and half of its key's hash.
+type returnedRow struct {
+	at origin.Stamp
+	lo uint64
 }
 
 // mine is the key of a row that a user has written.
 type mine struct {
 	m     *mapping
 	tuple []wire.Value // the key's values
-	stamp origin.Stamp // its commit time
+	stamp origin.Stamp // its commit time, or that under which it was written again before
 }
 
 func (b *comeback) has(k wire.KeyHash) bool {
@@ -137,9 +148,11 @@ func (a *Applier) ComeBack(ctx context.Context, file *os.File, x Comeback) (*Cam
 		return nil, fmt.Errorf("the donor has seen this node's transactions up to %d, and another one has them up to %d", got, x.Seq)
 	}
 	b.had = a.progress.told()
-	b.had.Advance(x.Own)
 	slices.SortFunc(r.keys, compareHash)
 	r.keys = slices.Compact(r.keys)
+	if err := b.prove(ctx); err != nil {
+		return nil, err
+	}
 	if err := b.try(ctx); err != nil {
 		return nil, err
 	}
@@ -253,6 +266,9 @@ func (b *comeback) changes(ctx context.Context) error {
 	if err := b.noteAgain(ctx); err != nil {
 		return err
 	}
+	if err := b.writeAgain(ctx); err != nil {
+		return err
+	}
 	if err := b.pushVersions(ctx); err != nil {
 		return err
 	}
@@ -270,27 +286,37 @@ func (b *comeback) changes(ctx context.Context) error {
 		return err
 	}
 	own := b.seen.Get(b.own)
-	b.push("note", &statement{sql: nodeBackSQL, types: []uint32{oidInt8, oidInt8, oidInt8, oidInt8}},
-		[]param{int64Param(int64(b.lsn)), int64Param(int64(b.xid)), int64Param(int64(own.Seq)), int64Param(int64(own.Stamp))})
+	again := uint64(0)
+	if b.again > 0 {
+		again = b.lsn
+	}
+	b.push("note", &statement{sql: nodeBackSQL, types: []uint32{oidInt8, oidInt8, oidInt8, oidInt8, oidInt8}},
+		[]param{int64Param(int64(b.lsn)), int64Param(int64(b.xid)), int64Param(int64(own.Seq)), int64Param(int64(own.Stamp)), int64Param(int64(again))})
 	return b.pushPositions(ctx)
 }
 
 const nodeBackSQL = `WITH j AS (UPDATE pgbridge.journal_state SET seq = $3, stamp = $4)
-	UPDATE pgbridge.node SET restoring = false, restored_lsn = $1, local_xid = $2, published = $3, published_stamp = $4`
+	UPDATE pgbridge.node SET restoring = false, restored_lsn = $1, local_xid = $2, published = $3, published_stamp = $4, again_lsn = $5`
 
 // place asks from where on what users do will be captured. None of them is at work on the tables, and all who were have committed.
 func (b *comeback) place(ctx context.Context) error {
-	rows, err := b.exec(ctx, `SELECT (pg_current_wal_insert_lsn() - '0/0')::int8::text, pg_snapshot_xmin(pg_current_snapshot())::text`, nil, nil)
+	rows, err := b.exec(ctx, `SELECT (pg_current_wal_insert_lsn() - '0/0')::int8::text, pg_snapshot_xmin(pg_current_snapshot())::text,
+		(extract(epoch FROM clock_timestamp()) * 1000000)::int8::text`, nil, nil)
 	if err != nil {
 		return fmt.Errorf("read WAL position: %w", err)
 	}
-	_, err = fmt.Sscan(string(rows[0][0])+" "+string(rows[0][1]), &b.lsn, &b.xid)
+	var micros int64
+	_, err = fmt.Sscan(fmt.Sprintf("%s %s %s", rows[0][0], rows[0][1], rows[0][2]), &b.lsn, &b.xid, &micros)
+	b.stamp = max(origin.StampOf(time.UnixMicro(micros)), b.seen.MaxStamp()+1)
 	return err
 }
 
 // lookAround finds out what users have written and deleted that nobody has got, and what was deleted elsewhere.
 func (b *comeback) lookAround(ctx context.Context) error {
 	b.mine, b.doomed, b.deleted = map[wire.KeyHash]mine{}, nil, map[wire.KeyHash]bool{}
+	if err := b.readUnsent(ctx); err != nil {
+		return err
+	}
 	var here []wire.KeyHash
 	for _, m := range b.tables() {
 		if err := b.lookAt(ctx, m, &here); err != nil {
@@ -330,11 +356,43 @@ func (b *comeback) lookAround(ctx context.Context) error {
 	if len(lacks) > 0 {
 		return &LacksRows{lacks}
 	}
+	for _, x := range b.mine {
+		b.stamp = max(b.stamp, x.stamp+1)
+	}
+	b.final().Stamp = b.stamp
 	return nil
+}
+
+// readUnsent reads which rows were written again when the node was brought back before, and came no further: nobody has got them.
+func (b *comeback) readUnsent(ctx context.Context) error {
+	b.unsent = map[returnedRow]origin.Stamp{}
+	rows, err := b.conn.Query(ctx, `SELECT (extract(epoch FROM at) * 1000000)::int8, lo, behind FROM pgbridge.returned
+		WHERE id = 0 AND at - behind * interval '1 microsecond' > $1`, b.seen.Get(b.own).Stamp.Time())
+	if err != nil {
+		return fmt.Errorf("read pgbridge.returned: %w", err)
+	}
+	var micros, lo, behind int64
+	_, err = pgx.ForEachRow(rows, []any{&micros, &lo, &behind}, func() error {
+		at := origin.StampOf(time.UnixMicro(micros))
+		b.unsent[returnedRow{at, uint64(lo)}] = at - origin.Stamp(behind)
+		return nil
+	})
+	return err
+}
+
+// outrank gives a row that a user has written the stamp that it will have where it collides with one of another key: the others see
+// it as a write of now.
+func (b *comeback) outrank(v *rival) {
+	if !v.look.mine && b.has(v.key) {
+		v.look.local.Version = origin.Version{Origin: b.own, Stamp: b.stamp}
+	}
 }
 
 // knew reports whether what the delta gives as t's had been here.
 func (b *comeback) knew(t *txn) bool {
+	if t.origin == b.own {
+		return t.Stamp <= b.until
+	}
 	e := b.had.Get(t.origin)
 	return e.Seq > 0 && t.Stamp <= e.Stamp
 }
@@ -361,6 +419,9 @@ func (b *comeback) lookAt(ctx context.Context, m *mapping, here *[]wire.KeyHash)
 				return err
 			}
 			users := id == 0 && known && w.genuine && w.id >= b.XID && w.stamp > b.Since && !b.Known[w.stamp]
+			if stamp, ok := b.unsent[returnedRow{w.stamp, k.Lo}]; ok && id == b.kept.back && w.genuine {
+				users, w.stamp = true, stamp
+			}
 			_, held := slices.BinarySearchFunc(b.keys, k, compareHash)
 			if !users && (held || m.local.merge != nil) {
 				return nil
@@ -450,12 +511,18 @@ func (b *comeback) takeRows(ctx context.Context) error {
 	return b.pushDebts()
 }
 
-// noteAgain notes the users' rows that stay: they are to be written again.
+// noteAgain notes the users' rows that stay, to be written again. Of merged tables takeMerged has noted them.
 func (b *comeback) noteAgain(ctx context.Context) error {
+	t := b.writtenAgain()
 	for k, x := range b.mine {
-		if b.wrote[k] != nil || b.buried.has(k) || x.m.local.merge != nil {
+		if x.m.local.merge != nil {
+			b.wrote[k] = t
 			continue
 		}
+		if b.wrote[k] != nil || b.buried.has(k) {
+			continue
+		}
+		b.wrote[k] = t
 		b.again++
 		if err := b.pushAgain(x.m, x.tuple, false); err != nil {
 			return err

@@ -332,7 +332,9 @@ func (c *carefulRun) present(m *mapping, row [][]byte, k wire.KeyHash) (look, er
 		return c.forgotten(l, m, w)
 	}
 	if id == c.kept.back {
-		return c.returned(l, row, w)
+		l, err := c.returned(l, row, w)
+		l.seen = l.seen && !(c.comeback != nil && c.comeback.has(k))
+		return l, err
 	}
 	if behind := row[6]; behind != nil { // null: no bundle wrote it
 		n, err := strconv.ParseInt(string(behind), 10, 64)

@@ -63,7 +63,7 @@ func (c *carefulRun) judgeMerged(m *mapping, k wire.KeyHash, row [][]byte, inser
 		return look{local: conflict.Local{Absent: true}}, nil
 	}
 	l := look{found: true, mine: string(row[4]) == "t"}
-	if l.mine || string(row[3]) != "0" || string(row[1]) == "t" { // a remote transaction's, or long forgotten
+	if l.mine || string(row[3]) != "0" && !c.isAgain(row) || string(row[1]) == "t" { // a remote transaction's, or long forgotten
 		return l, nil
 	}
 	xmin, err := strconv.ParseUint(string(row[0]), 10, 32)

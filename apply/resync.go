@@ -592,7 +592,7 @@ func (r *resync) pushVersions(ctx context.Context) error {
 			long(&lo, k.Lo)
 			id.add(binary.BigEndian.AppendUint32(nil, uint32(number)), false)
 			long(&behind, uint64(at-t.Stamp))
-			long(&seq, r.seen.Seq(t.origin))
+			long(&seq, max(r.seen.Seq(t.origin), t.Seq))
 		}
 		r.push("note who wrote the rows", s, []param{int64Param(int64(at)), binaryParam(lo.value(oidInt8)), binaryParam(id.value(oidInt4)),
 			binaryParam(behind.value(oidInt8)), binaryParam(seq.value(oidInt8))})

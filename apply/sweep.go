@@ -57,14 +57,17 @@ func (a *Applier) purge(ctx context.Context, wal WAL) error {
 		if err != nil {
 			return fmt.Errorf("purge bundles: %w", err)
 		}
-		_, err = a.catalog.conn.Exec(ctx, `DELETE FROM pgbridge.returned WHERE id = $1 AND seq <= $2`,
+		_, err = a.catalog.conn.Exec(ctx, purgeReturnedSQL,
 			int64(w.id), int64(min(a.heard.stableSeq(w.origin), decided.Seq(w.origin))))
 		if err != nil {
 			return fmt.Errorf("purge versions of rows that have come back: %w", err)
 		}
 	}
+	if err := a.numberAgain(ctx, wal); err != nil {
+		return err
+	}
 	if decided != nil { // no local delete can take own rows back that another node has given
-		_, err := a.catalog.conn.Exec(ctx, `DELETE FROM pgbridge.returned WHERE id = 0 AND seq <= $1`, int64(a.heard.stableSeq(a.own)))
+		_, err := a.catalog.conn.Exec(ctx, purgeReturnedSQL, int64(0), int64(a.heard.stableSeq(a.own)))
 		if err != nil {
 			return fmt.Errorf("purge versions of rows that have come back: %w", err)
 		}
@@ -83,6 +86,10 @@ func (a *Applier) purge(ctx context.Context, wal WAL) error {
 	}
 	return nil
 }
+
+// purgeReturnedSQL forgets the versions of rows of origin $1 that every node has seen. One behind which a row is kept must go on to be
+// known as later than that.
+const purgeReturnedSQL = `DELETE FROM pgbridge.returned WHERE id = $1 AND seq <= $2 AND lo NOT IN (SELECT blocker_lo FROM pgbridge.quarantine)`
 
 // decided returns, for each origin, up to where no local delete that stands in the WAL in front of its transactions'
 // commits can still take their rows back: capture has read them all, and none of them waits.

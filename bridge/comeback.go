@@ -435,12 +435,3 @@ func (l *life) beginAnew(ctx context.Context, node apply.Node, info capture.Slot
 	l.log.Warn("own stream begins anew", "seq", node.Published)
 	return f, l.applier.Restored(ctx)
 }
-
-// writeAgain writes rows again that nobody has got.
-func (l *life) writeAgain(ctx context.Context) error {
-	n, err := l.applier.WriteAgain(ctx)
-	if n > 0 {
-		l.log.Info("rows are written again that nobody had got", "rows", n)
-	}
-	return err
-}

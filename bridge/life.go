@@ -73,9 +73,6 @@ func (l *life) run(ctx context.Context) (err error) {
 	if err := l.openCapture(ctx); err != nil {
 		return err
 	}
-	if err := l.writeAgain(ctx); err != nil {
-		return err
-	}
 	if err := l.openRelays(ctx); err != nil {
 		return err
 	}
@@ -321,7 +318,7 @@ func (l *life) openCapture(ctx context.Context) error {
 		DSN: l.cfg.Postgres.DSN, Cluster: l.cfg.Cluster, Node: l.cfg.Node, Origin: o, WriterEpoch: node.WriterEpoch,
 		SystemID: info.SystemID, Timeline: info.Timeline, Slot: slotName(l.cfg), Publication: slotName(l.cfg),
 		FrameBytes: int(l.cfg.Capture.FrameBytes), Linger: l.cfg.Capture.Linger, StatusInterval: l.cfg.Capture.StatusInterval,
-		SpoolDir: filepath.Join(l.cfg.DataDir, "spool"), Logger: l.log, Secret: l.node.Secret,
+		SpoolDir: filepath.Join(l.cfg.DataDir, "spool"), AgainLSN: l.applier.Node().AgainLSN, Logger: l.log, Secret: l.node.Secret,
 	}, l.outbox, deletes{l.applier}, fence)
 	if err != nil {
 		return err
