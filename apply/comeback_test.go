@@ -139,14 +139,14 @@ func testComeback(t *testing.T, s *pgtest.Server, noted bool) {
 		}
 		a = open()
 		for sql, want := range map[string]string{
-			`SELECT string_agg(id || v || u, ' ' ORDER BY id) FROM t`:                                                           "1user1 2tail2 4user4 5user5 7first7 8first8 9first10 10first9 11tail11 20user20 21user21",
-			`SELECT string_agg(id || '=' || n, ' ' ORDER BY id) FROM counter`:                                                   "1=15 2=15 3=1",
-			`SELECT string_agg(id || left(v, 1) || length(v), ' ' ORDER BY id) FROM large`:                                      "1a9000 2u9000",
-			`SELECT image[1] FROM pgbridge.quarantine`:                                                                          "22",
-			`SELECT seq FROM pgbridge.position WHERE origin = 'b'`:                                                              "1",
-			`SELECT published, restoring, restored_lsn > 0, again_lsn = restored_lsn, local_xid > first_xid FROM pgbridge.node`: "8|f|t|t|t",
-			`SELECT count(*) FROM pgbridge.rewrite`:                                                                             "0",
-			`SELECT count(*) FROM pgbridge.journal WHERE origin = 0 AND seq = 7`:                                                "2",
+			`SELECT string_agg(id || v || u, ' ' ORDER BY id) FROM t`:                                                                         "1user1 2tail2 4user4 5user5 7first7 8first8 9first10 10first9 11tail11 20user20 21user21",
+			`SELECT string_agg(id || '=' || n, ' ' ORDER BY id) FROM counter`:                                                                 "1=15 2=15 3=1",
+			`SELECT string_agg(id || left(v, 1) || length(v), ' ' ORDER BY id) FROM large`:                                                    "1a9000 2u9000",
+			`SELECT image[1] FROM pgbridge.quarantine`:                                                                                        "22",
+			`SELECT seq FROM pgbridge.position WHERE origin = 'b'`:                                                                            "1",
+			`SELECT published, restored_seq, restoring, restored_lsn > 0, again_lsn = restored_lsn, local_xid > first_xid FROM pgbridge.node`: "8|8|f|t|t|t",
+			`SELECT count(*) FROM pgbridge.rewrite`:                                                                                           "0",
+			`SELECT count(*) FROM pgbridge.journal WHERE origin = 0 AND seq = 7`:                                                              "2",
 			// What is written again bears the stamp of its transaction, which is this one.
 			`SELECT count(*) FROM pgbridge.returned WHERE id = 0 AND seq = 9223372036854775807 AND behind = 0 AND at = (SELECT pg_xact_commit_timestamp(xmin) FROM t WHERE id = 20)`: "7",
 			`SELECT bool_and(roident <> 0) FROM t, pg_xact_commit_timestamp_origin(t.xmin) WHERE id IN (2, 9, 10, 11)`:                                                               "t",

@@ -128,6 +128,7 @@ type Node struct {
 	Restoring      bool         // it is to be given what it lacks
 	RestoredLSN    uint64       // it has been: its WAL counts from here on, in a new stream; 0: that has begun
 	LocalXID       uint64       // local rows of older transactions every node has seen
+	RestoredSeq    uint64       // up to here its own transactions were given back
 	AgainLSN       uint64       // up to here the WAL may hold rows that were written again; 0: there are none
 }
 
@@ -150,13 +151,13 @@ func HasRun(ctx context.Context, dsn string) (bool, error) {
 
 func readNode(ctx context.Context, conn *pgx.Conn) (*Node, error) {
 	n := &Node{}
-	var epoch, writer, first, published, restored, local, again int64
+	var epoch, writer, first, published, restored, local, again, back int64
 	// Through jsonb for what a version before this one has not set up.
 	err := conn.QueryRow(ctx, `SELECT cluster, node, epoch, writer_epoch, first_xid, published, coalesce((j ->> 'published_stamp')::int8, 0),
 		coalesce((j ->> 'restoring')::bool, false), coalesce((j ->> 'restored_lsn')::int8, 0), coalesce((j ->> 'local_xid')::int8, 0),
-		coalesce((j ->> 'again_lsn')::int8, 0)
+		coalesce((j ->> 'again_lsn')::int8, 0), coalesce((j ->> 'restored_seq')::int8, 0)
 		FROM pgbridge.node n, to_jsonb(n) j`).
-		Scan(&n.Cluster, &n.Name, &epoch, &writer, &first, &published, (*int64)(&n.PublishedStamp), &n.Restoring, &restored, &local, &again)
+		Scan(&n.Cluster, &n.Name, &epoch, &writer, &first, &published, (*int64)(&n.PublishedStamp), &n.Restoring, &restored, &local, &again, &back)
 	if hasCode(err, "42P01", "3F000") || errors.Is(err, pgx.ErrNoRows) {
 		return nil, ErrNotSetUp
 	}
@@ -164,7 +165,7 @@ func readNode(ctx context.Context, conn *pgx.Conn) (*Node, error) {
 		return nil, fmt.Errorf("read pgbridge.node: %w", explain(err))
 	}
 	n.Epoch, n.WriterEpoch, n.FirstXID, n.Published = uint32(epoch), uint64(writer), uint64(first), uint64(published)
-	n.RestoredLSN, n.LocalXID, n.AgainLSN = uint64(restored), uint64(local), uint64(again)
+	n.RestoredLSN, n.LocalXID, n.AgainLSN, n.RestoredSeq = uint64(restored), uint64(local), uint64(again), uint64(back)
 	return n, nil
 }
 

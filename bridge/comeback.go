@@ -414,13 +414,21 @@ func (l *life) judge(ctx context.Context, h *history, tail *wire.Frame, x *apply
 	default:
 		x.Since = newest.at
 	}
+	x.XID = max(x.XID, h.marked(x.Own.Seq, l.node.RestoredSeq, fork))
+	return nil
+}
+
+// marked is the newest marker that this server has itself, which has own transactions up to own, and its WAL of the newest frame's
+// timeline up to fork. Markers of another history say nothing, since their ids were given out anew: they stand behind that, or in
+// front of the transaction up to which the node was given its own back the last time.
+func (h *history) marked(own, restored, fork uint64) (xid uint64) {
+	newest := h.frames[len(h.frames)-1]
 	for _, f := range h.frames {
-		// A marker of the old history says nothing of ids that were given out anew.
-		if f.last < x.Own.Seq || f.timeline == newest.timeline && f.resume <= fork {
-			x.XID = max(x.XID, f.mark)
+		if f.last > restored && (f.last < own || f.timeline == newest.timeline && f.resume <= fork) {
+			xid = max(xid, f.mark)
 		}
 	}
-	return nil
+	return xid
 }
 
 // beginAnew begins the own stream behind the last transaction that anybody had of a node whose data were set back.
