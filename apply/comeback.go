@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgbridge/pgbridge/conflict"
 	"github.com/pgbridge/pgbridge/origin"
@@ -153,7 +152,8 @@ func (a *Applier) ComeBack(ctx context.Context, file *os.File, x Comeback) (*Cam
 	if err := b.prove(ctx); err != nil {
 		return nil, err
 	}
-	if err := b.try(ctx); err != nil {
+	// Nobody else is at work in the database: nothing is waited for in between.
+	if err := b.untilDone(ctx, b.attempt, func(context.Context) error { return nil }); err != nil {
 		return nil, err
 	}
 	return &CameBack{Resynced: Resynced{Seen: r.seen, Rows: r.rows, Deletes: uint64(len(r.doomed)), Conflicts: uint64(len(r.losses))},
@@ -183,30 +183,6 @@ func (b *comeback) tables() (all []*mapping) {
 	}
 	slices.SortFunc(all, func(x, y *mapping) int { return cmp.Compare(x.local.quoted, y.local.quoted) })
 	return all
-}
-
-// try runs attempts until one succeeds: rows may collide that were not looked at with care.
-func (b *comeback) try(ctx context.Context) error {
-	for tries := 0; ; tries++ {
-		err := b.attempt(ctx)
-		var pg *pgconn.PgError
-		var history *historyError
-		switch {
-		case err == nil:
-			return nil
-		case ctx.Err() != nil:
-			return context.Cause(ctx)
-		case tries >= carefulTries:
-			return err
-		case errors.As(err, &history) && b.bare == "" && !lost(err) && !passing(history.Code):
-			b.bare = history.Message
-		case hasCode(err, "23505", "23P01"):
-			b.careful = true
-		case errors.As(err, &pg) && !lost(err) && passing(pg.Code):
-		default:
-			return err
-		}
-	}
 }
 
 // attempt takes all of it in once. Unless it returns nil, nothing of it is left.

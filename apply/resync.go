@@ -286,8 +286,13 @@ func (r *resync) try(ctx context.Context) error {
 	for _, n := range tables {
 		defer r.kept.intend(n)()
 	}
+	return r.untilDone(ctx, r.attempt, r.waitAWhile)
+}
+
+// untilDone makes attempts until one succeeds, and waits in between.
+func (r *resync) untilDone(ctx context.Context, attempt, wait func(context.Context) error) error {
 	for tries := 0; ; tries++ {
-		err := r.attempt(ctx)
+		err := attempt(ctx)
 		var pg *pgconn.PgError
 		var history *historyError
 		switch {
@@ -310,7 +315,7 @@ func (r *resync) try(ctx context.Context) error {
 		default:
 			return err
 		}
-		if err := r.waitAWhile(ctx); err != nil {
+		if err := wait(ctx); err != nil {
 			return err
 		}
 	}
