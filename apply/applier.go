@@ -164,6 +164,7 @@ type Applier struct {
 	schema   *schemaChanges
 	wal      atomic.Pointer[WAL]
 	catalog  *catalog
+	limits   atomic.Pointer[Limits]
 	conns    []*pgx.Conn
 }
 
@@ -185,6 +186,7 @@ func (fencedError) ExitCode() int { return 4 }
 func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 	a := &Applier{opts: opts.withDefaults(), progress: newProgress(), absence: newAbsence(), kept: newQuarantine()}
 	a.owed = newOwed(a.progress)
+	a.limits.Store(&Limits{a.opts.Rate, a.opts.ConflictRetention, a.opts.ConflictRows})
 	defer func() {
 		if err != nil {
 			a.close()
@@ -227,7 +229,7 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 	locks := newKeyLocks(len(ids.origins))
 	locks.alone = locks.alone && len(a.opts.Merge) == 0 // the journal excludes, too
 	a.heard = newHearsay(a.own, a.waitedFor(ids.origins))
-	a.pauses, a.pace = newPauses(), &pace{rate: a.opts.Rate}
+	a.pauses, a.pace = newPauses(), newPace(a.opts.Rate)
 	a.clocks.by = map[string]Clock{}
 	if err := a.loadPauses(ctx); err != nil {
 		return nil, err

@@ -72,13 +72,14 @@ func (a *Applier) purge(ctx context.Context, wal WAL) error {
 			return fmt.Errorf("purge versions of rows that have come back: %w", err)
 		}
 	}
-	if d := a.opts.ConflictRetention; d > 0 {
+	limits := a.limits.Load()
+	if d := limits.ConflictRetention; d > 0 {
 		_, err := a.catalog.conn.Exec(ctx, `DELETE FROM pgbridge.conflict WHERE at < now() - make_interval(secs => $1)`, d.Seconds())
 		if err != nil {
 			return fmt.Errorf("purge conflict history: %w", err)
 		}
 	}
-	if n := a.opts.ConflictRows; n > 0 {
+	if n := limits.ConflictRows; n > 0 {
 		_, err := a.catalog.conn.Exec(ctx, `DELETE FROM pgbridge.conflict WHERE id <= (SELECT max(id) FROM pgbridge.conflict) - $1`, int64(n))
 		if err != nil {
 			return fmt.Errorf("purge conflict history: %w", err)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -24,12 +25,14 @@ type Options struct {
 	NoHold bool
 	// Ready, if set, is called once when all parts of the first life run.
 	Ready func()
+	// Source, if set, is where the configuration can be read again from.
+	Source *Source
 }
 
 // Run runs the node's bridge until ctx ends. It returns nil when ctx was cancelled; otherwise the reason
 // why it cannot go on, which names the mend.
 func Run(ctx context.Context, cfg *config.Config, opts Options) error {
-	b := &bridge{cfg: cfg, opts: opts, log: opts.Logger, started: time.Now()}
+	b := &bridge{cfg: cfg, settings: newSettings(cfg), opts: opts, log: opts.Logger, started: time.Now()}
 	if b.log == nil {
 		b.log = slog.Default()
 	}
@@ -50,22 +53,28 @@ func Run(ctx context.Context, cfg *config.Config, opts Options) error {
 		return err
 	}
 	defer stop()
+	reloads, endReloads := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() { b.watchReloads(reloads) })
+	defer watching.Wait()
+	defer endReloads()
 	return b.live(ctx)
 }
 
 // bridge is what lives across lives.
 type bridge struct {
-	cfg     *config.Config
-	opts    Options
-	log     *slog.Logger
-	server  *stream.Server // nil: external NATS
-	started time.Time
-	everRan bool         // a life has come to run
-	waits   atomic.Int32 // over HTTP, for tokens
-	current current      // the life that runs, for status
-	lack    lack
-	links   links
-	verify  verifies
+	cfg      *config.Config // as at the start
+	settings *settings      // for those keys that a reload changes; nil where no bridge runs
+	opts     Options
+	log      *slog.Logger
+	server   *stream.Server // nil: external NATS
+	started  time.Time
+	everRan  bool         // a life has come to run
+	waits    atomic.Int32 // over HTTP, for tokens
+	current  current      // the life that runs, for status
+	lack     lack
+	links    links
+	verify   verifies
 }
 
 const (

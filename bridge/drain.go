@@ -29,7 +29,7 @@ func (l *life) drain(stop context.Context, s stages, endReading, endCapturing, e
 		return
 	}
 	// The rest of the time is for closing what is open.
-	ctx, cancel := context.WithTimeout(s.working, l.cfg.ShutdownTimeout*3/4)
+	ctx, cancel := context.WithTimeout(s.working, l.settings.now().ShutdownTimeout*3/4)
 	defer cancel()
 	endReading()
 	settle(ctx, l.unapplied)

@@ -46,7 +46,7 @@ func (l *life) away() []string {
 // letGo lets own frames go that only nodes lack which are away, as long as the stream holds too much.
 func (l *life) letGo(ctx context.Context, away []string, due *purge) {
 	l.noteLacking()
-	budget := uint64(l.cfg.Stream.AbsentBytes)
+	budget := uint64(l.settings.now().Stream.AbsentBytes)
 	if budget == 0 || len(away) == 0 {
 		return
 	}

@@ -146,6 +146,7 @@ func (l *life) start(s stages, g *errgroup.Group) {
 	}
 	l.ran, l.everRan = time.Now(), true
 	l.current.set(l)
+	l.limit()
 	l.log.Info("bridge runs", "cluster", l.cfg.Cluster, "node", l.cfg.Node, "writer_epoch", l.node.WriterEpoch)
 	if l.opts.Ready != nil {
 		l.opts.Ready()

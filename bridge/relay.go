@@ -350,12 +350,12 @@ func (r *relay) purge(ctx context.Context, done *purged) error {
 // as long as the node that they came from has them, and so its author: when that one's broker loses its disk, its stream is made
 // again out of this one, and must hold what the author has not noted of its own frames (letgo.go).
 func (r *relay) mayGo(ctx context.Context) uint64 {
-	seq := r.applier.EverywhereSeqBut(r.origin)
-	if seq == 0 || r.cfg.Stream.AbsentBytes == 0 {
+	seq, budget := r.applier.EverywhereSeqBut(r.origin), r.settings.now().Stream.AbsentBytes
+	if seq == 0 || budget == 0 {
 		return 0
 	}
 	info, err := r.pub.Info(ctx)
-	if err != nil || surplus(info, uint64(r.cfg.Stream.AbsentBytes), true) == 0 {
+	if err != nil || surplus(info, uint64(budget), true) == 0 {
 		return 0
 	}
 	gone, err := r.goneBefore(ctx)

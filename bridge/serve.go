@@ -71,6 +71,7 @@ func (b *bridge) localHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", b.handler())
 	mux.HandleFunc("POST /verify", b.serveVerify)
+	mux.HandleFunc("POST /reload", b.serveReload)
 	return mux
 }
 

@@ -43,8 +43,7 @@ func (l *life) runVerify(ctx context.Context) error {
 		return err
 	}
 	l.verify.attach(s)
-	l.watchRows(ctx, s)
-	<-ctx.Done()
+	l.watchRows(ctx)
 	stop()
 	answers.all.Wait()
 	l.verify.detach(s)

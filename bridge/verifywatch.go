@@ -8,18 +8,22 @@ import (
 )
 
 // watchRows compares this node with the others in the background until ctx ends, if the configuration says so.
-func (l *life) watchRows(ctx context.Context, _ *verifySide) {
-	every := l.cfg.Verify.Every
-	if every <= 0 {
-		return
-	}
-	pause := min(every, verifySoon)
+func (l *life) watchRows(ctx context.Context) {
+	var begun time.Time
+	ended := time.Now()
 	if r := l.verify.report(); r != nil { // of an earlier life
-		pause = max(every-time.Since(r.At), 0)
+		begun, ended = r.At, time.Time{}
 	}
-	for rest(ctx, pause) == nil {
-		begun := time.Now()
-		_, err := l.compare(ctx, VerifyOptions{Rate: l.cfg.Verify.RowsPerSecond, Limit: verifyShown}, false, func(VerifyProgress) {})
+	for {
+		cfg, changed := l.settings.get()
+		if !untilDue(ctx, cfg.Verify.Every, begun, ended, changed) {
+			if ctx.Err() != nil {
+				return
+			}
+			continue
+		}
+		begun = time.Now()
+		_, err := l.compare(ctx, VerifyOptions{Rate: cfg.Verify.RowsPerSecond, Limit: verifyShown}, false, func(VerifyProgress) {})
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -28,8 +32,23 @@ func (l *life) watchRows(ctx context.Context, _ *verifySide) {
 			l.verify.keep(nil, err)
 			l.log.Warn("nodes cannot be compared", "err", err.Error())
 		}
-		pause = max(every-time.Since(begun), min(every, verifySoon))
+		ended = time.Now()
 	}
+}
+
+// untilDue waits until nodes are to be compared again, or reports false when ctx has ended or the configuration has changed.
+func untilDue(ctx context.Context, every time.Duration, begun, ended time.Time, changed <-chan struct{}) bool {
+	var due <-chan time.Time // never
+	if every > 0 {
+		due = time.After(max(time.Until(begun.Add(every)), time.Until(ended.Add(min(every, verifySoon)))))
+	}
+	select {
+	case <-due:
+		return true
+	case <-changed:
+	case <-ctx.Done():
+	}
+	return false
 }
 
 const (

@@ -158,7 +158,11 @@ func documentationTable() string {
 	var b strings.Builder
 	b.WriteString("| key | value | default | what for |\n|---|---|---|---|\n")
 	for _, k := range keys() {
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", k.name, valueColumn(k), defaultColumn(k), k.why)
+		name := "`" + k.name + "`"
+		if k.live {
+			name += " *reload*"
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", name, valueColumn(k), defaultColumn(k), k.why)
 	}
 	return b.String()
 }

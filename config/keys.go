@@ -20,6 +20,7 @@ type key struct {
 	required bool              // there is no default
 	secret   bool              // never printed
 	file     bool              // the value is the name of a file that holds the secret
+	live     bool              // a reload changes it while the bridge runs; all else is read at the start
 	field    func(*Config) any // pointer to where the value goes; its type is the key's type
 }
 
@@ -43,7 +44,7 @@ func nodeKeys() []key {
 		{name: "tables", initial: "*.*",
 			why:   "Which tables: patterns over schema.table, * for any characters, ! excludes and wins.",
 			field: func(c *Config) any { return &c.Tables }},
-		{name: "shutdown_timeout", initial: "10s", least: "1s", most: "10m",
+		{name: "shutdown_timeout", initial: "10s", least: "1s", most: "10m", live: true,
 			why:   "How long a stop may take; what it cannot finish by then is safe, the next start catches up.",
 			field: func(c *Config) any { return &c.ShutdownTimeout }},
 
@@ -119,7 +120,7 @@ func brokerKeys() []key {
 		{name: "stream.max_bytes", initial: "8GiB", least: "64MiB",
 			why:   "What the stream may hold for slow readers, in need twice that; when full, capture pauses with an alarm.",
 			field: func(c *Config) any { return &c.Stream.MaxBytes }},
-		{name: "stream.absent_bytes", derived: "half of stream.max_bytes",
+		{name: "stream.absent_bytes", derived: "half of stream.max_bytes", live: true,
 			why:   "Beyond this, frames go that only nodes which are away lack; they must get the rows from others then. 0: none go.",
 			field: func(c *Config) any { return &c.Stream.AbsentBytes }},
 		{name: "stream.compression", initial: "none", allowed: []string{"none", "zstd"},
@@ -147,16 +148,16 @@ func partKeys() []key {
 		{name: "apply.batch_bytes", initial: "1MiB", least: "16KiB", most: "64MiB",
 			why:   "Bytes in one pipeline, per origin; bounds memory.",
 			field: func(c *Config) any { return &c.Apply.BatchBytes }},
-		{name: "apply.rate", initial: "0", least: "0",
+		{name: "apply.rate", initial: "0", least: "0", live: true,
 			why:   "Bytes of transactions applied per second, of all nodes together, to leave the server to its users; 0: no bound.",
 			field: func(c *Config) any { return &c.Apply.Rate }},
 		{name: "apply.ahead", initial: "true",
 			why:   "Take small transactions when a peer has sent them, not only when its broker has stored them.",
 			field: func(c *Config) any { return &c.Apply.Ahead }},
-		{name: "apply.conflict_retention", initial: "30d", least: "0s",
+		{name: "apply.conflict_retention", initial: "30d", least: "0s", live: true,
 			why:   "How long the conflict history keeps a loser; 0s keeps it for ever.",
 			field: func(c *Config) any { return &c.Apply.ConflictRetention }},
-		{name: "apply.conflict_rows", initial: "1000000", least: "0",
+		{name: "apply.conflict_rows", initial: "1000000", least: "0", live: true,
 			why:   "How many losers the conflict history keeps; 0 is no limit.",
 			field: func(c *Config) any { return &c.Apply.ConflictRows }},
 		{name: "apply.spool_limit", initial: "10GiB", least: "0",
@@ -185,10 +186,10 @@ func partKeys() []key {
 			why:   "What becomes of rows whose parent was deleted elsewhere, such as shop.item.*=restore; the same on every node. See docs/conflicts.md.",
 			field: func(c *Config) any { return &c.Conflict.ForeignKeys }},
 
-		{name: "verify.every", initial: "0s", least: "0s", most: "365d",
+		{name: "verify.every", initial: "0s", least: "0s", most: "365d", live: true,
 			why:   "How often this node's rows are compared with all others' in the background; 0s: never. One node is enough. See docs/verify.md.",
 			field: func(c *Config) any { return &c.Verify.Every }},
-		{name: "verify.rows_per_second", initial: "2000", least: "1", most: "1000000",
+		{name: "verify.rows_per_second", initial: "2000", least: "1", most: "1000000", live: true,
 			why:   "How many rows of each node that reads in a second.",
 			field: func(c *Config) any { return &c.Verify.RowsPerSecond }},
 
@@ -196,10 +197,10 @@ func partKeys() []key {
 			why:   "Address that serves /status (JSON) and /healthz (200 or 503), such as 127.0.0.1:8080; empty is off.",
 			field: func(c *Config) any { return &c.HTTP.Listen }},
 
-		{name: "log.level", initial: "info", allowed: []string{"debug", "info", "warn", "error"},
+		{name: "log.level", initial: "info", allowed: []string{"debug", "info", "warn", "error"}, live: true,
 			why:   "Least severity that is logged, to standard error.",
 			field: func(c *Config) any { return &c.Log.Level }},
-		{name: "log.format", initial: "text", allowed: []string{"text", "json"},
+		{name: "log.format", initial: "text", allowed: []string{"text", "json"}, live: true,
 			why:   "text for people, json for collectors.",
 			field: func(c *Config) any { return &c.Log.Format }},
 	}

@@ -43,6 +43,8 @@ type backend struct {
 	setPause func(ctx context.Context, cfg *config.Config, p bridge.Pause) error
 	// resume ends a pause of a node or a table, or all if both are empty.
 	resume func(ctx context.Context, cfg *config.Config, node, table string) error
+	// reload has the bridge that runs with this configuration read its file again.
+	reload func(ctx context.Context, cfg *config.Config, file string) (*bridge.Reloaded, error)
 	// doctor looks for what is wrong at the node of this configuration.
 	doctor func(ctx context.Context, cfg *config.Config) (*bridge.Examination, error)
 	// planSequences says what is to become of the node's sequences, and applySequences does it.
@@ -104,6 +106,7 @@ func realBackend() backend {
 		paused:         bridge.Paused,
 		setPause:       bridge.SetPause,
 		resume:         bridge.Resume,
+		reload:         bridge.Reload,
 		doctor:         bridge.Doctor,
 		planSequences:  bridge.PlanSequences,
 		applySequences: bridge.ApplySequences,

@@ -105,7 +105,7 @@ func writeConfig(t *testing.T) string {
 
 func TestHelp(t *testing.T) {
 	var all strings.Builder
-	for _, args := range [][]string{{}, {"run", "--help"}, {"setup", "--help"}, {"status", "--help"}, {"conflicts"}, {"conflicts", "list", "--help"},
+	for _, args := range [][]string{{}, {"run", "--help"}, {"setup", "--help"}, {"status", "--help"}, {"reload", "--help"}, {"conflicts"}, {"conflicts", "list", "--help"},
 		{"conflicts", "show", "--help"}, {"conflicts", "undo", "--help"}, {"conflicts", "stats", "--help"}, {"orphans", "--help"}, {"verify", "--help"}, {"demo", "--help"}, {"version", "--help"},
 		{"doctor", "--help"}, {"top", "--help"}, {"sequences"}, {"sequences", "plan", "--help"}, {"sequences", "apply", "--help"}} {
 		got := call(t, backend{}, args...)
@@ -312,11 +312,13 @@ func TestLogger(t *testing.T) {
 		cfg  config.Log
 		want string
 	}{
-		{config.Log{Level: "warn", Format: "text"}, "level=WARN msg=\"slot is behind\" wal_held_bytes=5"},
-		{config.Log{Level: "debug", Format: "json"}, `"level":"WARN","msg":"slot is behind","wal_held_bytes":5}`},
+		{config.Log{Level: "warn", Format: "text"}, "level=WARN msg=\"slot is behind\" node=a wal_held_bytes=5"},
+		{config.Log{Level: "debug", Format: "json"}, `"level":"WARN","msg":"slot is behind","node":"a","wal_held_bytes":5}`},
 	} {
 		var b bytes.Buffer
-		log := newLogger(&b, c.cfg)
+		log, set := newLogger(&b, config.Log{Level: "error", Format: "text"})
+		log = log.With("node", "a") // made before the settings are others
+		set(c.cfg)
 		log.Warn("slot is behind", "wal_held_bytes", 5)
 		if !strings.Contains(b.String(), c.want) {
 			t.Errorf("%+v: %s", c.cfg, b.String())

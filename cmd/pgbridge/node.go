@@ -44,7 +44,8 @@ goes on where it was when the command is given again. Keep users away from this 
 				return usagef("%s needs --from, the node that gives the rows", cmd.CommandPath())
 			}
 			bar := newProgressBar(c.err, b.now)
-			o.Logger, o.Tell, o.Progress = newLogger(c.err, cfg.Log), bar.say, bar.show
+			o.Tell, o.Progress = bar.say, bar.show
+			o.Logger, _ = newLogger(c.err, cfg.Log)
 			if err := b.join(cmd.Context(), cfg, o); err != nil {
 				return err
 			}
@@ -73,7 +74,8 @@ own. Its data stay, and its name is not used again.`,
 				return err
 			}
 			bar := newProgressBar(c.err, b.now)
-			if err := b.leave(cmd.Context(), cfg, bridge.MemberOptions{Logger: newLogger(c.err, cfg.Log), Tell: bar.say}); err != nil {
+			log, _ := newLogger(c.err, cfg.Log)
+			if err := b.leave(cmd.Context(), cfg, bridge.MemberOptions{Logger: log, Tell: bar.say}); err != nil {
 				return err
 			}
 			_, err = fmt.Fprintf(c.out, "node %s has left cluster %s; take it out of topology.nodes of the others\n", cfg.Node, cfg.Cluster)
@@ -98,7 +100,8 @@ of the others; all of them must run.`,
 				return err
 			}
 			bar := newProgressBar(c.err, b.now)
-			if err := b.remove(cmd.Context(), cfg, args[0], bridge.MemberOptions{Logger: newLogger(c.err, cfg.Log), Tell: bar.say}); err != nil {
+			log, _ := newLogger(c.err, cfg.Log)
+			if err := b.remove(cmd.Context(), cfg, args[0], bridge.MemberOptions{Logger: log, Tell: bar.say}); err != nil {
 				return err
 			}
 			_, err = fmt.Fprintf(c.out, "node %s is removed from cluster %s; take it out of topology.nodes of the others\n", args[0], cfg.Cluster)

@@ -5,7 +5,16 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
+	"syscall"
 )
+
+// hangups gives a value for each SIGHUP, until stop is called; several that come together may be one.
+func hangups() (asked <-chan os.Signal, stop func()) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGHUP)
+	return signals, func() { signal.Stop(signals) }
+}
 
 // untilSignal returns a context that the first signal ends, with the signal as its cause. A second one
 // calls leave with exit code 1: whoever asks twice does not want to wait for the drain. stop ends the
