@@ -31,7 +31,9 @@ type peer struct {
 	seen    atomic.Uint64            // own transactions that the peer's frames say it has; for status
 	// disagrees: the newest policies of the node that is read from are not this node's.
 	disagrees atomic.Bool
-	graph     atomic.Pointer[difference] // in what that node's topology differs from ours; nil: in nothing
+	// newer: what comes next was written by a pgbridge whose frames this one cannot read.
+	newer atomic.Bool
+	graph atomic.Pointer[difference] // in what that node's topology differs from ours; nil: in nothing
 }
 
 // difference is in what another node's topology differs.
@@ -230,6 +232,7 @@ func (p *peer) trouble(way string, err error) {
 	if fault := p.linkFault(way); fault != "" {
 		text = fault
 	}
+	p.newer.Store(errors.Is(err, wire.ErrVersion))
 	if old := p.problem.Swap(&text); old == nil || *old != text {
 		p.log.Warn("peer is not read", "origin", p.origin.Node, "sender", way, "err", text)
 	}
@@ -290,6 +293,7 @@ func (p *peer) read(ctx context.Context, u *upstream, find bool) error {
 			}
 		}
 		p.problem.Store(nil)
+		p.newer.Store(false)
 		p.seen.Store(max(p.seen.Load(), m.Frame.Low.Seq(p.own)))
 		if err := p.applier.Feed(ctx, p.origin, p.place(u, m.Seq), m.Frame); err != nil || p.relay == nil {
 			return err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/pgbridge/pgbridge/apply"
 	"github.com/pgbridge/pgbridge/capture"
 	"github.com/pgbridge/pgbridge/config"
+	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/stream"
 )
 
@@ -182,6 +184,9 @@ func (b *bridge) report(ctx context.Context) *Report {
 			r.Alarms = append(r.Alarms, Alarm{Code: "policies-differ", Severity: SeverityError, Text: link.Waiting,
 				Mend: "correct the conflict section of one configuration and start that node's bridge again; nothing is lost meanwhile"})
 		}
+		if p := l.peerOf(o.Origin); p != nil && p.newer.Load() {
+			r.Alarms = append(r.Alarms, newerAlarm(p))
+		}
 		if o.Parked > 0 {
 			r.Alarms = append(r.Alarms, parkedAlarm(o))
 		}
@@ -299,6 +304,25 @@ func (l *life) reportLink(o apply.OriginStatus) LinkReport {
 		}
 	}
 	return r
+}
+
+// newerAlarm says that this pgbridge is too old for what another node writes.
+func newerAlarm(p *peer) Alarm {
+	text := "a newer pgbridge has written what comes next of node " + p.origin.Node
+	if reason := p.problem.Load(); reason != nil {
+		text += ": " + *reason
+	}
+	return Alarm{Code: "frames-newer", Severity: SeverityError, Text: text,
+		Mend: "upgrade pgbridge on this node; nothing is lost meanwhile, the stream keeps what waits, and all else goes on"}
+}
+
+// peerOf returns who reads what an origin writes; nil if nobody does.
+func (l *life) peerOf(o origin.Origin) *peer {
+	i := slices.IndexFunc(l.peers, func(p *peer) bool { return p.origin == o })
+	if i < 0 {
+		return nil
+	}
+	return l.peers[i]
 }
 
 // state is how the link to the peer is, and why it is not connected.

@@ -17,6 +17,12 @@
 //
 //	frame = "PGBF" version:byte flags:byte header body crc:uint32
 //
+// A change of the format that a reader of this version would not take as it is meant, be it a flag, a kind of record or what one
+// holds, is another version; fields at the end of the header are not. A pgbridge reads its version and the one before it, and
+// writes its own. So that nodes can be upgraded one after the other, a version is read by one release before the next one
+// writes it. Who meets a version that it cannot read waits in front of that frame. testdata holds frames of each version that is
+// read.
+//
 // The crc is CRC-32C (Castagnoli), big endian, over all bytes before it. Flag bit 0: the body is one
 // zstd frame. Flag bit 1: this is a fence; it carries no records, only the header, and says that its
 // writer epoch is the one in force from here on. A higher version or another flag is refused.

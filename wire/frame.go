@@ -166,7 +166,7 @@ func (d *Decoder) Decode(data []byte) (*Frame, error) {
 		return nil, fmt.Errorf("%w: no frame begins here", ErrCorrupt)
 	}
 	if data[4] == 0 || data[4] > Version || data[5]&^(flagZstd|flagFence) != 0 {
-		return nil, fmt.Errorf("%w: version %d, flags %#x; this pgbridge reads up to version %d",
+		return nil, fmt.Errorf("%w: version %d, flags %#x; this pgbridge reads versions up to %d: upgrade it",
 			ErrVersion, data[4], data[5], Version)
 	}
 	end := len(data) - 4

@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -20,7 +21,8 @@ type Link struct {
 	loss     atomic.Uint64 // share of packets that are lost, as bits of a float64
 	mu       sync.Mutex
 	cut      bool
-	mute     [2]chan struct{} // by Direction: closed when bytes go on; nil: they do
+	rewrite  [2]*strings.Replacer // by Direction; nil: bytes go on as they are
+	mute     [2]chan struct{}     // by Direction: closed when bytes go on; nil: they do
 	conns    map[net.Conn]context.CancelFunc
 	wg       sync.WaitGroup
 }
@@ -66,6 +68,7 @@ func (l *Link) Heal() {
 	l.cut = false
 	l.delay.Store(0)
 	l.loss.Store(0)
+	l.rewrite = [2]*strings.Replacer{}
 	for d, held := range l.mute {
 		if held != nil {
 			close(held)
@@ -87,6 +90,23 @@ func (l *Link) Mute(d Direction) {
 	if l.mute[d] == nil {
 		l.mute[d] = make(chan struct{})
 	}
+}
+
+// Rewrite replaces text in what is sent in one direction, for what a test would otherwise need other versions of the programs for.
+// The new text is as long as the old one; a text of which a part comes alone is let through.
+func (l *Link) Rewrite(d Direction, from, to string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.rewrite[d] = strings.NewReplacer(from, to)
+}
+
+func (l *Link) rewritten(d Direction, b []byte) []byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.rewrite[d] == nil {
+		return b
+	}
+	return []byte(l.rewrite[d].Replace(string(b)))
 }
 
 // Reset breaks the connections; new ones are let through.
@@ -222,7 +242,7 @@ func (l *Link) pump(ctx context.Context, to io.Writer, from io.Reader, d Directi
 		n, err := from.Read(b)
 		if n > 0 {
 			select {
-			case pieces <- piece{time.Now().Add(l.late(n)), b[:n]}:
+			case pieces <- piece{time.Now().Add(l.late(n)), l.rewritten(d, b[:n])}:
 			case <-ctx.Done():
 			}
 		}

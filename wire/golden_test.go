@@ -1,0 +1,53 @@
+package wire
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "write frames of the present version that testdata lacks")
+
+// TestFramesOfEachVersionAreRead: what stands in a stream when a node is upgraded, and what nodes go on writing that are upgraded later,
+// is read as it was meant, and the present version is written as it always was. A file once written is never changed.
+func TestFramesOfEachVersionAreRead(t *testing.T) {
+	fence := &Frame{Header: exampleFrame().Header, Body: []byte{}}
+	fence.Fence, fence.FirstSeq, fence.Standbys = true, 0, ""
+	handedOn := exampleFrame()
+	handedOn.Sender, handedOn.OriginWriter, handedOn.Hops = "b", 3, []string{"c"}
+	handedOn.Body = AppendSchema(AppendLost(handedOn.Body, exampleLosses()), &Schema{Role: "r", SearchPath: "app", SQL: "ALTER TABLE t ADD COLUMN x int"})
+	handedOn.Body, _ = AppendNote(handedOn.Body, AskPrefix, AppendAsk(nil, &Ask{ID: 9, Of: fence.Origin, Schema: "public", Table: "t", Key: []byte(`{"id":1}`)}))
+	handedOn.Body, _ = AppendNote(handedOn.Body, AnswerPrefix, AppendAnswer(nil, Answer{To: fence.Origin, ID: 9}))
+	handedOn.Body = AppendNumber(AppendNumber(handedOn.Body, KindSub, 791), KindSubAbort, 791) // as in a run
+	large := exampleFrame()
+	large.Body = AppendChunk(large.Body, 6, 0, bytes.Repeat([]byte("compressible "), 200))
+	for name, want := range map[string]*Frame{"records": exampleFrame(), "fence": fence, "handed_on": handedOn, "zstd": large} {
+		for version := max(Version-1, 1); version <= Version; version++ {
+			path := filepath.Join("testdata", fmt.Sprintf("v%d_%s.frame", version, name))
+			data, err := os.ReadFile(path)
+			if os.IsNotExist(err) && *update && version == Version {
+				if data, err = (&Encoder{Zstd: name == "zstd"}).Append(nil, want); err == nil {
+					err = os.WriteFile(path, data, 0o644)
+				}
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if data[4] != byte(version) {
+				t.Errorf("%s is of version %d", path, data[4])
+			}
+			got, err := new(Decoder).Decode(data)
+			if err != nil {
+				t.Errorf("%s: %v", path, err)
+				continue
+			}
+			if !reflect.DeepEqual(got, want) {
+				t.Errorf("%s means\n%+v\nand meant\n%+v", path, got, want)
+			}
+		}
+	}
+}
