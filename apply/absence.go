@@ -12,6 +12,8 @@ import (
 // tableName names a local table in the indexes of this file.
 type tableName struct{ schema, name string }
 
+func (n tableName) String() string { return n.schema + "." + n.name }
+
 // tombstone is the version of a delete, with its seq for the question whether it is stable.
 type tombstone struct {
 	origin.Version

@@ -69,9 +69,10 @@ type bridge struct {
 	log      *slog.Logger
 	server   *stream.Server // nil: external NATS
 	started  time.Time
-	everRan  bool         // a life has come to run
-	waits    atomic.Int32 // over HTTP, for tokens
-	current  current      // the life that runs, for status
+	everRan  bool                   // a life has come to run
+	waits    atomic.Int32           // over HTTP, for tokens
+	current  current                // the life that runs, for status
+	shadow   atomic.Pointer[shadow] // of a node in shadow mode, while it works
 	lack     lack
 	links    links
 	verify   verifies
@@ -89,8 +90,7 @@ const (
 func (b *bridge) live(ctx context.Context) error {
 	begun, pauses := time.Now(), pauses{}
 	for {
-		l := &life{bridge: b, forgets: make(chan error, 1)}
-		err := l.run(ctx)
+		ran, err := b.once(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -107,7 +107,7 @@ func (b *bridge) live(ctx context.Context) error {
 		if !b.everRan && time.Since(begun) > firstPatience {
 			return err
 		}
-		pause := pauses.next(!l.ran.IsZero() && time.Since(l.ran) >= steady)
+		pause := pauses.next(!ran.IsZero() && time.Since(ran) >= steady)
 		b.current.fail(err)
 		b.log.Warn("bridge starts anew", "err", err.Error(), "pause", pause)
 		select {
@@ -116,6 +116,18 @@ func (b *bridge) live(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// once runs one life, or what a node in shadow mode does instead; ran is since when all its parts have run.
+func (b *bridge) once(ctx context.Context) (ran time.Time, err error) {
+	if b.cfg.Mode == config.ModeShadow {
+		s := &shadow{bridge: b}
+		err = s.run(ctx)
+		return s.ran, err
+	}
+	l := &life{bridge: b, forgets: make(chan error, 1)}
+	err = l.run(ctx)
+	return l.ran, err
 }
 
 // permanent reports whether trying again cannot help: somebody has to act first.

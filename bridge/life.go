@@ -283,6 +283,11 @@ func (l *life) openPublisher(ctx context.Context) error {
 			return named("begin the own stream anew", err)
 		}
 	}
+	if l.server != nil { // a shadow that was killed has left it there
+		if err := stream.DeleteShadow(ctx, nc, l.cfg.Cluster, l.cfg.Node); err != nil {
+			return err
+		}
+	}
 	l.publisher, err = stream.OpenPublisher(ctx, nc, stream.PublisherOptions{
 		Cluster: l.cfg.Cluster, Node: l.cfg.Node, MaxBytes: int64(l.cfg.Stream.MaxBytes),
 		Zstd: l.cfg.Stream.Compression == "zstd", Notes: l.notes(), Logger: l.log, FirstSeq: l.firstSeq(),
@@ -406,14 +411,14 @@ func (b *bridge) reviveServer() error {
 }
 
 // watchServer ends the life when the embedded server's store has failed, and starts the server anew.
-func (l *life) watchServer(ctx context.Context) error {
+func (b *bridge) watchServer(ctx context.Context) error {
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
-			if err := l.server.Healthy(); err != nil {
-				return errors.Join(err, l.server.Restart())
+			if err := b.server.Healthy(); err != nil {
+				return errors.Join(err, b.server.Restart())
 			}
 		case <-ctx.Done():
 			return nil

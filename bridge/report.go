@@ -47,6 +47,8 @@ type Report struct {
 
 	// Conflicts counts those that were recorded since the bridge began to apply, by kind.
 	Conflicts map[string]uint64 `json:"conflicts,omitempty"`
+	// Shadow is what a node in shadow mode has found; nil of one that is live.
+	Shadow *ShadowReport `json:"shadow,omitempty"`
 	// Clocks are the other nodes whose clocks were compared with this one's lately, by name.
 	Clocks []ClockReport `json:"clocks,omitempty"`
 

@@ -109,6 +109,9 @@ func (b *bridge) ready() error {
 		return err
 	}
 	l, _ := b.current.get()
+	if b.shadow.Load() != nil {
+		return errShadow
+	}
 	if l == nil {
 		return errors.New(starting)
 	}
@@ -132,12 +135,19 @@ func (b *bridge) healthy() error {
 	l, err := b.current.get()
 	switch {
 	case l != nil:
-		if s := l.capture.Status(); s.State != capture.StateStreaming {
-			return fmt.Errorf("local changes are not read: capture is %s: %s", s.State, s.Waiting)
-		}
-		return nil
+		return streaming(l.capture)
+	case b.shadow.Load() != nil:
+		return streaming(b.shadow.Load().capture)
 	case err != nil:
 		return err
 	}
 	return errors.New(starting)
+}
+
+// streaming returns nil while local changes are read.
+func streaming(c *capture.Capture) error {
+	if s := c.Status(); s.State != capture.StateStreaming {
+		return fmt.Errorf("local changes are not read: capture is %s: %s", s.State, s.Waiting)
+	}
+	return nil
 }

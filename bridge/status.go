@@ -114,6 +114,10 @@ func (b *bridge) report(ctx context.Context) *Report {
 	if l == nil || l.joins() {
 		b.reportJoining(ctx, r)
 	}
+	if s := b.shadow.Load(); s != nil {
+		s.report(r)
+		return r
+	}
 	if l == nil {
 		if r.Waiting = starting; err != nil {
 			r.Waiting = err.Error()

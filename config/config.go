@@ -8,6 +8,8 @@ import "time"
 type Config struct {
 	// Cluster and Node are names of 1 to 16 characters out of [a-z0-9_].
 	Cluster, Node string
+	// Mode is ModeLive or ModeShadow.
+	Mode string
 	// DataDir holds the embedded broker's streams, the spool and the lock file.
 	DataDir string
 	// Tables are patterns over "schema.table" in which * stands for any characters. A table is
@@ -27,6 +29,12 @@ type Config struct {
 	HTTP     HTTP
 	Log      Log
 }
+
+// The values of Config.Mode.
+const (
+	ModeLive   = "live"
+	ModeShadow = "shadow" // nothing is written to the primary, and nothing of it is told to nodes that are live
+)
 
 // Postgres says how the local primary is reached.
 type Postgres struct {

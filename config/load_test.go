@@ -47,7 +47,7 @@ func TestTenLinesAreEnough(t *testing.T) {
 	}
 	got := load(t, tenLines, nil)
 	want := &Config{
-		Cluster: "shop", Node: "a", DataDir: "/var/lib/pgbridge/a", Tables: []string{"*.*"}, ShutdownTimeout: 10 * time.Second,
+		Cluster: "shop", Node: "a", Mode: "live", DataDir: "/var/lib/pgbridge/a", Tables: []string{"*.*"}, ShutdownTimeout: 10 * time.Second,
 		Postgres: Postgres{DSN: "postgres://pgbridge@/app?host=/var/run/postgresql", AutoSetup: true},
 		Topology: Topology{Kind: "mesh", FailoverAfter: 10 * time.Second, Nodes: map[string]string{
 			"a": "nats://127.0.0.1:4222", "b": "nats://127.0.0.1:4223", "c": "nats://127.0.0.1:4224"}},
@@ -83,7 +83,7 @@ func TestOverrideBeatsEnvironmentBeatsFile(t *testing.T) {
 func TestEveryKeyFromEnvironment(t *testing.T) {
 	token := write(t, "token", "s3cret\n")
 	values := map[string]string{
-		"cluster": "shop", "node": "b", "data_dir": "/data", "tables": "app.*, !app.log", "shutdown_timeout": "7s",
+		"cluster": "shop", "node": "b", "mode": "shadow", "data_dir": "/data", "tables": "app.*, !app.log", "shutdown_timeout": "7s",
 		"postgres.dsn": "host=/tmp dbname=app", "postgres.auto_setup": "false", "postgres.failover": "true",
 		"topology.kind": "graph", "topology.links": "a-b", "topology.failover_after": "3s", "topology.nodes": "a=nats://10.0.0.1:4222,b=nats://10.0.0.2:4222", "topology.roles": "a=reader",
 		"nats.embedded.listen": "0.0.0.0:4222", "nats.embedded.allow_plaintext": "true", "nats.embedded.sync": "interval",
@@ -111,7 +111,7 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &Config{
-		Cluster: "shop", Node: "b", DataDir: "/data", Tables: []string{"app.*", "!app.log"}, ShutdownTimeout: 7 * time.Second,
+		Cluster: "shop", Node: "b", Mode: "shadow", DataDir: "/data", Tables: []string{"app.*", "!app.log"}, ShutdownTimeout: 7 * time.Second,
 		Postgres: Postgres{DSN: "host=/tmp dbname=app", Failover: true},
 		Topology: Topology{Kind: "graph", Links: []string{"a-b"}, FailoverAfter: 3 * time.Second, Nodes: map[string]string{"a": "nats://10.0.0.1:4222", "b": "nats://10.0.0.2:4222"},
 			Roles: map[string]string{"a": "reader"}},

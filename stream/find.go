@@ -58,7 +58,7 @@ func (r *Reader) Find(ctx context.Context, o origin.Origin, seq uint64) (streamS
 	if err != nil {
 		return 0, err
 	}
-	s := search{r: r, o: o, seq: seq, subject: Subject(r.o.Cluster, r.o.Sender, o.Node), hit: last + 1}
+	s := search{r: r, o: o, seq: seq, subject: r.subjectOf(o), hit: last + 1}
 	// Frames up to low do not reach seq, the first from high on does, or there is none.
 	low, high := max(first, 1)-1, last+1
 	for low+1 < high {

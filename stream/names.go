@@ -28,6 +28,13 @@ func Subject(cluster, sender, origin string) string {
 	return "pgb." + cluster + "." + sender + "." + origin
 }
 
+// shadow stands where the name of an origin does for what a node in shadow mode writes: frames that are compared and never applied.
+// Names of nodes have no capitals.
+const shadow = "SHADOW"
+
+// ShadowName is the name of the stream that a node in shadow mode writes.
+func ShadowName(cluster, node string) string { return StreamName(cluster, node) + "-" + shadow }
+
 // AheadSubject is where a sender publishes what its readers may have of an origin before its stream has stored it. No
 // stream stores that.
 func AheadSubject(cluster, sender, origin string) string {

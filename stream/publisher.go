@@ -39,6 +39,7 @@ type PublisherOptions struct {
 	// Origin is the node whose frames the stream holds; empty: Node itself. Another one's are handed on: all of them can
 	// be had again elsewhere, so that the broker need not sync them.
 	Origin       string
+	Shadow       bool          // the stream is that of a node in shadow mode
 	Domain       string        // of JetStream; empty: the broker's own
 	Replicas     int           // of a new stream; 0: 1
 	MaxBytes     int64         // of the stream on disk; 0: no limit of its own
@@ -159,6 +160,9 @@ func OpenPublisher(ctx context.Context, nc *nats.Conn, o PublisherOptions) (*Pub
 		inbox: nc.NewInbox(), acks: make(chan *nats.Msg, 4*MaxWindowFrames),
 		encoder: wire.Encoder{Zstd: o.Zstd}, ahead: newAhead(AheadSubject(o.Cluster, o.Node, o.Origin)),
 		failed: make(chan struct{}, 1), done: make(chan struct{}), state: StateIdle,
+	}
+	if o.Shadow {
+		p.stream, p.subject = ShadowName(o.Cluster, o.Node), Subject(o.Cluster, o.Node, shadow)
 	}
 	p.message.Header = nats.Header{jetstream.ExpectedLastSeqHeader: {""}}
 	p.parse = newAckParser(p.stream)

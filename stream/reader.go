@@ -12,6 +12,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/wire"
 )
 
@@ -19,6 +20,7 @@ import (
 type ReaderOptions struct {
 	Cluster, Sender string
 	Origin          string // whose frames are read; empty: the sender's own
+	Shadow          bool   // the sender's stream of shadow mode is read
 	Domain          string // of JetStream at the sender's broker; empty: the broker's own
 	Ahead           bool   // take also what the stream has not stored yet, as far as it comes
 	FetchBytes      int64  // on the way and in memory before fn; 0: 4 MiB, raised to two of the largest messages
@@ -82,7 +84,19 @@ func NewReader(nc *nats.Conn, o ReaderOptions) (*Reader, error) {
 		o.Logger = slog.Default()
 	}
 	o.Origin = cmp.Or(o.Origin, o.Sender)
-	return &Reader{o: o, api: newAPI(nc, o.Domain), stream: streamOf(o.Cluster, o.Sender, o.Origin), state: StateIdle}, nil
+	r := &Reader{o: o, api: newAPI(nc, o.Domain), stream: streamOf(o.Cluster, o.Sender, o.Origin), state: StateIdle}
+	if o.Shadow {
+		r.stream = ShadowName(o.Cluster, o.Sender)
+	}
+	return r, nil
+}
+
+// subjectOf is where the sender publishes the frames of o.
+func (r *Reader) subjectOf(o origin.Origin) string {
+	if r.o.Shadow {
+		return Subject(r.o.Cluster, r.o.Sender, shadow)
+	}
+	return Subject(r.o.Cluster, r.o.Sender, o.Node)
 }
 
 // State returns one of the states and, unless it is a good one, why. For status.

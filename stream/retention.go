@@ -33,6 +33,11 @@ func Delete(ctx context.Context, nc *nats.Conn, cluster, node string) error {
 	return newAPI(nc, "").remove(ctx, StreamName(cluster, node))
 }
 
+// DeleteShadow deletes the stream that a node has written in shadow mode, if it is there.
+func DeleteShadow(ctx context.Context, nc *nats.Conn, cluster, node string) error {
+	return newAPI(nc, "").remove(ctx, ShadowName(cluster, node))
+}
+
 // Purge removes the frames below belowSeq, but never the last durable one, by which a writer finds its
 // place, nor a part of the fence of this publisher: a reader that begins within it must meet its epoch. A limit
 // that Fence or Grow raised goes back to MaxBytes when what is left fits.

@@ -22,6 +22,9 @@ func printReport(w io.Writer, r *bridge.Report) error {
 	}
 	b.WriteString("\n")
 	writeOwn(&b, r)
+	if r.Shadow != nil {
+		writeShadow(&b, r.Shadow)
+	}
 	writeLinks(&b, r.Links)
 	if len(r.Nodes) > 0 {
 		b.WriteString("\n")
