@@ -68,6 +68,7 @@ type Options struct {
 	BatchTransactions int           // at most in one network round trip; 256
 	BatchBytes        int           // about so many in one network round trip; 1 MiB
 	Rate              int64         // bytes of transactions that are applied in a second, of all origins together; 0 is no bound
+	YieldAt           int           // sessions of users at work from which on apply works a part of the time only; 0: never
 	InboxBytes        int64         // received and not applied, per origin; 16 MiB
 	SpoolLimit        int64         // bytes of large transactions on disk, per origin; 10 GiB; negative: no bound
 	MaxClockSkew      time.Duration // 1 minute; a transaction from further in the future waits
@@ -150,6 +151,7 @@ type Applier struct {
 	kinds    tally
 	clocks   clocks
 	pace     *pace
+	yields   *yields
 	workers  []*worker
 	takes    *takebacks
 	journal  *journal // nil if no table is merged
@@ -186,7 +188,7 @@ func (fencedError) ExitCode() int { return 4 }
 func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 	a := &Applier{opts: opts.withDefaults(), progress: newProgress(), absence: newAbsence(), kept: newQuarantine()}
 	a.owed = newOwed(a.progress)
-	a.limits.Store(&Limits{a.opts.Rate, a.opts.ConflictRetention, a.opts.ConflictRows})
+	a.limits.Store(&Limits{a.opts.Rate, a.opts.YieldAt, a.opts.ConflictRetention, a.opts.ConflictRows})
 	defer func() {
 		if err != nil {
 			a.close()
@@ -229,7 +231,7 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 	locks := newKeyLocks(len(ids.origins))
 	locks.alone = locks.alone && len(a.opts.Merge) == 0 // the journal excludes, too
 	a.heard = newHearsay(a.own, a.waitedFor(ids.origins))
-	a.pauses, a.pace = newPauses(), newPace(a.opts.Rate)
+	a.pauses, a.pace, a.yields = newPauses(), newPace(a.opts.Rate), newYields(a.opts.YieldAt)
 	a.clocks.by = map[string]Clock{}
 	if err := a.loadPauses(ctx); err != nil {
 		return nil, err
@@ -493,6 +495,7 @@ func (a *Applier) Run(ctx context.Context, wal WAL, streams Streams) error {
 	}
 	g.Go(func() error { return a.watchParked(ctx) })
 	g.Go(func() error { return a.watchPauses(ctx) })
+	g.Go(func() error { return a.watchUsers(ctx) })
 	g.Go(func() error { return a.resends.run(ctx) })
 	for _, w := range a.workers {
 		w.wal, w.streams = wal, streams

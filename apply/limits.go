@@ -5,6 +5,7 @@ import "time"
 // Limits are those options that may change while an Applier runs. They mean what they mean in Options, but that zero is no default.
 type Limits struct {
 	Rate              int64         // 0 is no bound
+	YieldAt           int           // 0 is never
 	ConflictRetention time.Duration // 0 or less: for ever
 	ConflictRows      int           // 0 or less: all
 }
@@ -13,4 +14,5 @@ type Limits struct {
 func (a *Applier) SetLimits(l Limits) {
 	a.limits.Store(&l)
 	a.pace.set(l.Rate, time.Now())
+	a.yields.set(l.YieldAt)
 }

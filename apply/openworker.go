@@ -38,7 +38,7 @@ func (a *Applier) openWorker(ctx context.Context, ids *remotes, i int, policy co
 	}
 	w := &worker{
 		origin: o, own: a.own, id: ids.ids[i], opts: &a.opts, log: a.opts.Logger,
-		progress: a.progress, markers: a.markers, absence: a.absence, locks: locks, kept: a.kept, heard: a.heard, parked: a.parked, pauses: a.pauses, kinds: &a.kinds, pace: a.pace, owed: a.owed, policy: policy,
+		progress: a.progress, markers: a.markers, absence: a.absence, locks: locks, kept: a.kept, heard: a.heard, parked: a.parked, pauses: a.pauses, kinds: &a.kinds, pace: a.pace, yields: a.yields, owed: a.owed, policy: policy,
 		conn: conn, socket: conn.PgConn().Conn(), catalog: a.catalog, mappings: map[uint32]*mapping{}, combined: map[string]*combination{},
 		digests: rowkey.NewDigests(a.catalog.ask),
 		pasts:   map[tableName]*past{},

@@ -45,6 +45,7 @@ type worker struct {
 	pauses   *pauses
 	kinds    *tally
 	pace     *pace
+	yields   *yields
 	owed     *owed
 	policy   conflict.Policy
 	inbox    *inbox
@@ -85,8 +86,9 @@ type worker struct {
 	beginStatement, commitStatement, xidStatement *statement
 	parking                                       parkingStatements
 	pausesSeen                                    <-chan struct{}
-	parkedDue, parkedTried                        bool // a parked transaction of the origin may be due, was tried just now
-	retried                                       int  // whose registrations have not ended
+	working                                       time.Time // since when, without a rest for users
+	parkedDue, parkedTried                        bool      // a parked transaction of the origin may be due, was tried just now
+	retried                                       int       // whose registrations have not ended
 	payStatement                                  *statement
 	markStatement                                 *statement // nil: the role may not lay down an origin
 	unkeepStatement                               *statement
@@ -186,23 +188,35 @@ func (w *worker) step(ctx context.Context) error {
 	if again, err := w.tryParked(ctx); again || err != nil {
 		return err
 	}
+	begun := time.Now()
 	if waited, err := w.paused(ctx); waited || err != nil {
+		w.idled(begun)
 		return err
 	}
 	if waited, err := w.paced(ctx); waited || err != nil {
+		w.idled(begun)
+		return err
+	}
+	if waited, err := w.rested(ctx); waited || err != nil {
 		return err
 	}
 	if ok, err := w.worthwhile(ctx); !ok {
 		return err
 	}
+	begun = time.Now()
 	t, err := w.nextTxn(ctx)
 	if err != nil || t == nil {
 		return err
 	}
-	if err := w.ready(ctx, t); errors.Is(err, errParkedDue) {
+	err = w.ready(ctx, t)
+	if len(w.pending) == 0 {
+		w.idled(begun)
+	}
+	if errors.Is(err, errParkedDue) {
 		w.parkedDue = true
 		return nil
-	} else if err != nil {
+	}
+	if err != nil {
 		return err
 	}
 	for _, p := range w.pasts {

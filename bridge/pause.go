@@ -44,6 +44,21 @@ func otherNode(cfg *config.Config, name string) error {
 	return fmt.Errorf("node %q is not another node of this cluster; topology.nodes has %s", name, strings.Join(others, ", "))
 }
 
+// yieldAlarms says that apply gives way to users, or cannot know whether it should.
+func yieldAlarms(y apply.Yield) []Alarm {
+	switch {
+	case y.Blind:
+		return []Alarm{{Code: "apply-yield-blind", Severity: SeverityWarning,
+			Text: "apply.yield_at is set, and the role in postgres.dsn may not see whether sessions of others are at work: apply gives way to nobody",
+			Mend: "GRANT pg_read_all_stats TO that role, or set apply.yield_at: 0"}}
+	case y.Share < 1:
+		return []Alarm{{Code: "apply-yields", Severity: SeverityWarning,
+			Text: fmt.Sprintf("%s of users at work, and apply.yield_at is %d: apply works %.0f %% of the time, and has waited %s", count(y.Busy, "session", "sessions"), y.At, 100*y.Share, count(int(y.Rests), "time", "times")),
+			Mend: "nothing is lost; set apply.yield_at higher, or 0, if what other nodes write comes too late"}}
+	}
+	return nil
+}
+
 // pauseAlarm says that something waits since an operator wanted it so.
 func pauseAlarm(p apply.Pause) Alarm {
 	return Alarm{Code: "paused", Severity: SeverityWarning, Text: p.String(),

@@ -140,7 +140,7 @@ func (b *bridge) takeOver() (*Reloaded, error) {
 
 // limits are what apply takes over.
 func limits(cfg *config.Config) apply.Limits {
-	return apply.Limits{Rate: int64(cfg.Apply.Rate), ConflictRetention: cfg.Apply.ConflictRetention, ConflictRows: cfg.Apply.ConflictRows}
+	return apply.Limits{Rate: int64(cfg.Apply.Rate), YieldAt: cfg.Apply.YieldAt, ConflictRetention: cfg.Apply.ConflictRetention, ConflictRows: cfg.Apply.ConflictRows}
 }
 
 // limit gives a life that has just become the current one what was changed while it began.

@@ -148,6 +148,7 @@ func (b *bridge) report(ctx context.Context) *Report {
 	for _, p := range l.applier.Paused() {
 		r.Alarms = append(r.Alarms, pauseAlarm(p))
 	}
+	r.Alarms = append(r.Alarms, yieldAlarms(l.applier.Yields())...)
 	r.Conflicts = l.applier.ConflictKinds()
 	for _, x := range l.applier.Clocks() {
 		r.Clocks = append(r.Clocks, ClockReport{Node: x.Node, AheadSeconds: x.Ahead.Seconds(), WithinSeconds: x.Within.Seconds()})

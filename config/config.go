@@ -118,6 +118,8 @@ type Apply struct {
 	BatchBytes        Size
 	// Rate bounds the bytes of transactions that are applied in a second, of all nodes together; 0 is no bound.
 	Rate Size
+	// YieldAt is from how many sessions of users at work on apply gives way to them; 0: it does not.
+	YieldAt int
 	// Ahead takes transactions before the peer's broker has stored them.
 	Ahead bool
 	// ConflictRetention and ConflictRows bound the conflict history by age and number; 0 is no bound.

@@ -91,7 +91,7 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 		"nats.links":       "a.url=nats://10.9.0.1:4222, a.user=me, a.password_file=" + token,
 		"stream.max_bytes": "512MiB", "stream.absent_bytes": "0", "stream.compression": "zstd",
 		"capture.frame_bytes": "1MiB", "capture.linger": "1ms", "capture.status_interval": "2s",
-		"apply.batch_transactions": "3", "apply.batch_bytes": "2MiB", "apply.ahead": "false", "apply.rate": "3MiB", "apply.conflict_retention": "1d", "apply.conflict_rows": "4",
+		"apply.batch_transactions": "3", "apply.batch_bytes": "2MiB", "apply.ahead": "false", "apply.rate": "3MiB", "apply.yield_at": "9", "apply.conflict_retention": "1d", "apply.conflict_rows": "4",
 		"apply.spool_limit": "5GiB", "apply.max_clock_skew": "6s", "conflict.default": "last_writer_wins",
 		"conflict.priority": "b, a", "conflict.tables": "app.stock: n=delta, .deletes=update_wins; app.doc: body=text_merge",
 		"conflict.foreign_keys": "app.item.*=restore, app.*.fk=keep",
@@ -120,7 +120,7 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 			Links: map[string]Access{"a": {URL: "nats://10.9.0.1:4222", User: "me", Password: "s3cret", PasswordFile: token}}},
 		Stream:  Stream{MaxBytes: 512 * MiB, Compression: "zstd"},
 		Capture: Capture{FrameBytes: MiB, Linger: time.Millisecond, StatusInterval: 2 * time.Second},
-		Apply: Apply{BatchTransactions: 3, BatchBytes: 2 * MiB, Rate: 3 * MiB, ConflictRetention: 24 * time.Hour, ConflictRows: 4,
+		Apply: Apply{BatchTransactions: 3, BatchBytes: 2 * MiB, YieldAt: 9, Rate: 3 * MiB, ConflictRetention: 24 * time.Hour, ConflictRows: 4,
 			SpoolLimit: 5 * GiB, MaxClockSkew: 6 * time.Second},
 		Conflict: Conflict{Default: "last_writer_wins", Priority: []string{"b", "a"}, Tables: []TablePolicy{
 			{Match: "app.stock", Deletes: "update_wins", Columns: []ColumnPolicy{{Names: []string{"n"}, Policy: "delta"}}},
