@@ -50,14 +50,18 @@ func (w *worker) stream(ctx context.Context, t *txn, h *held) error {
 			w.launch(b)
 		}
 		_, err := w.socket.Write(p.out)
-		p.out = p.out[:0]
+		p.out = kept(p.out)
 		return err
 	}
-	p.spill = func() error {
+	p.spill = func(then []byte) error {
 		if b.failed.Load() {
 			return errSurprise // the server skips the rest anyway
 		}
-		return write()
+		err := write()
+		if err == nil && len(then) > 0 {
+			_, err = w.socket.Write(then)
+		}
+		return err
 	}
 	err := p.plan(t)
 	p.spill = nil

@@ -43,7 +43,7 @@ type created struct {
 type planner struct {
 	w     *worker
 	out   []byte
-	spill func() error // large transactions: called to write out when it has grown
+	spill func(then []byte) error // large transactions: called to write it out when it has grown, and then more
 
 	t      *txn
 	print  footprint
@@ -146,7 +146,7 @@ func (p *planner) record(rec wire.Record, relations map[uint32]*wire.Relation) e
 		err = p.delete(m)
 	}
 	if err == nil && p.spill != nil && len(p.out) > runBytes {
-		err = p.spill()
+		err = p.spill(nil)
 	}
 	return err
 }

@@ -35,7 +35,7 @@ func (p *planner) join(kind wire.Kind, m *mapping, set []int, low bool) error {
 	if err := p.flushRun(); err != nil {
 		return err
 	}
-	p.run = pending{kind: kind, m: m, set: slices.Clone(set), low: low, rows: r.rows[:0]}
+	p.run = pending{kind: kind, m: m, set: slices.Clone(set), low: low, rows: p.run.rows[:0]}
 	if kind == wire.KindUpdate {
 		p.run.keys = map[wire.KeyHash]struct{}{}
 	}
@@ -79,7 +79,7 @@ func (p *planner) row(m *mapping, tuple []wire.Value, set []int, old []wire.Valu
 	}
 	r.n++
 	if r.kind == wire.KindInsert && len(r.rows) >= runBytes {
-		p.copyOut()
+		return p.copyOut()
 	}
 	return nil
 }
@@ -97,12 +97,26 @@ func (p *planner) field(m *mapping, i int, tuple []wire.Value) error {
 		return nil
 	}
 	p.run.rows = binary.BigEndian.AppendUint32(p.run.rows, uint32(len(v.value)))
+	if len(v.value) > giantBytes { // grown by half, it would be there twice for what follows
+		p.run.rows = slices.Grow(p.run.rows, len(v.value)+runBytes)
+	}
 	p.run.rows = append(p.run.rows, v.value...)
 	return nil
 }
 
+// giantBytes is the size from which on a row is not copied, nor its buffer kept, where that can be helped.
+const giantBytes = 4 << 20
+
+// kept is a buffer to be used again, unless a giant row was in it.
+func kept(b []byte) []byte {
+	if cap(b) > giantBytes {
+		return nil
+	}
+	return b[:0]
+}
+
 // copyOut sends the collected rows of an insert run as part of a COPY.
-func (p *planner) copyOut() {
+func (p *planner) copyOut() error {
 	p.scatter()
 	r := &p.run
 	if !r.open {
@@ -110,8 +124,15 @@ func (p *planner) copyOut() {
 		p.exec(r.m.statement("c", func() (string, []uint32) { return r.m.copySQL(), nil }), nil)
 		p.out = appendCopyData(p.out, copyHeader)
 	}
-	p.out = appendCopyData(p.out, r.rows)
-	r.rows = r.rows[:0]
+	if p.spill == nil || len(r.rows) <= giantBytes {
+		p.out = appendCopyData(p.out, r.rows)
+		r.rows = kept(r.rows)
+		return nil
+	}
+	p.out = binary.BigEndian.AppendUint32(append(p.out, 'd'), uint32(len(r.rows)+4))
+	rows := r.rows
+	r.rows = nil
+	return p.spill(rows)
 }
 
 // flushRun sends the run that has been collected.
@@ -121,16 +142,18 @@ func (p *planner) flushRun() error {
 	case r.n == 0:
 		return nil
 	case r.kind == wire.KindInsert && (r.open || r.n >= runMin):
-		p.copyOut()
+		if err := p.copyOut(); err != nil {
+			return err
+		}
 		p.out = appendCopyDone(appendCopyData(p.out, copyTrailer))
 	case r.n < runMin:
 		p.oneByOne()
 	default:
 		p.asArrays()
 	}
-	p.run = pending{rows: r.rows[:0]}
+	p.run = pending{rows: kept(r.rows)}
 	if p.spill != nil && len(p.out) > runBytes {
-		return p.spill()
+		return p.spill(nil)
 	}
 	return nil
 }
