@@ -100,6 +100,7 @@ func readAgain(ctx context.Context, conn *pgx.Conn) ([]againRow, error) {
 func writeAgain(ctx context.Context, conn *pgx.Conn, t *table, r againRow) error {
 	var same, set, cols []string
 	var wide []string
+	still := "" // a column that an UPDATE may write
 	for i := range t.cols {
 		c := &t.cols[i]
 		isKey := slices.Contains(t.key, i)
@@ -110,6 +111,9 @@ func writeAgain(ctx context.Context, conn *pgx.Conn, t *table, r againRow) error
 			continue
 		}
 		cols = append(cols, c.quoted)
+		if !c.always {
+			still = c.quoted
+		}
 		if c.long && !isKey {
 			wide = append(wide, c.quoted)
 		}
@@ -124,9 +128,12 @@ func writeAgain(ctx context.Context, conn *pgx.Conn, t *table, r againRow) error
 	case r.gone:
 		_, err := conn.Exec(ctx, fmt.Sprintf("DELETE FROM %s t USING %s WHERE %s", t.rows, key, where), *r.key)
 		return err
-	case len(wide) == 0:
-		first := t.cols[t.key[0]].quoted
-		_, err := conn.Exec(ctx, fmt.Sprintf("UPDATE %s t SET %s = t.%s FROM %s WHERE %s", t.rows, first, first, key, where), *r.key)
+	case len(wide) == 0 && still != "":
+		_, err := conn.Exec(ctx, fmt.Sprintf("UPDATE %s t SET %s = t.%s FROM %s WHERE %s", t.rows, still, still, key, where), *r.key)
+		return err
+	case len(wide) == 0: // no UPDATE may write any of its columns
+		_, err := conn.Exec(ctx, fmt.Sprintf("WITH d AS (DELETE FROM %s t USING %s WHERE %s RETURNING t.*) INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM d",
+			t.rows, key, where, t.quoted, strings.Join(cols, ", "), strings.Join(cols, ", ")), *r.key)
 		return err
 	}
 	rows, err := conn.Query(ctx, fmt.Sprintf("SELECT %s FROM %s t, %s WHERE %s FOR UPDATE OF t", "t."+strings.Join(wide, "::text, t.")+"::text", t.rows, key, where), *r.key)

@@ -89,7 +89,9 @@ func TestRestoredNodeIsBroughtBack(t *testing.T) {
 				ALTER TABLE counted REPLICA IDENTITY FULL;
 				CREATE TABLE item (id int PRIMARY KEY, v text, u int UNIQUE);
 				CREATE TABLE big (id int PRIMARY KEY, v text);
-				ALTER TABLE big ALTER COLUMN v SET STORAGE EXTERNAL`})
+				ALTER TABLE big ALTER COLUMN v SET STORAGE EXTERNAL;
+				CREATE TABLE numbered (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, n int);
+				CREATE TABLE bare (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY)`})
 			a, b, other := c.Node("a"), c.Node("b"), c.Node("c")
 			a.Exec(`INSERT INTO item SELECT i, 'first', i FROM generate_series(1, 500) i`)
 			b.Exec(`INSERT INTO item SELECT i, 'b first', i FROM generate_series(501, 600) i`)
@@ -135,6 +137,8 @@ func TestRestoredNodeIsBroughtBack(t *testing.T) {
 			b.Exec(`UPDATE big SET v = repeat('v', 5000) WHERE id = 2`)
 			b.Exec(`DELETE FROM item WHERE id IN (12, 50, 550)`)
 			b.Exec(`INSERT INTO counted VALUES (20, 1, 'user')`)
+			b.Exec(`INSERT INTO numbered (n) VALUES (8)`)
+			b.Exec(`INSERT INTO bare DEFAULT VALUES`)
 			wantRefusal(t, run(t, b, nil), "is not there", "pgbridge node restored")
 			if err := bridge.Restored(t.Context(), b.Load()); err != nil {
 				t.Fatal(err)
@@ -152,6 +156,7 @@ func TestRestoredNodeIsBroughtBack(t *testing.T) {
 				`SELECT count(*) FROM item WHERE id BETWEEN 1001 AND 2010`:                                                    "20",
 				`SELECT string_agg(id || '=' || n || v, ',' ORDER BY id) FROM counted`:                                        "1=201first,2=101first,3=111first,4=111first,5=110first,6=110first,8=110first,9=120first,10=7a,20=1user",
 				`SELECT string_agg(id || left(v, 1) || n, ',' ORDER BY id) FROM big WHERE length(v) = 5000`:                   "1a3,2v3,3a3,4a3,5a3,6a3,7a3,8a3,9a3,20u3",
+				`SELECT (SELECT n FROM numbered) + (SELECT id FROM bare)`:                                                     "9",
 				`SELECT count(*) FROM late`: "1",
 			} {
 				for _, n := range c.Nodes {
