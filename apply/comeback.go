@@ -194,10 +194,10 @@ func (b *comeback) attempt(ctx context.Context) error {
 	b.renew()
 	b.again, b.counted, b.xmax = 0, 0, 0
 	c.push("begin", c.beginStatement, nil)
-	c.push("set time-out", c.patientStatement, nil)
-	c.push("set synchronous_commit", &statement{sql: "SET LOCAL synchronous_commit = local"}, nil)
 	own, err := b.makeSchema(ctx)
 	defer own()
+	c.push("set time-out", c.patientStatement, nil)
+	c.push("set synchronous_commit", &statement{sql: "SET LOCAL synchronous_commit = local"}, nil)
 	if err == nil {
 		err = b.mappings()
 	}
@@ -252,6 +252,7 @@ func (b *comeback) changes(ctx context.Context) error {
 		"DELETE FROM pgbridge.tombstone", // the donor's take their place
 		"DELETE FROM pgbridge.parked",    // and what became of these
 		"DELETE FROM pgbridge.let_go",    // they have all been seen by the donor
+		b.settleSchemaSQL(),
 	} {
 		b.push("clear", &statement{sql: sql}, nil)
 	}

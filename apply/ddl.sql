@@ -40,6 +40,10 @@ DO $do$ BEGIN
             ADD COLUMN IF NOT EXISTS chosen text NOT NULL DEFAULT '.*', ADD COLUMN IF NOT EXISTS excluded text NOT NULL DEFAULT '(?!)',
             ADD COLUMN IF NOT EXISTS merged text NOT NULL DEFAULT '(?!)';
     END IF;
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'pgbridge.ddl'::regclass AND attname = 'search_path') THEN
+        ALTER TABLE pgbridge.ddl ADD COLUMN search_path text NOT NULL DEFAULT '';
+        DROP FUNCTION IF EXISTS pgbridge.ddl_note(jsonb, text[], oid[], text, int, bigint, text, text);
+    END IF;
 END $do$;
 
 -- Whoever created the functions keeps them. Nobody else may call them until that is granted.
@@ -126,7 +130,8 @@ DO $do$ BEGIN
         added  jsonb;
         filled record;
         node   record;
-        retyped boolean; -- there is a reason to rewrite the table
+        rewrites    text;
+        before_this int;
     BEGIN
         SELECT o.* INTO node FROM pgbridge.node o;
         changes := '[]'; summary := '{}'; breaking := '{}'; refused := '{}'; fresh := '{}';
@@ -164,6 +169,14 @@ DO $do$ BEGIN
                 refused := refused || format('it attaches or detaches %s as a partition, whose rows are replicated under another name then; create an empty partition, and INSERT the rows', tab);
                 CONTINUE;
             END IF;
+            rewrites := NULL; before_this := cardinality(refused);
+            IF t.was ->> 'file' IS DISTINCT FROM t.now ->> 'file' THEN
+                rewrites := format('it rewrites or empties %s: its rows would not tell any more who wrote them, on any node. Run ALTER TABLE without pgbridge.ddl on each node '
+                    '(integers may be wider on some), or add another column; a TRUNCATE is replicated by itself', tab);
+            END IF;
+            IF (t.was ->> 'partition')::boolean AND rewrites IS NOT NULL THEN
+                refused := refused || rewrites;
+            END IF;
             CONTINUE WHEN NOT (t.was ->> 'published')::boolean OR (t.was ->> 'partition')::boolean;
             IF t.was ->> 'schema' <> t.now ->> 'schema' OR t.was ->> 'name' <> t.now ->> 'name' THEN
                 refused := refused || format('it renames or moves table %s, whose rows other nodes know by that name; create a view of the new name, or a new table', tab);
@@ -176,7 +189,7 @@ DO $do$ BEGIN
             IF t.was ->> 'persistence' <> t.now ->> 'persistence' THEN
                 refused := refused || format('it changes whether %s is logged; create a new table', tab);
             END IF;
-            renamed := '{}'; added := '{}'; retyped := false;
+            renamed := '{}'; added := '{}';
             FOR x IN SELECT coalesce(b.key, a.key)::int AS num, b.value AS was, a.value AS now FROM jsonb_each(t.was -> 'columns') b
                 FULL JOIN jsonb_each(t.now -> 'columns') a ON a.key = b.key WHERE a.value IS DISTINCT FROM b.value ORDER BY a.value IS NOT NULL, 1
             LOOP
@@ -187,12 +200,8 @@ DO $do$ BEGIN
                     breaking := breaking || ('drops ' || known);
                 ELSIF x.was IS NULL THEN
                     summary := summary || ('adds ' || known);
-                    IF x.now ->> 'generated' <> '' THEN
-                        retyped := true;
-                        CONTINUE;
-                    END IF;
+                    CONTINUE WHEN x.now ->> 'generated' <> '';
                     IF x.now ->> 'identity' <> '' THEN
-                        retyped := true;
                         refused := refused || format('it adds the identity %s, which would number existing rows differently on each node; add a plain column, and UPDATE the rows', known);
                         CONTINUE;
                     END IF;
@@ -212,14 +221,12 @@ DO $do$ BEGIN
                         breaking := breaking || format('renames %s to %I', known, x.now ->> 'name');
                     END IF;
                     IF x.was ->> 'type' <> x.now ->> 'type' OR x.was ->> 'collation' <> x.now ->> 'collation' THEN
-                        retyped := true;
                         IF x.was ->> 'type' IN ('21', '23') AND x.now ->> 'type' IN ('20', '23') AND (x.was ->> 'type' = '21' OR x.now ->> 'type' = '20') THEN
                             summary := summary || format('widens %s', known);
                         ELSE
                             refused := refused || format('it changes the type of %s, of which values of the old type are on their way; add a column of the new type, fill it, and drop the old one', known);
                         END IF;
                     ELSIF x.was ->> 'typmod' <> x.now ->> 'typmod' THEN
-                        retyped := true;
                         summary := summary || format('changes the length or precision of %s', known);
                         IF NOT (x.now ->> 'typmod' = '-1' OR x.was ->> 'type' IN ('1042', '1043') AND (x.now ->> 'typmod')::int > (x.was ->> 'typmod')::int AND x.was ->> 'typmod' <> '-1'
                             OR x.was ->> 'type' = '1700' AND x.was ->> 'typmod' <> '-1' AND ((x.now ->> 'typmod')::int - 4) & 2047 = ((x.was ->> 'typmod')::int - 4) & 2047
@@ -236,8 +243,8 @@ DO $do$ BEGIN
                     END IF;
                 END IF;
             END LOOP;
-            IF t.was ->> 'file' IS DISTINCT FROM t.now ->> 'file' AND NOT retyped AND added = '{}' AND renamed = '{}' THEN
-                refused := refused || format('it empties or rewrites %s; a TRUNCATE is replicated by itself, beside pgbridge.ddl', tab);
+            IF rewrites IS NOT NULL AND cardinality(refused) = before_this THEN -- nothing better is known to say
+                refused := refused || rewrites;
             END IF;
             FOR x IN SELECT a.value FROM jsonb_each(t.now -> 'constraints') a WHERE NOT t.was -> 'constraints' ? a.key LOOP
                 summary := summary || format('adds constraint %I of %s', x.value ->> 'name', tab);

@@ -113,7 +113,7 @@ func TestSchemaChangesHideNobody(t *testing.T) {
 		{`INSERT INTO t VALUES (2, 1)`, "1,2"},
 		{`SELECT pgbridge.ddl('ALTER TABLE t ADD COLUMN b int DEFAULT 7')`, "1,2"},
 		{`SELECT pgbridge.ddl('ALTER TABLE other ADD COLUMN b int DEFAULT 7')`, "1,2"},
-		{`SELECT pgbridge.ddl('ALTER TABLE t ALTER n TYPE bigint; CREATE INDEX ON t (a)')`, ""}, // rewrites it
+		{`ALTER TABLE t ALTER n TYPE bigint`, ""}, // rewrites it
 		{`SELECT pgbridge.ddl('ALTER TABLE t ADD COLUMN c int')`, ""},
 		{`INSERT INTO t VALUES (3, 1)`, "3"},
 		{`SELECT pgbridge.ddl('ALTER TABLE t DROP COLUMN c; ALTER TABLE t ADD COLUMN d text', true)`, "3"},

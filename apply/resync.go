@@ -355,11 +355,11 @@ func (r *resync) attempt(ctx context.Context) (err error) {
 	c := r.carefulRun
 	r.renew()
 	c.push("begin", c.beginStatement, nil)
+	own, err := r.makeSchema(ctx)
+	defer own()
 	if c.gaveWay == resyncTries {
 		c.push("set time-out", c.patientStatement, nil)
 	}
-	own, err := r.makeSchema(ctx)
-	defer own()
 	if err == nil {
 		err = r.announce(ctx)
 	}

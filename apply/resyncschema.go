@@ -47,15 +47,17 @@ func (a *Applier) MadeChanges(ctx context.Context) ([]MadeChange, error) {
 // NoteMade notes, at a node that joins, which schema changes the donor's tables have: the others' rows that lack them are fitted, and
 // the delta at the end does not make them again.
 func (j *Joiner) NoteMade(ctx context.Context, all []MadeChange) error {
-	for _, m := range all {
-		_, err := j.conn.Exec(ctx, `INSERT INTO pgbridge.ddl (id, origin, epoch, seq, xid, role, search_path, sql, changes, summary)
-			VALUES ($1, $2, $3, $4, pg_current_xact_id(), $5, $6, $7, $8, $9) ON CONFLICT DO NOTHING`,
-			m.ID, m.Origin, m.Epoch, m.Seq, m.Role, m.SearchPath, m.SQL, m.Changes, m.Summary)
-		if err != nil {
-			return named("note schema changes", err)
+	return named("note schema changes", pgx.BeginFunc(ctx, j.conn, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `DELETE FROM pgbridge.ddl`) // of another donor, from which the copy was not begun
+		for _, m := range all {
+			if err == nil {
+				_, err = tx.Exec(ctx, `INSERT INTO pgbridge.ddl (id, origin, epoch, seq, xid, role, search_path, sql, changes, summary)
+					VALUES ($1, $2, $3, $4, pg_current_xact_id(), $5, $6, $7, $8, $9)`,
+					m.ID, m.Origin, m.Epoch, m.Seq, m.Role, m.SearchPath, m.SQL, m.Changes, m.Summary)
+			}
 		}
-	}
-	return nil
+		return err
+	}))
 }
 
 // madeChanges reads them over conn; Seq is 0 where capture has not come to one.
@@ -97,11 +99,11 @@ func (x *donor) made(ctx context.Context, a *Applier, have origin.Vector) error 
 	for _, m := range all {
 		made := &wire.Made{Origin: origin.Origin{Node: m.Origin, Epoch: uint32(m.Epoch)}, Seq: uint64(m.Seq),
 			Schema: wire.Schema{Role: m.Role, SearchPath: m.SearchPath, SQL: m.SQL}}
-		if x.whole == nil && have.Covers(made.Origin, made.Seq) {
-			continue
-		}
 		if made.Seq == 0 || !x.seen.Covers(made.Origin, made.Seq) {
 			return &NoDelta{fmt.Sprintf("schema change %d there is not captured yet", m.ID)}
+		}
+		if x.whole == nil && have.Covers(made.Origin, made.Seq) {
+			continue
 		}
 		if err := x.write(wire.AppendMade(x.buf[:0], made)); err != nil {
 			return err
@@ -112,7 +114,7 @@ func (x *donor) made(ctx context.Context, a *Applier, have origin.Vector) error 
 
 // planSchema takes in which schema changes are here, before an attempt.
 func (r *resync) planSchema(ctx context.Context) error {
-	r.worker.stale = true
+	r.worker.stale, r.made = true, 0
 	if err := r.refresh(ctx); err != nil {
 		return err
 	}
@@ -141,32 +143,58 @@ const (
 // makeSchema makes the changes that are lacking in the open transaction. Until the function that it returns is called, tables are read
 // over the transaction's own session.
 func (r *resync) makeSchema(ctx context.Context) (func(), error) {
-	if len(r.theirs) == 0 {
-		return func() {}, nil
-	}
 	c := r.carefulRun
+	lacked, err := r.lackedHere(ctx)
+	if err != nil || len(lacked) == 0 {
+		return func() {}, err
+	}
+	// What the server hashes it is asked for while rows are read in this session.
+	digests := c.digests
 	done := c.ownCatalog()
+	c.digests = digests
 	first := c.t
 	defer func() { c.t = first }()
-	if err := c.flush(ctx); err != nil {
-		return done, err
+	if _, err := c.conn.Exec(ctx, giveWaySQL); err != nil {
+		return done, fmt.Errorf("set lock_timeout: %w", err)
 	}
-	for _, m := range r.theirs {
+	for _, m := range lacked {
 		c.t = &txn{Begin: wire.Begin{Seq: m.Seq}, origin: m.Origin}
-		var have bool
-		err := c.conn.QueryRow(ctx, haveMadeSQL, m.Origin.Node, int64(m.Origin.Epoch), int64(m.Seq), m.SQL).Scan(&have)
-		if err != nil {
-			return done, fmt.Errorf("read schema changes: %w", err)
-		}
-		if have {
-			continue
-		}
-		if err := c.makeChange(ctx, &m.Schema); err != nil {
+		if err := c.makeChange(ctx, &m.Schema); hasCode(err, "55P03") {
+			return done, &Blocked{Reason: fmt.Sprintf("schema change %s waits for sessions that use its tables; end long transactions", label(c.t.entry())), Err: err}
+		} else if err != nil {
 			return done, err
 		}
 		r.log.Info("schema changed", "origin", m.Origin.String(), "seq", m.Seq)
 	}
-	return done, nil
+	return done, r.resetSession(ctx)
+}
+
+// lackedHere returns the changes that are not made here.
+func (r *resync) lackedHere(ctx context.Context) ([]*wire.Made, error) {
+	if len(r.theirs) == 0 {
+		return nil, nil
+	}
+	if err := r.flush(ctx); err != nil {
+		return nil, err
+	}
+	var lacked []*wire.Made
+	for _, m := range r.theirs {
+		var have bool
+		err := r.conn.QueryRow(ctx, haveMadeSQL, m.Origin.Node, int64(m.Origin.Epoch), int64(m.Seq), m.SQL).Scan(&have)
+		if err != nil {
+			return nil, fmt.Errorf("read schema changes: %w", err)
+		}
+		if !have {
+			lacked = append(lacked, m)
+		}
+	}
+	return lacked, nil
+}
+
+// settleSchemaSQL numbers changes that this node made and nobody has got: capture begins behind them. They count as if all had them, so
+// that rows of nodes where they are not made by hand yet are refused, and not fitted.
+func (b *comeback) settleSchemaSQL() string {
+	return fmt.Sprintf("UPDATE pgbridge.ddl SET seq = %d WHERE origin = %s AND epoch = %d AND seq IS NULL", b.seen.Seq(b.own), literal(b.own.Node), b.own.Epoch)
 }
 
 // pushSameSchema lets the transaction fail if the schema has been changed since it was planned.
