@@ -395,9 +395,15 @@ func TestParkedIsDeclaredButNotSeen(t *testing.T) {
 	p.do(`UPDATE t SET v = 'freer' WHERE id = 2`)
 	want("after a restart", p.seq, before)
 	p.to.Exec(t, strings.Replace(calm, "true", "n > -3", 1))
+	reached := func(done uint64) { // a little later than the parked transaction is gone from its table
+		t.Helper()
+		awaitTrue(t, func() bool { _, got := p.told(slot); return got >= done })
+	}
 	p.request("", requestRetry)
+	reached(before + 2)
 	want("the first is applied", p.seq, before+2)
 	p.request(p.name(-1), requestDiscard)
+	reached(p.seq)
 	want("the second is discarded", p.seq, p.seq)
 	idle := p.to.Value(t, `SELECT pg_current_wal_insert_lsn()`)
 	p.do(`UPDATE t SET v = 'on' WHERE id = 2`)
