@@ -96,11 +96,29 @@ type shadowTxn struct {
 	stamp  origin.Stamp
 	up     origin.Vector
 	order  uint64 // of arrival, among all
+	// writes and truncates are how many it has so far.
+	writes, truncates uint32
+}
+
+// write is its next one.
+func (x *shadowTxn) write(kind conflict.Write) shadowWrite {
+	x.writes++
+	if kind == conflict.Truncate {
+		x.truncates++
+	}
+	return shadowWrite{x, kind, x.writes, x.truncates}
 }
 
 type shadowWrite struct {
 	t    *shadowTxn
 	kind conflict.Write
+	at   uint32 // its place in the transaction
+	part uint32 // which TRUNCATE of the transaction it is, or is behind
+}
+
+// before reports whether w came before v.
+func (w shadowWrite) before(v shadowWrite) bool {
+	return w.t.order < v.t.order || w.t == v.t && w.at < v.at
 }
 
 type shadowRow struct {
@@ -376,7 +394,7 @@ func (s *Shadow) write(ctx context.Context, table *shadowTable, m *mapping, tupl
 	if s.origins[x.origin] == s.own {
 		r.own = shadowVersion{seq: x.seq, stamp: x.stamp, origin: x.origin, gone: kind == conflict.Delete}
 	} else {
-		r.theirs = append(r.theirs, shadowWrite{x, kind})
+		r.theirs = append(r.theirs, x.write(kind))
 		s.held++
 	}
 	s.changed(r)
@@ -396,7 +414,7 @@ func (s *Shadow) truncate(table *shadowTable, x *shadowTxn) {
 	if s.origins[x.origin] == s.own {
 		table.emptied = shadowVersion{seq: x.seq, stamp: x.stamp, origin: x.origin, gone: true}
 	} else {
-		table.truncates = append(table.truncates, shadowWrite{x, conflict.Truncate})
+		table.truncates = append(table.truncates, x.write(conflict.Truncate))
 	}
 	for _, r := range table.rows {
 		if r.own.seq == x.seq && s.origins[x.origin] == s.own { // written before by the same transaction

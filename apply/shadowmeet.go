@@ -34,19 +34,23 @@ func (s *Shadow) meet(r *shadowRow) {
 		local = r.table.emptied
 	}
 	var t *shadowTxn
+	var part uint32
 	var emptied shadowVersion // by t
 	mine, lost := false, false
 	writes, truncates := r.theirs, r.table.truncates
 	for len(writes)+len(truncates) > 0 {
 		var w shadowWrite
-		if len(writes) == 0 || len(truncates) > 0 && truncates[0].t.order <= writes[0].t.order {
+		if len(writes) == 0 || len(truncates) > 0 && truncates[0].before(writes[0]) {
 			w, truncates = truncates[0], truncates[1:]
 		} else {
 			w, writes = writes[0], writes[1:]
 		}
 		if w.t != t {
 			local = s.laterGone(local, emptied)
-			t, mine, lost, emptied = w.t, false, false, shadowVersion{}
+			t, part, mine, lost, emptied = w.t, w.part, false, false, shadowVersion{}
+		}
+		if w.part != part { // what the transaction does behind a TRUNCATE may meet a row again on which it had lost
+			part, lost = w.part, false
 		}
 		if lost {
 			continue
@@ -73,7 +77,7 @@ func (s *Shadow) meet(r *shadowRow) {
 			local = gone
 			local.gone = w.kind == conflict.Delete || w.kind == conflict.Truncate
 		}
-		lost = !mine && w.kind != conflict.Truncate // of what a TRUNCATE did not empty the same transaction may write rows again
+		lost = !mine && w.kind != conflict.Truncate
 	}
 }
 

@@ -45,7 +45,7 @@ func (n *lagging) ask(_ context.Context, node string, q *apply.VerifyQuestion) (
 		if seq := q.After.Seq(others); seq > n.seen[me] {
 			n.seen[me] = seq
 			n.waits++
-			time.Sleep(n.lag)
+			<-time.After(n.lag) // in the time of synctest, which is not waited for
 		}
 		n.mu.Lock()
 		defer n.mu.Unlock()

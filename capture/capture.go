@@ -191,10 +191,11 @@ func (c *Capture) Forget(stable origin.Vector) {
 
 // Status returns how far capture has come.
 func (c *Capture) Status() Status {
+	passed := c.Passed() // first, so that Seq has what lies below
 	c.state.mu.Lock()
 	s := c.state.status
 	c.state.mu.Unlock()
-	s.PassedLSN, s.ConfirmedLSN = c.Passed(), c.ledger.confirm()
+	s.PassedLSN, s.ConfirmedLSN = passed, c.ledger.confirm()
 	return s
 }
 

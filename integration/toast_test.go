@@ -62,6 +62,13 @@ func toastWrite(n *cluster.Node, r *rand.Rand) (string, []any) {
 func requireNothingOwed(t *testing.T, c *cluster.Cluster) (owed int) {
 	t.Helper()
 	c.WaitConverged()
+	t.Cleanup(func() { // who waits for whom
+		if t.Failed() {
+			for _, n := range c.Nodes {
+				t.Logf("node %s is owed %q\n%s", n.Name, n.Query(`SELECT * FROM pgbridge.owed`), n.LogTail())
+			}
+		}
+	})
 	for _, n := range c.Nodes {
 		n.Await(`SELECT count(*) FROM pgbridge.owed`, "0")
 		var last int

@@ -99,6 +99,7 @@ func Exec(t testing.TB, dsn, sql string, args ...any) pgconn.CommandTag {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
 	defer cancel()
+	defer watch(t, dsn, sql)()
 	conn, giveBack, err := connectOnce(ctx, dsn)
 	if err != nil {
 		t.Fatalf("connect: %v", err)
@@ -117,6 +118,7 @@ func ExecShared(t testing.TB, dsn, sql string, args ...any) pgconn.CommandTag {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
 	defer cancel()
+	defer watch(t, dsn, sql)()
 	conn, giveBack, err := Borrow(ctx, dsn)
 	if err != nil {
 		t.Fatalf("connect: %v", err)
@@ -134,6 +136,35 @@ func ExecShared(t testing.TB, dsn, sql string, args ...any) pgconn.CommandTag {
 		closeIdle(dsn)
 	}
 	return tag
+}
+
+// watch tells what the server does if a statement takes long, until what it returns is called.
+func watch(t testing.TB, dsn, sql string) (stop func()) {
+	done := make(chan struct{})
+	timer := time.AfterFunc(queryTimeout*3/4, func() {
+		defer close(done)
+		logSessions(t, dsn, sql)
+	})
+	return func() {
+		if !timer.Stop() {
+			<-done
+		}
+	}
+}
+
+// logSessions tells what all sessions of a server do while a statement takes long, and who waits for whom.
+func logSessions(t testing.TB, dsn, sql string) {
+	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout/8)
+	defer cancel()
+	var lines []string
+	conn, err := pgx.Connect(ctx, dsn)
+	if err == nil {
+		defer conn.Close(ctx)
+		rows, _ := conn.Query(ctx, `SELECT concat_ws(' ', pid, datname, application_name, state, wait_event, 'waits for ' || nullif(pg_blocking_pids(pid), '{}')::text, clock_timestamp() - xact_start, left(query, 200))
+			FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND (backend_type = 'client backend' AND (state <> 'idle' OR datname = current_database()) OR backend_type = 'walsender') ORDER BY xact_start`)
+		lines, err = pgx.CollectRows(rows, pgx.RowTo[string])
+	}
+	t.Logf("%.100s takes long; the server's sessions: %v\n%s", sql, err, strings.Join(lines, "\n"))
 }
 
 // Query runs one statement on a connection of its own and returns its rows as
@@ -156,6 +187,7 @@ func query(t testing.TB, borrow func(context.Context, string) (*pgx.Conn, func()
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
 	defer cancel()
+	defer watch(t, dsn, sql)()
 	conn, giveBack, err := borrow(ctx, dsn)
 	if err != nil {
 		t.Fatalf("connect: %v", err)

@@ -130,16 +130,24 @@ func SharedServer(t testing.TB, major int) *Server {
 	if s := shared.servers[major]; s != nil {
 		return s
 	}
-	c := startCluster(t, pgcluster.Options{Settings: map[string]string{
-		"fsync":                 "off",
-		"full_page_writes":      "off", // each database that is dropped makes a checkpoint, and each first write after it a page
-		"max_connections":       "500", // many tests at once
-		"max_replication_slots": "200",
-		"max_wal_senders":       "200",
-	}}, major)
+	c := startCluster(t, pgcluster.Options{Settings: sharedSettings}, major)
 	s := &Server{Major: major, cluster: c}
 	shared.servers[major] = s
 	return s
+}
+
+var sharedSettings = map[string]string{
+	"fsync":                 "off",
+	"full_page_writes":      "off", // each database that is dropped makes a checkpoint, and each first write after it a page
+	"max_connections":       "500", // many tests at once
+	"max_replication_slots": "200",
+	"max_wal_senders":       "200",
+}
+
+// NewServer starts a server like the shared one of that version for this test alone; it is gone at the end of the test.
+func NewServer(t testing.TB, major int) *Server {
+	t.Helper()
+	return &Server{Major: major, cluster: NewCluster(t, major, sharedSettings)}
 }
 
 // NewCluster starts a server for this test alone, which may stop, kill and
