@@ -35,8 +35,9 @@ const wholeKeys = 50_000
 var errCameBack = errors.New("the node has been given what it lacked")
 
 // Restored says that the node's data were set back, or that its slot or its stream are of no use any more: its bridge is to bring it
-// back when it starts. It makes the slot if that is missing; from then on nothing that users write is lost. No bridge may run.
-func Restored(ctx context.Context, cfg *config.Config) error {
+// back when it starts. It makes the slot if that is missing; from then on nothing that users write is lost. No bridge may run. tell gets,
+// now and then, for whom the creation of the slot waits.
+func Restored(ctx context.Context, cfg *config.Config, tell func(text string)) error {
 	ran, err := apply.HasRun(ctx, cfg.Postgres.DSN)
 	if err != nil {
 		return err
@@ -48,6 +49,7 @@ func Restored(ctx context.Context, cfg *config.Config) error {
 		return &configError{"topology.nodes names no other node, which could give anything back"}
 	}
 	o := checkOptions(cfg)
+	o.Waits = tell
 	if err := capture.CheckServer(ctx, o); err != nil {
 		return err
 	}

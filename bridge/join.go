@@ -180,6 +180,7 @@ func (j *join) setUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	o.Waits = j.o.Tell
 	return capture.Setup(ctx, o)
 }
 

@@ -206,7 +206,7 @@ func (l *life) close() {
 // prepare checks the server and, if the configuration lets it, creates what is missing there.
 func (l *life) prepare(ctx context.Context) error {
 	if l.cfg.Postgres.AutoSetup {
-		if err := Setup(ctx, l.cfg); err != nil {
+		if err := Setup(ctx, l.cfg, func(text string) { l.log.Warn(text) }); err != nil {
 			return err
 		}
 	}

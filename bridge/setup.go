@@ -52,8 +52,9 @@ func checkOptions(cfg *config.Config) capture.CheckOptions {
 // replication origins first, then publication and slot, so that whatever the slot does not see is older
 // than the node's first transaction id. It is idempotent.
 //
-// It never replaces the slot of a node that has run: see capture.SetupOptions.
-func Setup(ctx context.Context, cfg *config.Config) error {
+// It never replaces the slot of a node that has run: see capture.SetupOptions. tell gets, now and then, for whom the creation of the
+// slot waits.
+func Setup(ctx context.Context, cfg *config.Config, tell func(text string)) error {
 	if err := capture.CheckServer(ctx, checkOptions(cfg)); err != nil {
 		return err
 	}
@@ -67,6 +68,7 @@ func Setup(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
+	o.Waits = tell
 	return capture.Setup(ctx, o)
 }
 

@@ -25,6 +25,8 @@ type SetupOptions struct {
 	Failover bool
 	// Reader says that users do not write to the tables here: a trigger refuses it.
 	Reader bool
+	// Waits is told, now and then, for whom the creation of the slot waits; nil if nobody wants to know.
+	Waits func(text string)
 	// Running says that capture goes on after an interruption: a table that cannot be captured, or is not yet,
 	// keeps Check from nothing then. TableWatch tells of it.
 	Running bool
@@ -59,7 +61,12 @@ func Setup(ctx context.Context, o SetupOptions) error {
 		return classify(err, "setup")
 	}
 	for _, sql := range statements {
-		if _, err := conn.Exec(ctx, sql); err != nil {
+		if strings.HasPrefix(sql, slotCreation) {
+			err = createSlot(ctx, conn, o, sql)
+		} else {
+			_, err = conn.Exec(ctx, sql)
+		}
+		if err != nil {
 			return classify(err, "setup: "+sql)
 		}
 	}
@@ -275,10 +282,12 @@ func (p *publication) names() []TableName {
 	return names
 }
 
+const slotCreation = "SELECT pg_create_logical_replication_slot("
+
 // slotCreationSQL: from 17 on the slot is one that a standby can take over.
 func slotCreationSQL(slot string, version int) string {
 	if version >= 170000 {
-		return fmt.Sprintf("SELECT pg_create_logical_replication_slot(%s, 'pgoutput', false, false, true)", literal(slot))
+		return fmt.Sprintf(slotCreation+"%s, 'pgoutput', false, false, true)", literal(slot))
 	}
-	return fmt.Sprintf("SELECT pg_create_logical_replication_slot(%s, 'pgoutput', false, false)", literal(slot))
+	return fmt.Sprintf(slotCreation+"%s, 'pgoutput', false, false)", literal(slot))
 }

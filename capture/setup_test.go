@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pgbridge/pgbridge/integration/pgtest"
 )
@@ -132,6 +133,42 @@ func TestSetupIsIdempotent(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestSetupWaitsForTransactions: the creation of a slot waits for a transaction in another database for longer than for any other lock,
+// and tells who that is.
+func TestSetupWaitsForTransactions(t *testing.T) {
+	t.Parallel()
+	s := pgtest.SharedServer(t, pgtest.Newest(t))
+	db, other := s.NewDatabase(t), pgtest.Connect(t, s.NewDatabase(t).DSN)
+	if _, err := other.Exec(t.Context(), `BEGIN; SELECT pg_current_xact_id()`); err != nil {
+		t.Fatal(err)
+	}
+	open := fmt.Sprintf("process %d, of user", other.PgConn().PID())
+	told, done := make(chan string, 10), make(chan error, 1)
+	o := SetupOptions{DSN: db.DSN, Cluster: db.Name, Node: "a", Tables: []string{"*.*"}, Waits: func(text string) { told <- text }}
+	go func() { done <- Setup(t.Context(), o) }()
+	for text := ""; !strings.Contains(text, open); { // or for another test's, first
+		select {
+		case text = <-told:
+		case err := <-done:
+			t.Fatalf("Setup returns %v without a word of %q", err, open)
+		}
+	}
+	for db.Value(t, `SELECT coalesce(bool_or(clock_timestamp() - query_start > '11s'), false) FROM pg_stat_activity
+		WHERE datname = current_database() AND starts_with(query, 'SELECT pg_create_logical_replication_slot')`) != "t" {
+		select {
+		case err := <-done:
+			t.Fatalf("Setup returns %v", err)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	if _, err := other.Exec(t.Context(), `ROLLBACK`); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
 }
 
 // TestSetupNeverReplacesWhatHeldChanges: a slot or publication that was dropped under a node that has captured is

@@ -109,7 +109,7 @@ func badConfiguration(t *testing.T) {
 			t.Fatal(err)
 		}
 		words := []string{"postgres.dsn", "127.0.0.1:1", "start the server, or correct host and port"}
-		wantRefusal(t, bridge.Setup(t.Context(), cfg), words...)
+		wantRefusal(t, bridge.Setup(t.Context(), cfg, nil), words...)
 		wantRefusal(t, awaitWaiting(t, cfg), words...) // it may only be away
 	})
 	t.Run("no such database", func(t *testing.T) {
@@ -230,7 +230,7 @@ func badDatabase(t *testing.T) {
 		n.Exec(`SELECT pg_drop_replication_slot($1)`, slot)
 		n.Exec(`INSERT INTO pgb_sentinel VALUES ('lost', 1)`) // no slot holds it
 		wantRefusal(t, run(t, n, nil), slot, "is not there", "pgbridge node restored")
-		wantRefusal(t, bridge.Setup(t.Context(), n.Load()), slot, "is not there", "pgbridge node restored")
+		wantRefusal(t, bridge.Setup(t.Context(), n.Load(), nil), slot, "is not there", "pgbridge node restored")
 		if got := n.Value(`SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1`, slot); got != "0" {
 			t.Errorf("the slot was made anew: what was committed meanwhile would be lost")
 		}
@@ -238,7 +238,7 @@ func badDatabase(t *testing.T) {
 	t.Run("another node's database", func(t *testing.T) {
 		c := cluster.New(t, cluster.Options{Nodes: 2, Idle: true})
 		a, b := c.Node("a"), c.Node("b")
-		if err := bridge.Setup(t.Context(), a.Load()); err != nil {
+		if err := bridge.Setup(t.Context(), a.Load(), nil); err != nil {
 			t.Fatal(err)
 		}
 		wantRefusal(t, run(t, b, map[string]string{"postgres.dsn": a.DSN}), `node "a"`, `node "b"`, "point postgres.dsn at")

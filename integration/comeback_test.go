@@ -140,7 +140,7 @@ func TestRestoredNodeIsBroughtBack(t *testing.T) {
 			b.Exec(`INSERT INTO numbered (n) VALUES (8)`)
 			b.Exec(`INSERT INTO bare DEFAULT VALUES`)
 			wantRefusal(t, run(t, b, nil), "is not there", "pgbridge node restored")
-			if err := bridge.Restored(t.Context(), b.Load()); err != nil {
+			if err := bridge.Restored(t.Context(), b.Load(), nil); err != nil {
 				t.Fatal(err)
 			}
 			b.Exec(`INSERT INTO item VALUES (5001, 'user late', 5001)`)
@@ -257,7 +257,7 @@ func TestPromotedStandbyIsBroughtBack(t *testing.T) {
 					promote(t, b, standby)
 					b.Reach(standby)
 					wantRefusal(t, run(t, b, nil), "pgbridge node restored")
-					if err := bridge.Restored(t.Context(), b.Load()); err != nil {
+					if err := bridge.Restored(t.Context(), b.Load(), nil); err != nil {
 						t.Fatal(err)
 					}
 					b.Exec(`INSERT INTO t VALUES (30, 'user')`)
@@ -324,7 +324,7 @@ func TestStreamThatWasSetBackIsMadeAgain(t *testing.T) {
 				if log := a.LogTail(); !strings.Contains(log, "the stream of node a ends with transaction") || !strings.Contains(log, "pgbridge node restored") {
 					t.Errorf("it says\n%s", log)
 				}
-				if err := bridge.Restored(t.Context(), a.Load()); err != nil {
+				if err := bridge.Restored(t.Context(), a.Load(), nil); err != nil {
 					t.Fatal(err)
 				}
 				healAll(c)
@@ -396,7 +396,7 @@ func TestRestoresAtRandom(t *testing.T) {
 		putBack(t, victim, backup, true)
 		had := entries(victim, others...)
 		mixed(others, 10)
-		if err := bridge.Restored(t.Context(), victim.Load()); err != nil {
+		if err := bridge.Restored(t.Context(), victim.Load(), nil); err != nil {
 			t.Fatal(err)
 		}
 		for e := range entries(victim, victim) {

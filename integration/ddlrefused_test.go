@@ -20,7 +20,7 @@ func TestSchemaChangesAreJudgedByTheirEffects(t *testing.T) {
 			CREATE TABLE u (id int PRIMARY KEY, v text);
 			CREATE TABLE p (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (100)`})
 		n := c.Nodes[0]
-		if err := bridge.Setup(t.Context(), n.Load()); err != nil {
+		if err := bridge.Setup(t.Context(), n.Load(), nil); err != nil {
 			t.Fatal(err)
 		}
 		before := strings.Join(n.Query(schemaSQL), "\n")

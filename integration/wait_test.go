@@ -64,7 +64,7 @@ func TestReadYourOwnWritesElsewhere(t *testing.T) {
 	}()
 	z.Await(`SELECT count(*) FROM pg_locks WHERE relation = 'pgbridge.node'::regclass AND mode = 'AccessShareLock' AND pid = `+fmt.Sprint(waiter.PgConn().PID()), "1")
 	limit, end := context.WithTimeout(t.Context(), time.Minute)
-	if err := bridge.Setup(limit, z.Load()); err != nil {
+	if err := bridge.Setup(limit, z.Load(), nil); err != nil {
 		t.Errorf("setup while somebody waits: %v", err)
 	}
 	end()

@@ -15,11 +15,11 @@ type backend struct {
 	// run runs the bridge until ctx ends, and returns nil when that is why it ended.
 	run func(ctx context.Context, cfg *config.Config, opts bridge.Options) error
 	// setup creates on the primary what the bridge needs; it may be run again.
-	setup func(ctx context.Context, cfg *config.Config) error
+	setup func(ctx context.Context, cfg *config.Config, tell func(text string)) error
 	// setupSQL returns the statements that setup would run.
 	setupSQL func(ctx context.Context, cfg *config.Config) ([]string, error)
 	// restored says that the node's data were set back, and has its next bridge bring it back.
-	restored func(ctx context.Context, cfg *config.Config) error
+	restored func(ctx context.Context, cfg *config.Config, tell func(text string)) error
 	// status asks the bridge that runs with this configuration. If none does, it may return what the
 	// database says together with the error.
 	status func(ctx context.Context, cfg *config.Config) (*bridge.Report, error)

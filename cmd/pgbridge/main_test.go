@@ -191,8 +191,8 @@ func TestVerbsReachTheBackend(t *testing.T) {
 			}
 			return nil
 		},
-		setup:    func(_ context.Context, cfg *config.Config) error { check("setup", cfg); return nil },
-		restored: func(_ context.Context, cfg *config.Config) error { check("node restored", cfg); return nil },
+		setup:    func(_ context.Context, cfg *config.Config, _ func(string)) error { check("setup", cfg); return nil },
+		restored: func(_ context.Context, cfg *config.Config, _ func(string)) error { check("node restored", cfg); return nil },
 		setupSQL: func(_ context.Context, cfg *config.Config) ([]string, error) {
 			check("setup --print-sql", cfg)
 			return []string{"CREATE SCHEMA IF NOT EXISTS pgbridge", "SELECT 1;\n"}, nil
@@ -231,7 +231,7 @@ func TestFailureIsTold(t *testing.T) {
 	fenced := fmt.Errorf("publish: %w", coded{exitFenced})
 	b := backend{
 		run:      func(context.Context, *config.Config, bridge.Options) error { return fenced },
-		setup:    func(context.Context, *config.Config) error { return errors.New("create slot: no") },
+		setup:    func(context.Context, *config.Config, func(string)) error { return errors.New("create slot: no") },
 		setupSQL: func(context.Context, *config.Config) ([]string, error) { return nil, errors.New("plan: no") },
 		status: func(context.Context, *config.Config) (*bridge.Report, error) {
 			return nil, errors.New("no bridge runs")
@@ -295,7 +295,7 @@ func TestStopIsBounded(t *testing.T) {
 // TestSignalIsTheReason: a verb that a signal interrupts has failed, and says why.
 func TestSignalIsTheReason(t *testing.T) {
 	signals := make(chan os.Signal)
-	b := backend{setup: func(ctx context.Context, _ *config.Config) error {
+	b := backend{setup: func(ctx context.Context, _ *config.Config, _ func(string)) error {
 		signals <- os.Interrupt
 		<-ctx.Done()
 		return fmt.Errorf("create slot: %w", ctx.Err())

@@ -23,7 +23,7 @@ write. All other nodes must be reachable then. docs/restore.md`,
 			if err != nil {
 				return err
 			}
-			if err := b.restored(cmd.Context(), cfg); err != nil {
+			if err := b.restored(cmd.Context(), cfg, c.tell); err != nil {
 				return err
 			}
 			_, err = fmt.Fprintf(c.out, "node %s of cluster %s will be brought back: start its bridge\n", cfg.Node, cfg.Cluster)

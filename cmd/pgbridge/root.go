@@ -16,6 +16,9 @@ type terminal struct {
 	out, err io.Writer
 }
 
+// tell writes what a command has to say while it runs.
+func (c terminal) tell(text string) { fmt.Fprintln(c.err, text) }
+
 // execute runs one command line and returns its exit code. leave is called by a second signal.
 func execute(ctx context.Context, args []string, c terminal, b backend, signals <-chan os.Signal, leave func(int)) int {
 	ctx, stop := untilSignal(ctx, signals, c.err, leave)

@@ -27,7 +27,7 @@ are printed for a DBA to run by hand.`,
 			if printSQL {
 				return b.printSetup(cmd.Context(), cfg, c)
 			}
-			if err := b.setup(cmd.Context(), cfg); err != nil {
+			if err := b.setup(cmd.Context(), cfg, c.tell); err != nil {
 				return err
 			}
 			_, err = fmt.Fprintf(c.out, "node %s of cluster %s is set up\n", cfg.Node, cfg.Cluster)
