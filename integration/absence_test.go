@@ -52,6 +52,7 @@ func TestAbsenceCostsWhatHasChanged(t *testing.T) {
 	awaitSame(a, other, `SELECT count(*), sum(n), sum(id::bigint) FROM x`, `SELECT count(*), sum(n), sum(id::bigint) FROM y`)
 	here := []*cluster.Node{a, other}
 	a.AwaitStatus(func(r *cluster.Report) bool { return isLetGo(r, b) }) // c has written less
+	awaitGone(t, c, a, b, a, other)
 	for _, n := range here {
 		n.AwaitStatus(func(r *cluster.Report) bool {
 			n.Exec(`CHECKPOINT`) // on an idle server nothing else has a slot find out what it need not keep

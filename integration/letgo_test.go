@@ -3,6 +3,7 @@ package integration
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/pgbridge/pgbridge/bridge"
 	"github.com/pgbridge/pgbridge/integration/cluster"
 	"github.com/pgbridge/pgbridge/integration/pgtest"
+	"github.com/pgbridge/pgbridge/stream"
 )
 
 // letGoConfig lets nodes go soon.
@@ -180,6 +182,35 @@ func awaitHandedOnIsSmall(t *testing.T, c *cluster.Cluster, n, author *cluster.N
 	})
 }
 
+// awaitGone waits until something that a node lacks of an author is in the stream of none of the holders any more: from then on it cannot
+// be given frames, and must be given rows.
+func awaitGone(t *testing.T, c *cluster.Cluster, author, away *cluster.Node, holders ...*cluster.Node) {
+	t.Helper()
+	lacks, err := strconv.ParseUint(away.Value(`SELECT seq + 1 FROM pgbridge.position WHERE origin = $1`, author.Name), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range holders {
+		nc, err := nats.Connect("nats://" + n.Listen)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		reader, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: c.Name, Sender: n.Name, Origin: author.Name, Logger: n.Logger()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.AwaitStatus(func(*cluster.Report) bool {
+			first, last, _, err := reader.Info(t.Context())
+			if err != nil || last < first {
+				return err == nil
+			}
+			f, err := reader.Get(t.Context(), first)
+			return err == nil && (f.FirstSeq > lacks || f.FirstSeq == 0 && f.LastSeq >= lacks)
+		})
+	}
+}
+
 // awaitLetGo waits until a node has let another one go, and its stream and its WAL are as small as they may be.
 func awaitLetGo(t *testing.T, n, away *cluster.Node) {
 	t.Helper()
@@ -266,6 +297,10 @@ func TestHalvesThatLetEachOtherGo(t *testing.T) {
 		for _, n := range half {
 			fillMore(n, 0)
 			n.AwaitStatus(func(r *cluster.Report) bool { return isLetGo(r, halves[1-h][0]) && isLetGo(r, halves[1-h][1]) })
+		}
+		for _, away := range halves[1-h] {
+			awaitGone(t, c, half[0], away, half...)
+			awaitGone(t, c, half[1], away, half...)
 		}
 	}
 	for _, half := range halves {
