@@ -258,14 +258,14 @@ func (d *resender) resendAll(ctx context.Context) (left bool, err error) {
 	for some := range slices.Chunk(asked, answersAtOnce) {
 		var answers [][]byte
 		for _, r := range some {
-			done, err := d.resend(ctx, r.Ask, tables)
+			waits, err := d.resend(ctx, r.Ask, tables)
 			var pg *pgconn.PgError
 			switch {
-			case err == nil && done:
+			case err == nil && waits == "":
 				answers = append(answers, wire.AppendAnswer(nil, wire.Answer{To: r.by, ID: r.ID}))
 				continue
 			case err == nil:
-				err = errors.New("it is owed to this node, too, or in quarantine, or a local delete may still take it back")
+				err = errors.New(waits)
 			case !errors.As(err, &pg) || lost(err) || ctx.Err() != nil:
 				return false, err
 			}
@@ -291,31 +291,31 @@ func (d *resender) resendAll(ctx context.Context) (left bool, err error) {
 	return len(again) > 0, nil
 }
 
-// resend writes one row again, with new values of all that may be stored out of line, so that the WAL has them. It reports
-// false if the row is not this node's to write: one that is owed to it, that is in quarantine, or that a local delete takes
+// resend writes one row again, with new values of all that may be stored out of line, so that the WAL has them. It returns
+// why it waits if the row is not this node's to write: one that is owed to it, that is in quarantine, or that a local delete takes
 // back which capture has not read yet (PROOF.md R19): written again, it would stay. A row that is not there needs nothing: the
 // delete stands in the stream. tables are those that were read before, for this turn.
-func (d *resender) resend(ctx context.Context, ask *wire.Ask, tables map[tableName]*table) (done bool, err error) {
+func (d *resender) resend(ctx context.Context, ask *wire.Ask, tables map[tableName]*table) (waits string, err error) {
 	name := tableName{ask.Schema, ask.Table}
 	t := tables[name]
 	if t == nil {
 		if t, err = d.catalog.table(ctx, name.schema, name.name); isBlocked(err) { // it is not here any more
-			return true, nil
+			return "", nil
 		} else if err != nil {
-			return false, err
+			return "", err
 		}
 		tables[name] = t
 	}
 	// All that is asked sees the same moment; a row that somebody has changed since is tried again.
 	opts := pgx.TxOptions{IsoLevel: pgx.RepeatableRead}
 	err = pgx.BeginTxFunc(ctx, d.conn, opts, func(tx pgx.Tx) error {
-		done, err = d.resendIn(ctx, tx, t, ask)
+		waits, err = d.resendIn(ctx, tx, t, ask)
 		return err
 	})
-	return done && err == nil, err
+	return waits, err
 }
 
-func (d *resender) resendIn(ctx context.Context, tx pgx.Tx, t *table, ask *wire.Ask) (done bool, err error) {
+func (d *resender) resendIn(ctx context.Context, tx pgx.Tx, t *table, ask *wire.Ask) (waits string, err error) {
 	var same, kept, owedSame, wide []string
 	for _, k := range t.key {
 		c := &t.cols[k]
@@ -339,15 +339,15 @@ func (d *resender) resendIn(ctx context.Context, tx pgx.Tx, t *table, ask *wire.
 		key, strings.Join(kept, " AND "), t.quoted, strings.Join(owedSame, " AND "), t.rows, strings.Join(same, " AND "), genuine),
 		string(ask.Key), t.schema, t.name).Scan(&hidden)
 	if err != nil || hidden {
-		return false, err
+		return "it is owed to this node, too, or in quarantine", err
 	}
 	if len(wide) == 0 {
-		return true, nil // the WAL has all values of such a table's rows
+		return "", nil // the WAL has all values of such a table's rows
 	}
 	rows, err := tx.Query(ctx, fmt.Sprintf("SELECT %s FROM %s t, %s WHERE %s FOR UPDATE OF t", "t."+strings.Join(wide, "::text, t.")+"::text", t.rows, key,
 		strings.Join(same, " AND ")), string(ask.Key))
 	if err != nil {
-		return false, err
+		return "", err
 	}
 	values := [][]byte{[]byte(ask.Key)} // as text, of the types that the server finds for them
 	found := false
@@ -358,17 +358,17 @@ func (d *resender) resendIn(ctx context.Context, tx pgx.Tx, t *table, ask *wire.
 		}
 	}
 	if err := rows.Err(); err != nil || !found {
-		return err == nil, err
+		return "", err
 	}
 	if unsettled, err := d.unsettled(ctx, tx.Conn().PgConn(), t, key, strings.Join(same, " AND "), ask); err != nil || unsettled {
-		return false, err
+		return "a local delete may still take it back", err
 	}
 	var set []string
 	for i, name := range wide {
 		set = append(set, fmt.Sprintf("%s = $%d", name, i+2))
 	}
 	sql := fmt.Sprintf("UPDATE %s t SET %s FROM %s WHERE %s", t.rows, strings.Join(set, ", "), key, strings.Join(same, " AND "))
-	return true, tx.Conn().PgConn().ExecParams(ctx, sql, values, nil, nil, nil).Read().Err
+	return "", tx.Conn().PgConn().ExecParams(ctx, sql, values, nil, nil, nil).Read().Err
 }
 
 // unsettled reports whether a local delete may still take back the row, which is locked.
