@@ -326,7 +326,10 @@ func (x *copier) oldPlaces(ctx context.Context, t *table, where string) (map[str
 	// All commits that the snapshot shows are below this.
 	lsn, err := x.markers.flush(ctx)
 	if err == nil {
-		err = x.wal.WaitPassed(ctx, lsn)
+		// Whoever changes the schema waits meanwhile, for the lock of the table.
+		short, cancel := context.WithTimeoutCause(ctx, captureWait, ErrCaptureBehind)
+		defer cancel()
+		err = x.wal.WaitPassed(short, lsn)
 	}
 	if err != nil {
 		return nil, err

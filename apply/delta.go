@@ -196,7 +196,7 @@ func (x *donor) tables(ctx context.Context, publication string) ([]*table, error
 	}
 	var all []*table
 	for _, r := range rows {
-		t, err := x.catalog.table(ctx, string(r[0]), string(r[1]))
+		t, err := x.catalog.tableNow(ctx, string(r[0]), string(r[1]))
 		if err != nil {
 			return nil, err
 		}
@@ -376,7 +376,7 @@ func (x *donor) kept(ctx context.Context) error {
 		if v.Origin.Node == "" {
 			v = x.oldest()
 		}
-		t, err := x.catalog.table(ctx, schema, name)
+		t, err := x.catalog.tableNow(ctx, schema, name)
 		if err != nil {
 			return err
 		}

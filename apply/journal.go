@@ -359,7 +359,7 @@ func (j *journal) mapping(ctx context.Context, r *wire.Relation) (*mapping, erro
 	if !j.opts.merges(r.Schema, r.Name) {
 		return nil, nil
 	}
-	m, err := j.mappings.of(ctx, j.catalog, r)
+	m, err := j.mappings.of(ctx, j.catalog.table, r)
 	if isBlocked(err) {
 		return nil, nil // dropped since, or not to be merged: whoever applies says so
 	}

@@ -474,7 +474,7 @@ func (k *keeper) shape(ctx context.Context, n tableName, values map[string]wire.
 	if m := k.shapes[name]; m != nil {
 		return m, nil
 	}
-	t, err := k.catalog.table(ctx, n.schema, n.name)
+	t, err := k.catalog.tableNow(ctx, n.schema, n.name)
 	if err != nil {
 		return nil, err
 	}
@@ -592,7 +592,7 @@ func (k *keeper) changed(ctx context.Context, rec wire.Record, relations map[uin
 	if !loose && !k.kept.guards(n) {
 		return nil
 	}
-	m, err := k.published.of(ctx, k.catalog, r)
+	m, err := k.published.of(ctx, k.catalog.tableNow, r)
 	if isBlocked(err) {
 		k.kept.touchAll(&n)
 		return nil

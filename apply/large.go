@@ -133,8 +133,8 @@ func (w *worker) claimRun(ctx context.Context, t *txn) (h *held, surprise bool, 
 			tables[tableName{r.Schema, r.Name}] = true
 		} else if rec.Kind != wire.KindUpdate || len(tuples) > 0 && tuples[0] != 'N' {
 			tables[tableName{r.Schema, r.Name}] = true
-		} else if m, err := w.mapping(r, id); err == nil {
-			unique = unique || len(m.local.uniques) > 0
+		} else if m, err := w.mapping(r, id); err != nil || len(m.local.uniques) > 0 {
+			unique = true // or it may be so
 		}
 	}
 	// What only updates rows needs no keys, but for those who find that its rows collide with others.

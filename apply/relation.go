@@ -444,13 +444,13 @@ func (m *mapping) params(ps []param, tuple []wire.Value, cols []int) ([]param, e
 // ownMappings are how relations of own frames fit their tables, by the relation's R record.
 type ownMappings map[string]*mapping
 
-// of returns one; a Blocked error if the table does not fit any more.
-func (o ownMappings) of(ctx context.Context, c *catalog, r *wire.Relation) (*mapping, error) {
+// of returns one; a Blocked error if the table does not fit any more. read is how it is read: catalog.table or tableNow.
+func (o ownMappings) of(ctx context.Context, read func(ctx context.Context, schema, name string) (*table, error), r *wire.Relation) (*mapping, error) {
 	name := string(wire.AppendRelation(nil, r))
 	if m := o[name]; m != nil {
 		return m, nil
 	}
-	t, err := c.table(ctx, r.Schema, r.Name)
+	t, err := read(ctx, r.Schema, r.Name)
 	if err != nil {
 		return nil, err
 	}

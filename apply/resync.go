@@ -231,7 +231,7 @@ func (r *resync) findDoomed() error {
 		return err
 	}
 	for n := range names {
-		t, err := r.catalog.table(r.ctx, n.schema, n.name)
+		t, err := r.catalog.tableNow(r.ctx, n.schema, n.name)
 		if err != nil {
 			return err
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -56,9 +57,11 @@ func (t *pgType) runs() bool {
 // catalog reads tables and types over a connection of its own, for all workers: theirs may have
 // transactions in flight.
 type catalog struct {
-	mu    sync.Mutex // guards all below
-	conn  *pgx.Conn
-	types map[uint32]*pgType
+	mu   sync.Mutex // guards all below
+	conn *pgx.Conn
+	// within: conn is that of a transaction that changes the schema, and reads it with its own eyes and its own lock_timeout.
+	within bool
+	types  map[uint32]*pgType
 	// How tables are merged, and whose writes come first where that matters; never changed.
 	merges   []MergePolicy
 	priority []string
@@ -72,12 +75,44 @@ func (c *catalog) ask(ctx context.Context, f func(context.Context, *pgx.Conn) er
 	return f(ctx, c.conn)
 }
 
-// table reads a table afresh, types included.
+// catalogLockTimeout, in milliseconds, is for how long a table that is read may be locked: by what changes its schema, or waits to.
+const catalogLockTimeout = "200"
+
+// table reads a table afresh, types included. It waits for whoever changes its schema, so that the caller may hold no lock of a table:
+// what changes the schema may wait for that, and the server knows nothing of it.
 func (c *catalog) table(ctx context.Context, schema, name string) (*table, error) {
+	for {
+		t, err := c.tableNow(ctx, schema, name)
+		if !hasCode(err, "55P03") {
+			return t, err
+		}
+		select {
+		case <-time.After(resendAgain):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// tableNow is table for a caller that holds locks, and is to give them up if the error is of code 55P03.
+func (c *catalog) tableNow(ctx context.Context, schema, name string) (t *table, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	clear(c.types)
-	return loadTable(ctx, c, schema, name)
+	if c.within {
+		return loadTable(ctx, c, schema, name)
+	}
+	err = pgx.BeginFunc(ctx, c.conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = "+catalogLockTimeout); err != nil {
+			return err
+		}
+		t, err = loadTable(ctx, c, schema, name)
+		return err
+	})
+	if hasCode(err, "55P03") {
+		err = &Blocked{Reason: fmt.Sprintf("table %s is locked by a session that changes its schema, or waits to", pgx.Identifier{schema, name}.Sanitize()), Err: err}
+	}
+	return t, err
 }
 
 const typeSQL = `

@@ -380,7 +380,7 @@ func (v *Verifier) table(ctx context.Context, d *VerifyTable) (*verified, error)
 	if t := v.tables[n]; t != nil && slices.Equal(t.columns, d.Columns) {
 		return t, v.follow(ctx, t.path)
 	}
-	plain, err := v.a.catalog.table(v.whole(ctx), d.Schema, d.Name)
+	plain, err := v.a.catalog.tableNow(v.whole(ctx), d.Schema, d.Name)
 	if err != nil {
 		return nil, err
 	}

@@ -416,7 +416,7 @@ func (w *worker) mapping(r *wire.Relation, id uint32) (*mapping, error) {
 	if err := w.pauses.table(r.Schema, r.Name); err != nil {
 		return nil, err
 	}
-	t, err := w.catalog.table(w.ctx, r.Schema, r.Name)
+	t, err := w.catalog.tableNow(w.ctx, r.Schema, r.Name)
 	if err != nil {
 		return nil, err
 	}
