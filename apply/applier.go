@@ -256,10 +256,10 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 	if err := a.loadOwed(ctx); err != nil {
 		return nil, err
 	}
-	a.openResender()
 	if err := a.openKeeper(ctx, ids); err != nil {
 		return nil, err
 	}
+	a.openResender()
 	a.openMender()
 	a.start = a.progress.vector()
 	if err := a.loadTombstones(ctx); err != nil {

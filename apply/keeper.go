@@ -10,6 +10,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -33,6 +34,9 @@ type keeper struct {
 	jobs    chan keeperJob
 	frames  chan *wire.Frame // published, as long as there is room
 	missed  atomic.Bool      // there was none
+
+	asideMu sync.Mutex
+	aside   []*owedRow // to be kept out of their tables
 
 	blockerStatement, returnedStatement, stampStatement *statement
 
@@ -89,7 +93,7 @@ func (a *Applier) openKeeper(ctx context.Context, ids *remotes) error {
 	fixed := func(sql string, types ...uint32) *statement { return &statement{sql: sql, types: types} }
 	w := &worker{
 		origin: a.own, own: a.own, id: a.kept.back, opts: &a.opts, log: a.opts.Logger, progress: a.progress, markers: a.markers, absence: a.absence,
-		heard: a.heard, kept: a.kept, conn: conn, catalog: a.catalog, digests: rowkey.NewDigests(a.catalog.ask), pasts: map[tableName]*past{},
+		heard: a.heard, kept: a.kept, owed: a.owed, conn: conn, catalog: a.catalog, digests: rowkey.NewDigests(a.catalog.ask), pasts: map[tableName]*past{},
 		beginStatement: fixed("BEGIN"), commitStatement: fixed("COMMIT"), xidStatement: fixed("SELECT pg_current_xact_id()"),
 		unkeepStatement: fixed(unkeepSQL, oidInt8, oidInt8), mappings: map[uint32]*mapping{},
 	}
@@ -169,6 +173,9 @@ func (k *keeper) work(ctx context.Context) error {
 // settle looks at all kept rows that are due.
 func (k *keeper) settle(ctx context.Context) error {
 	if err := k.checkAll(ctx); err != nil {
+		return err
+	}
+	if err := k.keepOwed(ctx); err != nil {
 		return err
 	}
 	var held []func()
@@ -387,6 +394,9 @@ func (k *keeper) examine(ctx context.Context, e *keptRow) error {
 	if gone {
 		c.unkeep(e.key)
 		return k.commit(ctx)
+	}
+	if k.owed.any(e.key) { // older than what is owed (setAside), and what is in the way of that only its author knows
+		return k.rollBack(ctx, k.conn.PgConn().TxStatus())
 	}
 	rivals, err := c.rivals(ctx, m, tuple)
 	if err != nil {

@@ -33,6 +33,10 @@ import (
 //
 // It is over when a later version of the row has been applied, or the author's node has answered and what stood in its
 // stream before the answer is applied.
+//
+// The author's node may keep the row out of its table meanwhile, since a later row has a value that must be unique (quarantine.go). It
+// cannot write it again then, and says so: the older version goes out of the table here, too, and does not come back before the row
+// is owed no more (keeper.setAside).
 
 // owedRow is a row that a transaction should have written.
 type owedRow struct {
@@ -47,6 +51,8 @@ type owedRow struct {
 	asked  bool
 	frames uint64        // of the origin that had arrived by then
 	need   origin.Vector // once that is applied, the row is here; nil: there is no answer yet
+	kept   origin.Vector // once that is applied, the row is kept out of the table, as its author does; nil: nothing says so
+	aside  bool          // its author keeps it out of its table, and so does this node
 	gone   bool          // it is not owed any more
 }
 
@@ -66,6 +72,7 @@ type owed struct {
 	order    map[origin.Origin][]*owedRow // by before; those that are gone stay until they come to the front
 	fresh    []*owedRow                   // that were not asked for yet
 	answered []*owedRow
+	aside    []*owedRow // whose authors keep them out of their tables, and that are not kept out here yet
 }
 
 func newOwed(p *progress) *owed {
@@ -176,6 +183,19 @@ func (o *owed) answer(id int64, need origin.Vector) {
 	}
 }
 
+// isKept takes in that the author of a row keeps it out of its table; need is what stood in front of that.
+func (o *owed) isKept(id int64, need origin.Vector) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if e := o.ids[id]; e != nil && e.need == nil {
+		if e.kept == nil {
+			o.aside = append(o.aside, e)
+		}
+		e.kept = need
+		o.wake()
+	}
+}
+
 func (o *owed) wake() {
 	select {
 	case o.woke <- struct{}{}:
@@ -195,6 +215,30 @@ func (o *owed) settled(own origin.Origin) (done []*owedRow, waits bool) {
 		}
 	}
 	return done, len(done) < len(o.answered)
+}
+
+// isAside notes that a row is kept out of its table here, too.
+func (o *owed) isAside(e *owedRow) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	e.aside = true
+}
+
+// toKeep takes out the rows that are to be kept out of their tables now; waits: there are others, which are to be later.
+func (o *owed) toKeep(own origin.Origin) (rows []*owedRow, waits bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.aside = slices.DeleteFunc(o.aside, func(e *owedRow) bool {
+		_, _, lacks := o.progress.lacks(e.kept, origin.Origin{}, own)
+		if lacks && !e.gone && e.need == nil {
+			return false
+		}
+		if e.kept = nil; !lacks && !e.gone && e.need == nil {
+			rows = append(rows, e)
+		}
+		return true
+	})
+	return rows, len(o.aside) > 0
 }
 
 // ---- the careful path ----
@@ -376,12 +420,12 @@ func (a *Applier) loadOwed(ctx context.Context) error {
 }
 
 // Owed returns how many rows other nodes owe this one: they wait for a node to write them again in full. since is when the
-// oldest of them came, and from the node that is named.
+// oldest of them came, and from the node that is named: of those that no node keeps out of its table meanwhile; none if node is "".
 func (a *Applier) Owed() (rows int, node string, since time.Time) {
 	a.owed.mu.Lock()
 	defer a.owed.mu.Unlock()
-	for _, order := range a.owed.order {
-		if e := order[0]; node == "" || e.since.Before(since) {
+	for _, e := range a.owed.ids {
+		if !e.aside && (node == "" || e.since.Before(since)) {
 			node, since = e.of.Origin.Node, e.since
 		}
 	}

@@ -33,10 +33,12 @@ type resender struct {
 	digests *rowkey.Digests
 	catalog *catalog
 	workers []*worker
+	keep    func(rows []*owedRow) // out of their tables: keeper.setAside
 
 	mu    sync.Mutex
 	asked []askedRow
 	have  map[askedID]bool // which ones stand in asked, or are being written
+	said  map[askedID]bool // of which it was said that the row is kept out of the table
 	woke  chan struct{}    // of capacity 1: asked has grown
 	told  string           // what was logged last of a request that waits
 }
@@ -67,13 +69,13 @@ const (
 )
 
 func newResender(own origin.Origin, o *owed) *resender {
-	return &resender{own: own, owed: o, have: map[askedID]bool{}, woke: make(chan struct{}, 1)}
+	return &resender{own: own, owed: o, have: map[askedID]bool{}, said: map[askedID]bool{}, woke: make(chan struct{}, 1)}
 }
 
 func (a *Applier) openResender() {
 	d := newResender(a.own, a.owed)
 	d.opts, d.log, d.absence, d.catalog, d.workers = &a.opts, a.opts.Logger, a.absence, a.catalog, a.workers
-	d.digests = rowkey.NewDigests(a.catalog.ask)
+	d.digests, d.keep = rowkey.NewDigests(a.catalog.ask), a.keeper.setAside
 	a.resends = d
 	for _, w := range a.workers {
 		w.inbox.resends = d
@@ -105,6 +107,7 @@ func (d *resender) hearAsk(by origin.Origin, payload []byte) error {
 	r := askedRow{by, ask}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	delete(d.said, r.id()) // who asks again has started anew, it may be
 	if len(d.asked) >= askedLimit || d.have[r.id()] {
 		return nil
 	}
@@ -120,7 +123,11 @@ func (d *resender) hearAsk(by origin.Origin, payload []byte) error {
 // hearAnswer takes in another node's answer; need is what stands in its stream up to there.
 func (d *resender) hearAnswer(payload []byte, need origin.Vector) error {
 	answer, err := wire.ParseAnswer(payload)
-	if err == nil && answer.To == d.own {
+	switch {
+	case err != nil || answer.To != d.own:
+	case answer.Kept:
+		d.owed.isKept(answer.ID, need)
+	default:
 		d.owed.answer(answer.ID, need)
 	}
 	return err
@@ -187,10 +194,12 @@ func (d *resender) turn(ctx context.Context, again bool) (waits, left bool, err 
 	return waits, left, err
 }
 
-// settle forgets the rows whose answers have been reached.
+// settle forgets the rows whose answers have been reached, and has those kept that their authors keep.
 func (d *resender) settle(ctx context.Context) (waits bool, err error) {
 	done, waits := d.owed.settled(d.own)
-	if len(done) == 0 {
+	rows, more := d.owed.toKeep(d.own)
+	d.keep(rows)
+	if waits = waits || more; len(done) == 0 {
 		return waits, nil
 	}
 	ids := make([]int64, len(done))
@@ -265,6 +274,9 @@ func (d *resender) resendAll(ctx context.Context) (left bool, err error) {
 				answers = append(answers, wire.AppendAnswer(nil, wire.Answer{To: r.by, ID: r.ID}))
 				continue
 			case err == nil:
+				if waits == isKept && d.sayKept(r) {
+					answers = append(answers, wire.AppendAnswer(nil, wire.Answer{To: r.by, ID: r.ID, Kept: true}))
+				}
 				err = errors.New(waits)
 			case !errors.As(err, &pg) || lost(err) || ctx.Err() != nil:
 				return false, err
@@ -281,14 +293,30 @@ func (d *resender) resendAll(ctx context.Context) (left bool, err error) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	said := d.said
+	d.said = map[askedID]bool{}
 	for _, r := range asked {
 		delete(d.have, r.id())
 	}
 	for _, r := range again {
-		d.have[r.id()] = true
+		if d.have[r.id()] = true; said[r.id()] {
+			d.said[r.id()] = true
+		}
 	}
 	d.asked = append(again, d.asked...)
 	return len(again) > 0, nil
+}
+
+// isKept is what resend returns of a row that is kept out of its table.
+const isKept = "it is kept out of the table, since a later one has a value that must be unique (docs/unique.md)"
+
+// sayKept reports whether the asking node is to be told that the row is kept, and notes that it is.
+func (d *resender) sayKept(r askedRow) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	said := d.said[r.id()]
+	d.said[r.id()] = true
+	return !said
 }
 
 // resend writes one row again, with new values of all that may be stored out of line, so that the WAL has them. It returns
@@ -316,12 +344,12 @@ func (d *resender) resend(ctx context.Context, ask *wire.Ask, tables map[tableNa
 }
 
 func (d *resender) resendIn(ctx context.Context, tx pgx.Tx, t *table, ask *wire.Ask) (waits string, err error) {
-	var same, kept, owedSame, wide []string
+	var same, keptSame, owedSame, wide []string
 	for _, k := range t.key {
 		c := &t.cols[k]
 		same = append(same, fmt.Sprintf("%s %s %s", c.compared(), c.equals, c.comparedIn("k")))
 		root := c.typ.root()
-		kept = append(kept, fmt.Sprintf("q.image[array_position(q.columns, %s)]::%s %s %s", literal(c.name),
+		keptSame = append(keptSame, fmt.Sprintf("q.image[array_position(q.columns, %s)]::%s %s %s", literal(c.name),
 			pgx.Identifier{root.schema, root.name}.Sanitize(), c.equals, c.comparedIn("k")))
 		owedSame = append(owedSame, fmt.Sprintf("%s %s %s", c.comparedIn("o"), c.equals, c.comparedIn("k")))
 	}
@@ -331,15 +359,23 @@ func (d *resender) resendIn(ctx context.Context, tx pgx.Tx, t *table, ask *wire.
 		}
 	}
 	key := fmt.Sprintf("pg_catalog.json_populate_record(NULL::%s, $1::json) k", t.quoted)
-	var hidden bool
-	err = tx.QueryRow(ctx, fmt.Sprintf(`SELECT EXISTS (SELECT FROM pgbridge.quarantine q, %[1]s WHERE q.schema = $2 AND q.name = $3 AND %[2]s)
-		OR EXISTS (SELECT FROM %[5]s t CROSS JOIN LATERAL pg_xact_commit_timestamp_origin(t.xmin) c, pgbridge.owed w,
+	var owed, kept, visible bool
+	err = tx.QueryRow(ctx, fmt.Sprintf(`SELECT EXISTS (SELECT FROM %[5]s t, %[1]s WHERE %[6]s),
+		EXISTS (SELECT FROM pgbridge.quarantine q, %[1]s WHERE q.schema = $2 AND q.name = $3 AND %[2]s),
+		EXISTS (SELECT FROM %[5]s t CROSS JOIN LATERAL pg_xact_commit_timestamp_origin(t.xmin) c, pgbridge.owed w,
 			pg_catalog.json_populate_record(NULL::%[3]s, w.key) o, %[1]s WHERE w.schema = $2 AND w.name = $3 AND %[4]s AND %[6]s
 			AND (c.roident = 0 AND COALESCE(%[7]s, true) AND w.writer IS DISTINCT FROM t.xmin::text) IS NOT TRUE)`,
-		key, strings.Join(kept, " AND "), t.quoted, strings.Join(owedSame, " AND "), t.rows, strings.Join(same, " AND "), genuine),
-		string(ask.Key), t.schema, t.name).Scan(&hidden)
-	if err != nil || hidden {
-		return "it is owed to this node, too, or in quarantine", err
+		key, strings.Join(keptSame, " AND "), t.quoted, strings.Join(owedSame, " AND "), t.rows, strings.Join(same, " AND "), genuine),
+		string(ask.Key), t.schema, t.name).Scan(&visible, &kept, &owed)
+	switch {
+	case err != nil:
+		return "", err
+	case owed:
+		return "it is owed to this node, too", nil
+	case kept && !visible:
+		return isKept, nil
+	case kept:
+		return "users have written one of its key, beside one that is kept out of the table", nil
 	}
 	if len(wide) == 0 {
 		return "", nil // the WAL has all values of such a table's rows

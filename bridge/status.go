@@ -161,7 +161,7 @@ func (b *bridge) report(ctx context.Context) *Report {
 			Mend: "mend the cause, which is tried again each minute, or give the foreign key another policy; SELECT * FROM pgbridge.bereaved shows them"})
 	}
 	if n, node, since := l.applier.Owed(); n > 0 {
-		if r.Owed = n; time.Since(since) > owedPatience {
+		if r.Owed = n; node != "" && time.Since(since) > owedPatience {
 			r.Alarms = append(r.Alarms, Alarm{Code: "rows-owed", Severity: SeverityWarning,
 				Text: fmt.Sprintf("%d rows wait for the node that wrote them to write them again in full, one of %s since %s", n, node, since.UTC().Format(time.RFC3339)),
 				Mend: "let that node's bridge run and be reached; SELECT * FROM pgbridge.owed shows the rows, and that node's log what is in the way there"})

@@ -25,6 +25,14 @@ func seed(t testing.TB) int64 {
 	return rand.Int63n(1_000_000)
 }
 
+// seedAmong is seed, but one of those with which the test has failed before.
+func seedAmong(t testing.TB, failed ...int64) int64 {
+	if os.Getenv("PGBRIDGE_TEST_SEED") != "" {
+		return seed(t)
+	}
+	return failed[rand.Intn(len(failed))]
+}
+
 // run lets the load run for d. The time is the load's size, not something that is waited for.
 func (l *load) run(d time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), d)

@@ -3,6 +3,7 @@ package integration
 import (
 	"fmt"
 	"math/rand"
+	"strings"
 	"testing"
 	"time"
 
@@ -58,17 +59,28 @@ func toastWrite(n *cluster.Node, r *rand.Rand) (string, []any) {
 		fmt.Sprintf(`UPDATE uniq SET n = %d WHERE id = %d`, v, id))
 }
 
+// versionsSQL tells of the rows of toastSchema which transaction wrote them.
+const versionsSQL = `SELECT 'plain ' || id || ' ' || coalesce(n, 0), md5(t::text), t.xmin, c FROM plain t, pg_xact_commit_timestamp_origin(t.xmin) c
+	UNION ALL SELECT 'keyed ' || k || ' ' || n, md5(t::text), t.xmin, c FROM keyed t, pg_xact_commit_timestamp_origin(t.xmin) c
+	UNION ALL SELECT 'parted ' || id || ' ' || n, md5(t::text), t.xmin, c FROM parted t, pg_xact_commit_timestamp_origin(t.xmin) c
+	UNION ALL SELECT 'uniq ' || id || ' ' || n, md5(t::text), t.xmin, c FROM uniq t, pg_xact_commit_timestamp_origin(t.xmin) c ORDER BY 1`
+
 // requireNothingOwed waits until no node owes another a row, and returns how often that was so before.
 func requireNothingOwed(t *testing.T, c *cluster.Cluster) (owed int) {
 	t.Helper()
-	c.WaitConverged()
 	t.Cleanup(func() { // who waits for whom
 		if t.Failed() {
 			for _, n := range c.Nodes {
-				t.Logf("node %s is owed %q\n%s", n.Name, n.Query(`SELECT * FROM pgbridge.owed`), n.LogTail())
+				t.Logf("node %s is owed\n%s\nkeeps\n%s\nhas\n%s\n%s", n.Name, strings.Join(n.Query(`SELECT o::text, o.xmin FROM pgbridge.owed o`), "\n"),
+					strings.Join(n.Query(`SELECT left(q::text, 300) FROM pgbridge.quarantine q`), "\n"), strings.Join(n.Query(versionsSQL), "\n"), n.LogTail())
 			}
 		}
 	})
+	c.WaitConverged()
+	for c.Nodes[0].Value(`SELECT count(*) FROM pgbridge.quarantine`) != "0" { // what is owed and kept out of its table waits for that
+		c.Nodes[0].Exec(`UPDATE uniq SET n = NULL WHERE n IS NOT NULL`)
+		c.WaitConverged()
+	}
 	for _, n := range c.Nodes {
 		n.Await(`SELECT count(*) FROM pgbridge.owed`, "0")
 		var last int
@@ -87,6 +99,9 @@ func requireOwed(t *testing.T, c *cluster.Cluster, rounds int, d time.Duration, 
 	owed := 0
 	for round := 0; round < rounds || owed == 0 && round < most; round++ {
 		s := seed(t)
+		if round == 0 {
+			s = seedAmong(t, 862221, 271794)
+		}
 		t.Logf("seed %d", s)
 		randomWrites(t, c, s, d, disturb, toastWrite)
 		owed = requireNothingOwed(t, c) // since the beginning

@@ -26,6 +26,9 @@ type Ask struct {
 type Answer struct {
 	To origin.Origin // who asked
 	ID int64         // Ask.ID
+	// Kept says instead that the answering node keeps the row out of its table (PROOF.md R30), and will write it again when it has
+	// come back. It is written as an ID below 0, which asks nothing of a node that does not know of it.
+	Kept bool
 }
 
 // AppendAsk appends an Ask, as the content of a message or as a record's payload.
@@ -49,7 +52,11 @@ func ParseAsk(b []byte) (*Ask, error) {
 
 // AppendAnswer appends an Answer, as the content of a message or as a record's payload.
 func AppendAnswer(dst []byte, a Answer) []byte {
-	dst = binary.AppendVarint(dst, a.ID)
+	id := a.ID
+	if a.Kept {
+		id = -id
+	}
+	dst = binary.AppendVarint(dst, id)
 	return binary.AppendUvarint(appendString(dst, a.To.Node), uint64(a.To.Epoch))
 }
 
@@ -59,6 +66,9 @@ func ParseAnswer(b []byte) (Answer, error) {
 	a := Answer{ID: p.varint(), To: p.origin()}
 	if p.err == nil && len(p.b) != 0 {
 		p.fail("bytes behind the answer")
+	}
+	if a.ID < 0 {
+		a.ID, a.Kept = -a.ID, true
 	}
 	return a, p.err
 }
