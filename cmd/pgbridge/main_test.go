@@ -191,8 +191,11 @@ func TestVerbsReachTheBackend(t *testing.T) {
 			}
 			return nil
 		},
-		setup:    func(_ context.Context, cfg *config.Config, _ func(string)) error { check("setup", cfg); return nil },
-		restored: func(_ context.Context, cfg *config.Config, _ func(string)) error { check("node restored", cfg); return nil },
+		setup: func(_ context.Context, cfg *config.Config, _ func(string)) error { check("setup", cfg); return nil },
+		restored: func(_ context.Context, cfg *config.Config, _ func(string)) error {
+			check("node restored", cfg)
+			return nil
+		},
 		setupSQL: func(_ context.Context, cfg *config.Config) ([]string, error) {
 			check("setup --print-sql", cfg)
 			return []string{"CREATE SCHEMA IF NOT EXISTS pgbridge", "SELECT 1;\n"}, nil
