@@ -66,15 +66,19 @@ func (w *worker) paced(ctx context.Context) (bool, error) {
 	if wait <= 0 {
 		return false, nil
 	}
+	return true, w.still(ctx, wait, changed)
+}
+
+// still waits, with nothing in flight, unless something is changed meanwhile.
+func (w *worker) still(ctx context.Context, wait time.Duration, changed <-chan struct{}) error {
 	if err := w.reap(ctx, 0); err != nil {
-		return true, err
+		return err
 	}
 	select {
 	case <-time.After(wait):
-		return true, nil
 	case <-changed:
-		return true, nil
 	case <-ctx.Done():
-		return true, context.Cause(ctx)
+		return context.Cause(ctx)
 	}
+	return nil
 }

@@ -159,15 +159,7 @@ func (w *worker) rested(ctx context.Context) (bool, error) {
 	if wait <= 0 {
 		return false, nil
 	}
-	if err := w.reap(ctx, 0); err != nil {
-		return true, err
-	}
-	select {
-	case <-time.After(wait):
-	case <-changed:
-	case <-ctx.Done():
-		return true, context.Cause(ctx)
-	}
+	err := w.still(ctx, wait, changed)
 	w.working = time.Now()
-	return true, nil
+	return true, err
 }
