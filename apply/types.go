@@ -57,11 +57,9 @@ func (t *pgType) runs() bool {
 // catalog reads tables and types over a connection of its own, for all workers: theirs may have
 // transactions in flight.
 type catalog struct {
-	mu   sync.Mutex // guards all below
-	conn *pgx.Conn
-	// within: conn is that of a transaction that changes the schema, and reads it with its own eyes and its own lock_timeout.
-	within bool
-	types  map[uint32]*pgType
+	mu    sync.Mutex // guards all below
+	conn  *pgx.Conn
+	types map[uint32]*pgType
 	// How tables are merged, and whose writes come first where that matters; never changed.
 	merges   []MergePolicy
 	priority []string
@@ -99,7 +97,7 @@ func (c *catalog) tableNow(ctx context.Context, schema, name string) (t *table, 
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	clear(c.types)
-	if c.within {
+	if c.conn.PgConn().TxStatus() != 'I' { // the session is not shared, and that transaction has a lock_timeout of its own
 		return loadTable(ctx, c, schema, name)
 	}
 	err = pgx.BeginFunc(ctx, c.conn, func(tx pgx.Tx) error {
