@@ -17,6 +17,11 @@ RACE_GO := CGO_ENABLED=1 go
 STATICCHECK_VERSION := v0.8.2
 STATICCHECK := build/bin/staticcheck-$(STATICCHECK_VERSION)
 
+NFPM_VERSION := v2.43.0
+NFPM := build/bin/nfpm-$(NFPM_VERSION)
+# What git describe says, as Debian compares versions; before the first tag 0, and then the commit.
+DEB_VERSION ?= $(shell git describe --tags --dirty 2>/dev/null | sed 's/^v//' | grep . || echo "0~$$(git rev-list --count HEAD)")
+
 # The versions that `make test` fetches, and the ones that its tests run with
 # where they do not ask for one: a list such as 15,16,17,18.
 PG ?= 15 16 17 18
@@ -43,7 +48,7 @@ SEED ?= 1
 RUN ?= .
 RACE ?=
 
-.PHONY: help build demo test lint unit integration compose fuzz sim soak bench bench-long bench-rivals scale microbench postgres clean
+.PHONY: help build demo test lint unit integration compose fuzz sim soak bench bench-long bench-rivals deb deb-test scale microbench postgres clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +74,12 @@ $(STATICCHECK):
 	@rm -rf build/tmp-bin
 	GOBIN=$(CURDIR)/build/tmp-bin go install honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK_VERSION)
 	@mv build/tmp-bin/staticcheck $@ && rmdir build/tmp-bin
+
+$(NFPM):
+	@mkdir -p $(@D)
+	@rm -rf build/tmp-bin
+	GOBIN=$(CURDIR)/build/tmp-bin go install github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM_VERSION)
+	@mv build/tmp-bin/nfpm $@ && rmdir build/tmp-bin
 
 unit: postgres ## each package by itself, with the race detector where goroutines meet
 	$(RACE_GO) test -race -vet=off -count=1 -timeout 20m -skip '$(PLAIN)' $(UNIT)
@@ -109,6 +120,19 @@ bench-rivals: build ## against pglogical and Bucardo too, all on PostgreSQL 15, 
 	scripts/rivals.sh
 	@mkdir -p build
 	go run ./integration/bench -major 15 -rivals native,pgbridge,pglogical,bucardo -out build/bench-rivals.json $(BENCHFLAGS)
+
+deb: build $(NFPM) ## build/pgbridge_*.deb, a Debian package
+	@mkdir -p build/completion
+	bin/pgbridge completion bash > build/completion/pgbridge.bash
+	bin/pgbridge completion zsh > build/completion/_pgbridge
+	bin/pgbridge completion fish > build/completion/pgbridge.fish
+	DEB_ARCH=$$(go env GOARCH) DEB_VERSION=$(DEB_VERSION) $(NFPM) package --config deploy/deb/nfpm.yaml --packager deb --target build/
+
+deb-test: ## as root: installs the package in this system, runs two nodes with it, upgrades it, and purges it
+	scripts/postgres.sh 18
+	$(MAKE) deb DEB_VERSION=0~test1
+	$(MAKE) deb DEB_VERSION=0~test2
+	go run ./integration/debtest build/pgbridge_0~test1_$$(go env GOARCH).deb build/pgbridge_0~test2_$$(go env GOARCH).deb
 
 scale: ## works out what clusters cost that are too large to be tried, as a table for docs/scale.md
 	go run ./integration/scale

@@ -103,6 +103,18 @@ func writeConfig(t *testing.T) string {
 	return path
 }
 
+// TestCompletion: the package brings these scripts, and they ask the program for what is not in them.
+func TestCompletion(t *testing.T) {
+	for shell, want := range map[string]string{"bash": "complete -o default -F __start_pgbridge pgbridge", "zsh": "#compdef pgbridge", "fish": "complete -c pgbridge"} {
+		if got := call(t, backend{}, "completion", shell); got.code != 0 || !strings.Contains(got.out, want) {
+			t.Errorf("%s: code %d, without %q: %s", shell, got.code, want, got.err)
+		}
+	}
+	if got := call(t, backend{}, "__complete", "conflicts", "u"); got.code != 0 || !strings.HasPrefix(got.out, "undo\t") {
+		t.Errorf("conflicts u is completed to %q, %s", got.out, got.err)
+	}
+}
+
 func TestHelp(t *testing.T) {
 	var all strings.Builder
 	for _, args := range [][]string{{}, {"run", "--help"}, {"setup", "--help"}, {"status", "--help"}, {"reload", "--help"}, {"conflicts"}, {"conflicts", "list", "--help"},

@@ -47,11 +47,10 @@ applies what is committed on the other nodes.
 
 Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 3 a check found something; 4 fenced,
 another bridge has this node: do not restart.`,
-		Args:              cobra.ArbitraryArgs, // so that an unknown command is ours to refuse
-		RunE:              refuseUnknownCommand,
-		SilenceErrors:     true,
-		SilenceUsage:      true,
-		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+		Args:          cobra.ArbitraryArgs, // so that an unknown command is ours to refuse
+		RunE:          refuseUnknownCommand,
+		SilenceErrors: true,
+		SilenceUsage:  true,
 	}
 	root.SetOut(c.out)
 	root.SetErr(c.err)
