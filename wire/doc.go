@@ -65,7 +65,8 @@
 //	Q  the sender's node asks another one to write a row again in full: id:varint of:origin (who is asked)
 //	   schema:string table:string key:string (a JSON object of the key's columns)
 //	A  answer to a Q: the row stands in the stream in front of this record, in full or as deleted, whoever did
-//	   that: id:varint to:origin
+//	   that: id:varint to:origin. An id below 0 answers -id: the sender's node keeps the row out of its
+//	   table, since a later one has a value that must be unique
 //	B  begin: seq:uvarint stamp:varint commit_time:varint commit_lsn:uvarint xid:uvarint
 //	I  insert, U update, D delete: relation:uvarint, then the tuples as in pgoutput's message of that
 //	   letter: I 'N' tuple; U [ 'K' | 'O' tuple ] 'N' tuple; D 'K' | 'O' tuple

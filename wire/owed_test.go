@@ -15,8 +15,10 @@ func TestAsksAndAnswers(t *testing.T) {
 	if got, err := ParseAsk(content[AskPrefix]); err != nil || !reflect.DeepEqual(got, ask) {
 		t.Errorf("%+v became %+v, %v", ask, got, err)
 	}
-	if got, err := ParseAnswer(content[AnswerPrefix]); err != nil || got != answer {
-		t.Errorf("%+v became %+v, %v", answer, got, err)
+	for _, answer := range []Answer{answer, {ID: 7, To: answer.To, Kept: true}} {
+		if got, err := ParseAnswer(AppendAnswer(nil, answer)); err != nil || got != answer {
+			t.Errorf("%+v became %+v, %v", answer, got, err)
+		}
 	}
 	for prefix, b := range content {
 		body, ok := AppendNote(nil, prefix, b)
