@@ -92,7 +92,7 @@ func (f *foreseen) want(rec wire.Record, relations map[uint32]*wire.Relation) er
 		return err
 	}
 	m, err := f.w.mapping(relations[id], id)
-	if isBlocked(err) || err == nil && !m.local.hasher.Served() {
+	if isBlocked(err) || isLocked(err) || err == nil && !m.local.hasher.Served() {
 		return nil
 	}
 	if err != nil {

@@ -603,7 +603,7 @@ func (k *keeper) changed(ctx context.Context, rec wire.Record, relations map[uin
 		return nil
 	}
 	m, err := k.published.of(ctx, k.catalog.tableNow, r)
-	if isBlocked(err) {
+	if isBlocked(err) || isLocked(err) {
 		k.kept.touchAll(&n)
 		return nil
 	}

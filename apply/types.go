@@ -3,6 +3,7 @@ package apply
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -76,12 +77,15 @@ func (c *catalog) ask(ctx context.Context, f func(context.Context, *pgx.Conn) er
 // catalogLockTimeout, in milliseconds, is for how long a table that is read may be locked: by what changes its schema, or waits to.
 const catalogLockTimeout = "200"
 
+// lockedPause is how long a worker that holds nothing leaves such a table alone.
+const lockedPause = 20 * time.Millisecond
+
 // table reads a table afresh, types included. It waits for whoever changes its schema, so that the caller may hold no lock of a table:
 // what changes the schema may wait for that, and the server knows nothing of it.
 func (c *catalog) table(ctx context.Context, schema, name string) (*table, error) {
 	for {
 		t, err := c.tableNow(ctx, schema, name)
-		if !hasCode(err, "55P03") {
+		if !isLocked(err) {
 			return t, err
 		}
 		select {
@@ -108,9 +112,26 @@ func (c *catalog) tableNow(ctx context.Context, schema, name string) (t *table, 
 		return err
 	})
 	if hasCode(err, "55P03") {
-		err = &Blocked{Reason: fmt.Sprintf("table %s is locked by a session that changes its schema, or waits to", pgx.Identifier{schema, name}.Sanitize()), Err: err}
+		err = &lockedError{pgx.Identifier{schema, name}.Sanitize(), err}
 	}
 	return t, err
+}
+
+// lockedError is that of a table which cannot be read before somebody has given up its lock. It says nothing of the table.
+type lockedError struct {
+	table string
+	err   error
+}
+
+func (e *lockedError) Error() string {
+	return fmt.Sprintf("table %s is locked by a session that changes its schema, or waits to: %v", e.table, e.err)
+}
+
+func (e *lockedError) Unwrap() error { return e.err }
+
+func isLocked(err error) bool {
+	var l *lockedError
+	return errors.As(err, &l)
 }
 
 const typeSQL = `

@@ -142,6 +142,13 @@ func (w *worker) run(ctx context.Context) error {
 			continue
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
+		case isLocked(err): // for a moment, or for as long as a schema change takes: nobody need do anything
+			select {
+			case <-time.After(lockedPause):
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+			continue
 		case errors.Is(err, wire.ErrCorrupt):
 			b = &Blocked{Reason: "a transaction cannot be read; upgrade pgbridge or make the table equal on both nodes", Err: err}
 		case !errors.As(err, &b):

@@ -38,7 +38,7 @@ func TestStopDrains(t *testing.T) {
 	done := stopping(1)
 	select {
 	case d := <-done:
-		t.Errorf("stopped after %v, while a transaction that had arrived was not applied", d)
+		t.Fatalf("stopped after %v, while a transaction that had arrived was not applied", d)
 	case <-time.After(300 * time.Millisecond):
 	}
 	lock(`ROLLBACK`)
