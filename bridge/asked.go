@@ -34,7 +34,7 @@ const (
 	// connectPatience is how long it may take to connect to another node's broker: somebody waits.
 	connectPatience = 3 * time.Second
 	// catalogPatience is how long another node may take to answer.
-	catalogPatience = 5 * time.Second
+	catalogPatience = 15 * time.Second
 	// answerLimit bounds an answer when it is unpacked.
 	answerLimit = 64 << 20
 )
