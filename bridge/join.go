@@ -84,7 +84,10 @@ func Join(ctx context.Context, cfg *config.Config, o JoinOptions) error {
 		defer j.close()
 		return j.copied(ctx)
 	}
-	if err := copied(); err != nil {
+	switch err := copied(); {
+	case err != nil && ctx.Err() != nil: // whatever was cut off by it
+		return context.Cause(ctx)
+	case err != nil:
 		return err
 	}
 	return catchUp(ctx, cfg, o)
