@@ -98,15 +98,11 @@ func readAgain(ctx context.Context, conn *pgx.Conn) ([]againRow, error) {
 
 // writeAgain writes one row: with new values of all that may be stored out of line, so that the WAL has them.
 func writeAgain(ctx context.Context, conn *pgx.Conn, t *table, r againRow) error {
-	var same, set, cols []string
+	var set, cols []string
 	var wide []string
 	still := "" // a column that an UPDATE may write
 	for i := range t.cols {
 		c := &t.cols[i]
-		isKey := slices.Contains(t.key, i)
-		if isKey {
-			same = append(same, fmt.Sprintf("%s %s %s", c.compared(), c.equals, c.comparedIn("k")))
-		}
 		if c.generated {
 			continue
 		}
@@ -114,12 +110,12 @@ func writeAgain(ctx context.Context, conn *pgx.Conn, t *table, r againRow) error
 		if !c.always {
 			still = c.quoted
 		}
-		if c.long && !isKey {
+		if c.long && !t.isKey(i) {
 			wide = append(wide, c.quoted)
 		}
 	}
 	key := fmt.Sprintf("pg_catalog.json_populate_record(NULL::%s, $1::json) k", t.quoted)
-	where := strings.Join(same, " AND ")
+	where := t.sameKey("t", "k")
 	switch {
 	case r.image != nil:
 		_, err := conn.Exec(ctx, fmt.Sprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM %s ON CONFLICT DO NOTHING", t.quoted,

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/pgbridge/pgbridge/wire"
 )
@@ -59,11 +58,7 @@ func (k *keeper) keepOne(ctx context.Context, e *owedRow) error {
 		return err
 	}
 	defer done()
-	if err := k.attempt(ctx, func() error { return k.keepOlder(ctx, e) }); err != nil {
-		return err
-	}
-	k.owed.isAside(e)
-	return nil
+	return k.attempt(ctx, func() error { return k.keepOlder(ctx, e) })
 }
 
 // keepOlder moves what is in the table of a row that is owed into the quarantine, if it is older.
@@ -76,14 +71,10 @@ func (k *keeper) keepOlder(ctx context.Context, e *owedRow) error {
 		return err
 	}
 	columns := map[string]wire.Value{}
-	var same []string
 	for i := range t.cols {
 		c := &t.cols[i]
 		if !c.generated {
 			columns[c.name] = wire.Value{}
-		}
-		if t.isKey(i) {
-			same = append(same, fmt.Sprintf("%s %s %s", c.compared(), c.equals, c.comparedIn("k")))
 		}
 	}
 	m, err := k.shape(ctx, e.table, columns)
@@ -96,11 +87,12 @@ func (k *keeper) keepOlder(ctx context.Context, e *owedRow) error {
 		return err
 	}
 	rows, err := k.exec(ctx, fmt.Sprintf("SELECT t.tableoid::text, t.ctid::text FROM %s t, pg_catalog.json_populate_record(NULL::%s, $1::json) k WHERE %s FOR UPDATE OF t",
-		t.rows, t.quoted, strings.Join(same, " AND ")), []uint32{oidText}, []param{textParam(string(e.key))})
+		t.rows, t.quoted, t.sameKey("t", "k")), []uint32{oidText}, []param{textParam(string(e.key))})
 	if err != nil {
 		return fmt.Errorf("lock row of %s: %w", t.quoted, err)
 	}
 	if len(rows) == 0 {
+		k.owed.isAside(e)
 		return k.rollBack(ctx, k.conn.PgConn().TxStatus())
 	}
 	row := []rival{{tableoid: string(rows[0][0]), ctid: string(rows[0][1]), unique: &unique{name: "owed by " + e.of.Origin.Node}}}
@@ -116,5 +108,9 @@ func (k *keeper) keepOlder(ctx context.Context, e *owedRow) error {
 	if err := c.hideAll(ctx, m, row, e.hash); err != nil {
 		return err
 	}
-	return k.commit(ctx)
+	if err := k.commit(ctx); err != nil {
+		return err
+	}
+	k.owed.isAside(e)
+	return nil
 }

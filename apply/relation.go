@@ -42,6 +42,16 @@ func (c *column) comparedIn(alias string) string {
 	return fmt.Sprintf("(%s.%s)::%s", alias, c.quoted, pgx.Identifier{r.schema, r.name}.Sanitize())
 }
 
+// sameKey is the condition that rows of two aliases have the same key.
+func (t *table) sameKey(a, b string) string {
+	var same []string
+	for _, k := range t.key {
+		c := &t.cols[k]
+		same = append(same, fmt.Sprintf("%s %s %s", c.comparedIn(a), c.equals, c.comparedIn(b)))
+	}
+	return strings.Join(same, " AND ")
+}
+
 // param is the type object id under which the column's values are sent.
 func (c *column) param() uint32 { return c.typ.root().oid }
 

@@ -344,28 +344,26 @@ func (d *resender) resend(ctx context.Context, ask *wire.Ask, tables map[tableNa
 }
 
 func (d *resender) resendIn(ctx context.Context, tx pgx.Tx, t *table, ask *wire.Ask) (waits string, err error) {
-	var same, keptSame, owedSame, wide []string
+	var keptSame, wide []string
 	for _, k := range t.key {
 		c := &t.cols[k]
-		same = append(same, fmt.Sprintf("%s %s %s", c.compared(), c.equals, c.comparedIn("k")))
 		root := c.typ.root()
 		keptSame = append(keptSame, fmt.Sprintf("q.image[array_position(q.columns, %s)]::%s %s %s", literal(c.name),
 			pgx.Identifier{root.schema, root.name}.Sanitize(), c.equals, c.comparedIn("k")))
-		owedSame = append(owedSame, fmt.Sprintf("%s %s %s", c.comparedIn("o"), c.equals, c.comparedIn("k")))
 	}
 	for i := range t.cols {
 		if c := &t.cols[i]; c.long && !c.generated && !slices.Contains(t.key, i) {
 			wide = append(wide, c.quoted)
 		}
 	}
-	key := fmt.Sprintf("pg_catalog.json_populate_record(NULL::%s, $1::json) k", t.quoted)
+	key, same := fmt.Sprintf("pg_catalog.json_populate_record(NULL::%s, $1::json) k", t.quoted), t.sameKey("t", "k")
 	var owed, kept, visible bool
 	err = tx.QueryRow(ctx, fmt.Sprintf(`SELECT EXISTS (SELECT FROM %[5]s t, %[1]s WHERE %[6]s),
 		EXISTS (SELECT FROM pgbridge.quarantine q, %[1]s WHERE q.schema = $2 AND q.name = $3 AND %[2]s),
 		EXISTS (SELECT FROM %[5]s t CROSS JOIN LATERAL pg_xact_commit_timestamp_origin(t.xmin) c, pgbridge.owed w,
 			pg_catalog.json_populate_record(NULL::%[3]s, w.key) o, %[1]s WHERE w.schema = $2 AND w.name = $3 AND %[4]s AND %[6]s
 			AND (c.roident = 0 AND COALESCE(%[7]s, true) AND w.writer IS DISTINCT FROM t.xmin::text) IS NOT TRUE)`,
-		key, strings.Join(keptSame, " AND "), t.quoted, strings.Join(owedSame, " AND "), t.rows, strings.Join(same, " AND "), genuine),
+		key, strings.Join(keptSame, " AND "), t.quoted, t.sameKey("o", "k"), t.rows, same, genuine),
 		string(ask.Key), t.schema, t.name).Scan(&visible, &kept, &owed)
 	switch {
 	case err != nil:
@@ -381,7 +379,7 @@ func (d *resender) resendIn(ctx context.Context, tx pgx.Tx, t *table, ask *wire.
 		return "", nil // the WAL has all values of such a table's rows
 	}
 	rows, err := tx.Query(ctx, fmt.Sprintf("SELECT %s FROM %s t, %s WHERE %s FOR UPDATE OF t", "t."+strings.Join(wide, "::text, t.")+"::text", t.rows, key,
-		strings.Join(same, " AND ")), string(ask.Key))
+		same), string(ask.Key))
 	if err != nil {
 		return "", err
 	}
@@ -396,14 +394,14 @@ func (d *resender) resendIn(ctx context.Context, tx pgx.Tx, t *table, ask *wire.
 	if err := rows.Err(); err != nil || !found {
 		return "", err
 	}
-	if unsettled, err := d.unsettled(ctx, tx.Conn().PgConn(), t, key, strings.Join(same, " AND "), ask); err != nil || unsettled {
+	if unsettled, err := d.unsettled(ctx, tx.Conn().PgConn(), t, key, same, ask); err != nil || unsettled {
 		return "a local delete may still take it back", err
 	}
 	var set []string
 	for i, name := range wide {
 		set = append(set, fmt.Sprintf("%s = $%d", name, i+2))
 	}
-	sql := fmt.Sprintf("UPDATE %s t SET %s FROM %s WHERE %s", t.rows, strings.Join(set, ", "), key, strings.Join(same, " AND "))
+	sql := fmt.Sprintf("UPDATE %s t SET %s FROM %s WHERE %s", t.rows, strings.Join(set, ", "), key, same)
 	return "", tx.Conn().PgConn().ExecParams(ctx, sql, values, nil, nil, nil).Read().Err
 }
 

@@ -77,8 +77,8 @@ func (c *catalog) ask(ctx context.Context, f func(context.Context, *pgx.Conn) er
 // catalogLockTimeout, in milliseconds, is for how long a table that is read may be locked: by what changes its schema, or waits to.
 const catalogLockTimeout = "200"
 
-// lockedPause is how long a worker that holds nothing leaves such a table alone.
-const lockedPause = 20 * time.Millisecond
+// lockedPause is how long who holds nothing leaves such a table alone.
+const lockedPause = 100 * time.Millisecond
 
 // table reads a table afresh, types included. It waits for whoever changes its schema, so that the caller may hold no lock of a table:
 // what changes the schema may wait for that, and the server knows nothing of it.
@@ -89,7 +89,7 @@ func (c *catalog) table(ctx context.Context, schema, name string) (*table, error
 			return t, err
 		}
 		select {
-		case <-time.After(resendAgain):
+		case <-time.After(lockedPause):
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}

@@ -198,16 +198,6 @@ func (u *undo) from(col string) (from, where string) {
 	return fmt.Sprintf("pgbridge.conflict c, pg_catalog.json_populate_record(NULL::%s, c.%s) p", u.t.quoted, col), fmt.Sprintf("c.id = %d", u.ID)
 }
 
-// isTheRow is the condition that alias t has p's key.
-func (u *undo) isTheRow() string {
-	var parts []string
-	for _, k := range u.t.key {
-		c := &u.t.cols[k]
-		parts = append(parts, fmt.Sprintf("%s %s %s", c.compared(), c.equals, c.comparedIn("p")))
-	}
-	return strings.Join(parts, " AND ")
-}
-
 // look reads the row that is there now, and both images through the table's types.
 func (u *undo) look(ctx context.Context, lock string) error {
 	var err error
@@ -227,7 +217,7 @@ func (u *undo) look(ctx context.Context, lock string) error {
 	}
 	_, col := u.keyImage()
 	from, where := u.from(col)
-	u.now, err = u.row(ctx, "look at", fmt.Sprintf("SELECT row_to_json(t.*)::text FROM %s t, %s WHERE %s AND %s%s", u.t.rows, from, where, u.isTheRow(), lock))
+	u.now, err = u.row(ctx, "look at", fmt.Sprintf("SELECT row_to_json(t.*)::text FROM %s t, %s WHERE %s AND %s%s", u.t.rows, from, where, u.t.sameKey("t", "p"), lock))
 	return err
 }
 
@@ -306,7 +296,7 @@ func (u *undo) sql(ctx context.Context, o UndoOptions) (string, error) {
 	case !u.loser.there() && !u.now.there():
 		return "", fmt.Errorf("row %s of %s is not there, so that there is nothing to delete", u.Key, u.t.quoted)
 	case !u.loser.there():
-		return fmt.Sprintf("DELETE FROM %s t USING %s\nWHERE %s AND %s", u.t.rows, from, where, u.isTheRow()), nil
+		return fmt.Sprintf("DELETE FROM %s t USING %s\nWHERE %s AND %s", u.t.rows, from, where, u.t.sameKey("t", "p")), nil
 	case !u.now.there():
 		return u.insertSQL(from, where, o)
 	}
@@ -325,7 +315,7 @@ func (u *undo) sql(ctx context.Context, o UndoOptions) (string, error) {
 	if len(set) == 0 {
 		return "", fmt.Errorf("row %s of %s has no column that can be written", u.Key, u.t.quoted)
 	}
-	return fmt.Sprintf("UPDATE %s t SET %s\nFROM %s\nWHERE %s AND %s", u.t.rows, strings.Join(set, ", "), from, where, u.isTheRow()), nil
+	return fmt.Sprintf("UPDATE %s t SET %s\nFROM %s\nWHERE %s AND %s", u.t.rows, strings.Join(set, ", "), from, where, u.t.sameKey("t", "p")), nil
 }
 
 // insertSQL inserts the row anew, which must be known whole.
@@ -375,7 +365,7 @@ func (u *undo) replaceSQL(ctx context.Context, from, where string, always *colum
 		}
 	}
 	return fmt.Sprintf("WITH d AS (DELETE FROM %s t USING %s WHERE %s AND %s RETURNING %s)\nINSERT INTO %s (%s) OVERRIDING SYSTEM VALUE\nSELECT %s FROM d, %s\nWHERE %s",
-		u.t.rows, from, where, u.isTheRow(), strings.Join(old, ", "), u.t.quoted, strings.Join(cols, ", "), strings.Join(values, ", "), from, where), nil
+		u.t.rows, from, where, u.t.sameKey("t", "p"), strings.Join(old, ", "), u.t.quoted, strings.Join(cols, ", "), strings.Join(values, ", "), from, where), nil
 }
 
 // note is the statement that says in the history who has undone the conflict.
