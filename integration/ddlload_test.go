@@ -129,8 +129,14 @@ func TestSchemaChangesAtRandom(t *testing.T) {
 	t.Logf("%s changes, %s conflicts", c.Nodes[0].Value(`SELECT count(*) FROM pgbridge.ddl`), c.Nodes[0].Value(`SELECT count(*) FROM pgbridge.conflict`))
 }
 
-// unlessChanged executes what names a column that another node's change may just have taken away.
-func unlessChanged(t *testing.T, n *cluster.Node, sql string) {
+// What another node's change may just have taken away.
+const (
+	noColumn = "42703"
+	noTable  = "42P01" // seed 457072
+)
+
+// unlessChanged executes what names something that may just be gone; lacks is the error's code then.
+func unlessChanged(t *testing.T, n *cluster.Node, lacks, sql string) {
 	t.Helper()
 	conn, err := pgx.Connect(context.Background(), n.DSN)
 	if err == nil {
@@ -138,7 +144,7 @@ func unlessChanged(t *testing.T, n *cluster.Node, sql string) {
 		_, err = conn.Exec(context.Background(), sql)
 	}
 	var pg *pgconn.PgError
-	if err != nil && (!errors.As(err, &pg) || pg.Code != "42703") {
+	if err != nil && (!errors.As(err, &pg) || pg.Code != lacks) {
 		t.Fatalf("%s: %v", sql, err)
 	}
 }
@@ -155,13 +161,13 @@ func randomSchemaStep(t *testing.T, c *cluster.Cluster, r *rand.Rand, i int) {
 	pick := func(n *cluster.Node) string { all := columns(n); return all[r.Intn(len(all))] }
 	switch w := r.Intn(24); {
 	case w < 6:
-		unlessChanged(t, n, fmt.Sprintf(`UPDATE t SET %s = '%d' WHERE id BETWEEN %d AND %d`, pick(n), i, from, to))
+		unlessChanged(t, n, noColumn, fmt.Sprintf(`UPDATE t SET %s = '%d' WHERE id BETWEEN %d AND %d`, pick(n), i, from, to))
 	case w < 8:
 		n.Exec(`DELETE FROM t WHERE id BETWEEN $1 AND $2`, from, to)
 	case w < 11:
-		unlessChanged(t, n, fmt.Sprintf(`INSERT INTO t (id, %s) SELECT i, '%d' FROM generate_series(%d, %d) i ON CONFLICT DO NOTHING`, pick(n), i, from, to))
+		unlessChanged(t, n, noColumn, fmt.Sprintf(`INSERT INTO t (id, %s) SELECT i, '%d' FROM generate_series(%d, %d) i ON CONFLICT DO NOTHING`, pick(n), i, from, to))
 	case w < 12:
-		unlessChanged(t, n, fmt.Sprintf(`BEGIN; UPDATE t SET %s = '1' WHERE id < 5; SELECT pgbridge.ddl('ALTER TABLE t ADD COLUMN %s%d int DEFAULT %[3]d');
+		unlessChanged(t, n, noColumn, fmt.Sprintf(`BEGIN; UPDATE t SET %s = '1' WHERE id < 5; SELECT pgbridge.ddl('ALTER TABLE t ADD COLUMN %s%d int DEFAULT %[3]d');
 			UPDATE t SET %[2]s%[3]d = 5 WHERE id = %[4]d; COMMIT`, pick(n), n.Name, i, from))
 	case w < 14:
 		ddl(n, fmt.Sprintf(`ALTER TABLE t ADD COLUMN %s%d text DEFAULT '%[2]d'; ALTER TABLE t ALTER %[1]s%[2]d SET DEFAULT '0'`, n.Name, i))
@@ -179,7 +185,7 @@ func randomSchemaStep(t *testing.T, c *cluster.Cluster, r *rand.Rand, i int) {
 		breaking(one, `DROP TABLE gone`)
 		ddl(one, fmt.Sprintf(`CREATE TABLE gone (id int PRIMARY KEY, v text, n int DEFAULT %d)`, i))
 	case w < 19:
-		n.Exec(`INSERT INTO gone (id, v) SELECT i, $1 FROM generate_series($2::int, $3) i ON CONFLICT (id) DO UPDATE SET v = EXCLUDED.v`, fmt.Sprint(i), from, to)
+		unlessChanged(t, n, noTable, fmt.Sprintf(`INSERT INTO gone (id, v) SELECT i, '%d' FROM generate_series(%d, %d) i ON CONFLICT (id) DO UPDATE SET v = EXCLUDED.v`, i, from, to))
 	case w < 20:
 		n.Stop()
 		n.Start()

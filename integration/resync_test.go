@@ -251,7 +251,7 @@ func changeUniq(t *testing.T, c *cluster.Cluster, n *cluster.Node, r *rand.Rand,
 		breaking(one, fmt.Sprintf(`ALTER TABLE uniq RENAME COLUMN %s TO r%d`, added(one), i))
 	default:
 		if column := added(n); column != "" {
-			unlessChanged(t, n, fmt.Sprintf(`UPDATE uniq SET %s = %d WHERE id = %d`, column, i, r.Intn(30)))
+			unlessChanged(t, n, noColumn, fmt.Sprintf(`UPDATE uniq SET %s = %d WHERE id = %d`, column, i, r.Intn(30)))
 		}
 	}
 }
