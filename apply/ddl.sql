@@ -302,8 +302,13 @@ DO $do$ BEGIN
         VALUES (ddl_note.id, coalesce(made_by, node.node), coalesce(made_in, node.epoch), made_as, pg_current_xact_id(), made_role, made_path, made_sql, ddl_note.changes, ddl_note.summary);
     END $body$;
 
+    -- The last change that another transaction has made here.
+    CREATE OR REPLACE FUNCTION pgbridge.ddl_seen() RETURNS bigint LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+    SELECT coalesce(max(d.id), 0) FROM pgbridge.ddl d WHERE d.xid IS DISTINCT FROM pg_current_xact_id_if_assigned()
+    $body$;
+
     -- The last part of pgbridge.ddl.
-    CREATE OR REPLACE FUNCTION pgbridge.ddl_emit(before jsonb, effort bigint, path text, sql text, confirmed boolean) RETURNS bigint
+    CREATE OR REPLACE FUNCTION pgbridge.ddl_emit(before jsonb, after jsonb, effort bigint, path text, sql text, confirmed boolean) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
     DECLARE
         c       record;
@@ -315,7 +320,7 @@ DO $do$ BEGIN
         IF pgbridge.ddl_effort() = effort THEN
             RAISE invalid_parameter_value USING MESSAGE = 'this SQL does not change the schema', HINT = 'Run it without pgbridge.ddl: rows are replicated by themselves.';
         END IF;
-        c := pgbridge.ddl_compare(before, pgbridge.ddl_shape());
+        c := pgbridge.ddl_compare(before, after);
         IF c.refused <> '{}' THEN
             RAISE feature_not_supported USING MESSAGE = 'this schema change cannot be made on all nodes: ' || array_to_string(c.refused, '; ');
         END IF;
@@ -333,7 +338,9 @@ DO $do$ BEGIN
     -- Changes the schema here and, in the transaction's place in the stream, on all other nodes. The number of the change here.
     CREATE OR REPLACE FUNCTION pgbridge.ddl(sql text, breaking boolean DEFAULT false) RETURNS bigint LANGUAGE plpgsql AS $body$
     DECLARE
+        seen   bigint;
         before jsonb;
+        after  jsonb;
         effort bigint;
         path   text := pg_catalog.current_setting('search_path');
     BEGIN
@@ -343,13 +350,28 @@ DO $do$ BEGIN
         IF pg_catalog.octet_length(sql) > 262144 THEN
             RAISE program_limit_exceeded USING MESSAGE = 'a schema change has at most 256 KiB of SQL', HINT = 'Make it in several calls, in one transaction if need be.';
         END IF;
-        before := pgbridge.ddl_shape();
-        effort := pgbridge.ddl_effort();
-        EXECUTE sql;
-        RETURN pgbridge.ddl_emit(before, effort, path, sql, breaking);
+        LOOP
+            seen := pgbridge.ddl_seen();
+            before := pgbridge.ddl_shape();
+            effort := pgbridge.ddl_effort();
+            BEGIN
+                EXECUTE sql;
+                after := pgbridge.ddl_shape();
+                IF pgbridge.ddl_seen() > seen THEN
+                    RAISE SQLSTATE 'PGB01';
+                END IF;
+                EXIT;
+            EXCEPTION WHEN SQLSTATE 'PGB01' THEN
+                -- While this one waited for a lock, another change was made, and would count as part of it. With the locks gone, it begins anew.
+            END;
+        END LOOP;
+        RETURN pgbridge.ddl_emit(before, after, effort, path, sql, breaking);
     END $body$;
 
     REVOKE EXECUTE ON FUNCTION pgbridge.ddl_shape(), pgbridge.ddl_effort(), pgbridge.ddl_fill(oid, name, boolean), pgbridge.ddl_compare(jsonb, jsonb),
-        pgbridge.ddl_note(jsonb, jsonb, text[], oid[], text, int, bigint, text, text, text), pgbridge.ddl_emit(jsonb, bigint, text, text, boolean), pgbridge.ddl(text, boolean) FROM PUBLIC;
+        pgbridge.ddl_note(jsonb, jsonb, text[], oid[], text, int, bigint, text, text, text), pgbridge.ddl_seen(), pgbridge.ddl_emit(jsonb, jsonb, bigint, text, text, boolean), pgbridge.ddl(text, boolean) FROM PUBLIC;
+    IF to_regprocedure('pgbridge.ddl_emit(jsonb, bigint, text, text, boolean)') IS NOT NULL THEN
+        DROP FUNCTION pgbridge.ddl_emit(jsonb, bigint, text, text, boolean);
+    END IF;
 EXCEPTION WHEN insufficient_privilege THEN NULL;
 END $do$;

@@ -55,3 +55,33 @@ func TestCopyGivesWayToSchemaChange(t *testing.T) {
 		t.Errorf("then it ends with %+v, %v", end, err)
 	}
 }
+
+// TestSchemaChangeIsNotAnothers: a schema change waits for a table that another one has just changed, and that change does not count as
+// part of it (seed 457072 of TestSchemaChangesAtRandom).
+func TestSchemaChangeIsNotAnothers(t *testing.T) {
+	db := pgtest.New(t)
+	if err := Setup(t.Context(), SetupOptions{DSN: db.DSN, Cluster: "c", Node: "a"}); err != nil {
+		t.Fatal(err)
+	}
+	db.Exec(t, `CREATE TABLE t (id int PRIMARY KEY, u int, v int); CREATE PUBLICATION pgb_c_a FOR TABLE t`)
+	first, second := db.Connect(t), db.Connect(t)
+	const breaking = `SELECT pgbridge.ddl('ALTER TABLE t RENAME u TO w; ALTER TABLE t DROP v', true)`
+	if _, err := first.Exec(t.Context(), "BEGIN; "+breaking); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		_, err := second.Exec(t.Context(), `SELECT pgbridge.ddl('ALTER TABLE t ADD COLUMN n int')`)
+		done <- err
+	}()
+	awaitTrue(t, func() bool { return lockWaits(t, db) })
+	if _, err := first.Exec(t.Context(), "COMMIT"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatalf("the second change: %v", err)
+	}
+	if got := db.Value(t, `SELECT summary::text FROM pgbridge.ddl ORDER BY id DESC LIMIT 1`); got != `{"adds column n of public.t"}` {
+		t.Errorf("the second change is %s", got)
+	}
+}
