@@ -20,6 +20,11 @@ type tombstone struct {
 	seq uint64
 }
 
+// meets reports whether the delete meets a write of version v, whose author had seen up: it beats the write, or has lost to it.
+func (t tombstone) meets(v origin.Version, up origin.Vector) bool {
+	return t.Later(v) || t.Origin != v.Origin && !up.Covers(t.Origin, t.seq)
+}
+
 // registration says that a transaction may create a row (PROOF.md R18).
 type registration struct {
 	origin origin.Origin
@@ -192,8 +197,8 @@ func (a *absence) lookUp(n tableName, k wire.KeyHash) (tombstone, bool) {
 }
 
 // create registers keys whose rows the transaction r of version v may create, then asks the tombstones,
-// in that order (R18). It reports whether a delete beats v.
-func (a *absence) create(r registration, v origin.Version, rows ...created) (beaten bool) {
+// in that order (R18). It reports whether a delete meets v.
+func (a *absence) create(r registration, v origin.Version, up origin.Vector, rows ...created) (met bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.begins(r)
@@ -205,7 +210,7 @@ func (a *absence) create(r registration, v origin.Version, rows ...created) (bea
 		a.register(r, rows)
 	}
 	for i := range rows {
-		if t, ok := a.lookUp(rows[i].table, rows[i].key); ok && t.Later(v) {
+		if t, ok := a.lookUp(rows[i].table, rows[i].key); ok && t.meets(v, up) {
 			return true
 		}
 	}

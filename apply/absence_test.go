@@ -32,15 +32,15 @@ func TestTakeBackWaitsForAllThatMayMakeTheRow(t *testing.T) {
 		},
 		"a key and a table": func(a *absence) {
 			a.createMany(tableX, registration{nodeC, 7})
-			a.create(registration{nodeA, 6}, origin.Version{}, created{tableX, hashOf(1)})
+			a.create(registration{nodeA, 6}, origin.Version{}, nil, created{tableX, hashOf(1)})
 		},
 		"a table and a key": func(a *absence) {
 			a.createMany(tableX, registration{nodeA, 6})
-			a.create(registration{nodeC, 7}, origin.Version{}, created{tableX, hashOf(1)})
+			a.create(registration{nodeC, 7}, origin.Version{}, nil, created{tableX, hashOf(1)})
 		},
 		"a key twice": func(a *absence) {
-			a.create(registration{nodeA, 6}, origin.Version{}, created{tableX, hashOf(1)})
-			a.create(registration{nodeC, 7}, origin.Version{}, created{tableX, hashOf(1)})
+			a.create(registration{nodeA, 6}, origin.Version{}, nil, created{tableX, hashOf(1)})
+			a.create(registration{nodeC, 7}, origin.Version{}, nil, created{tableX, hashOf(1)})
 		},
 	} {
 		for what, remove := range map[string]func(a *absence){
@@ -80,7 +80,7 @@ func TestUnsettledIsNotTold(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a := newAbsence()
 			a.merged = func(n tableName) bool { return c.merged && n == tableX }
-			a.create(registration{nodeA, 5}, origin.Version{}, created{tableX, hashOf(1)})
+			a.create(registration{nodeA, 5}, origin.Version{}, nil, created{tableX, hashOf(1)})
 			c.remove(a)
 			if got := a.told(seqs(3, 4), seqs(8, 9)); !got.Equal(c.want) {
 				t.Errorf("told %v, want %v", got, c.want)
@@ -97,8 +97,8 @@ func TestUnsettledIsNotTold(t *testing.T) {
 func TestTruncateWaitsForEveryRegisteredKey(t *testing.T) {
 	a := newAbsence()
 	for i := range uint64(50) {
-		a.create(registration{nodeA, i + 1}, origin.Version{}, created{tableY, hashOf(i)})
-		a.create(registration{nodeC, i + 1}, origin.Version{}, created{tableX, hashOf(100 + i)})
+		a.create(registration{nodeA, i + 1}, origin.Version{}, nil, created{tableY, hashOf(i)})
+		a.create(registration{nodeC, i + 1}, origin.Version{}, nil, created{tableX, hashOf(100 + i)})
 	}
 	a.truncatedHere(tableX, tombstone{}, 100, true)
 	if dueAt(a, seqs(50, 49)) != 0 || dueAt(a, seqs(49, 50)) != 0 || dueAt(a, seqs(50, 50)) != 1 {
@@ -131,7 +131,7 @@ func TestTakeBackDoesNotWaitForWhatWasRolledBack(t *testing.T) {
 // TestUnsettledBy: what makes a key unsettled for transaction 6 of a.
 func TestUnsettledBy(t *testing.T) {
 	key := func(o origin.Origin, seq uint64) func(a *absence) {
-		return func(a *absence) { a.create(registration{o, seq}, origin.Version{}, created{tableX, hashOf(1)}) }
+		return func(a *absence) { a.create(registration{o, seq}, origin.Version{}, nil, created{tableX, hashOf(1)}) }
 	}
 	wide := func(o origin.Origin, seq uint64) func(a *absence) {
 		return func(a *absence) { a.createMany(tableX, registration{o, seq}) }
@@ -176,8 +176,8 @@ func TestRegistrationsAreForgotten(t *testing.T) {
 	a := newAbsence()
 	for i := range uint64(1000) {
 		a.createMany(tableX, registration{nodeA, i + 1})
-		a.create(registration{nodeA, i + 1}, origin.Version{}, created{tableX, hashOf(i % 10)})
-		a.create(registration{nodeC, i + 1}, origin.Version{}, created{tableX, hashOf(i % 10)})
+		a.create(registration{nodeA, i + 1}, origin.Version{}, nil, created{tableX, hashOf(i % 10)})
+		a.create(registration{nodeC, i + 1}, origin.Version{}, nil, created{tableX, hashOf(i % 10)})
 	}
 	if n := len(a.wide[tableX]); n != 1 {
 		t.Errorf("%d entries for the table", n)
@@ -193,7 +193,7 @@ func TestTakesComeInOrder(t *testing.T) {
 	a := newAbsence()
 	const n = 100
 	for i := range uint64(n) {
-		a.create(registration{nodeA, i + 1}, origin.Version{}, created{tableX, hashOf(i)})
+		a.create(registration{nodeA, i + 1}, origin.Version{}, nil, created{tableX, hashOf(i)})
 	}
 	for i := range uint64(n) { // the first deleted is the last to end
 		a.deleted(tableX, nil, hashOf(n-1-i), tombstone{}, 100+i, true)

@@ -135,7 +135,7 @@ func (w *worker) claim(t *txn) error {
 		w.locks.release(l.held)
 		return errSurprise
 	}
-	if len(p.print.creates) > 0 && w.absence.create(registration{w.origin, t.Seq}, t.version(), p.print.creates...) {
+	if len(p.print.creates) > 0 && w.absence.create(registration{w.origin, t.Seq}, t.version(), t.up, p.print.creates...) {
 		w.locks.release(l.held)
 		w.absence.withdraw(w.origin, t.Seq)
 		return errSurprise

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/pgbridge/pgbridge/integration/pgtest"
+	"github.com/pgbridge/pgbridge/origin"
 )
 
 // TestConflictsAreFound by each filter, the newest first, each with the key that its table has.
@@ -147,4 +148,40 @@ func TestClockErrorOfTheHistory(t *testing.T) {
 	require(0, AssumedClockError, ClockAssumed)
 	db.Exec(t, `DROP TABLE pgbridge.clock`)
 	require(0, AssumedClockError, ClockAssumed)
+}
+
+// TestLostDeletesAreRecorded once, and only where the insert's author had not seen the delete.
+func TestLostDeletesAreRecorded(t *testing.T) {
+	for _, large := range []bool{false, true} {
+		p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
+		p.do(`INSERT INTO t VALUES (9, 'x')`)
+		tab, err := p.a.catalog.table(t.Context(), "public", "t")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for id := 1; id <= 3; id++ {
+			v := origin.Version{Stamp: p.last + 1, Origin: nodeB}
+			p.a.LocalDelete("public", "t", intKey(id), tab.hasher.Hash(intKey(id), nil), v, uint64(id), uint64(500+id))
+		}
+		seen := origin.Vector{{Origin: nodeB, Seq: 2, Stamp: p.last + 1}}
+		insert := func(id int) {
+			p.from.Exec(t, `INSERT INTO t VALUES ($1, 'later')`, id)
+			p.ship(seen, large)
+			p.await()
+		}
+		insert(2)
+		if got := p.to.Value(t, `SELECT count(*) FROM pgbridge.conflict`); got != "0" {
+			t.Errorf("large %v: %s conflicts with a delete that was seen", large, got)
+		}
+		insert(3)
+		p.from.Exec(t, `BEGIN; TRUNCATE t; INSERT INTO t VALUES (3, 'again'); COMMIT`) // its author has emptied the table since
+		p.ship(seen, large)
+		p.await()
+		p.from.Exec(t, `TRUNCATE t`)
+		insert(3)
+		if got := p.to.Value(t, `SELECT string_agg(kind || ' ' || outcome, ', ') FROM pgbridge.conflict`); got != "insert_delete remote wins" {
+			t.Errorf("large %v: met %s", large, got)
+		}
+		p.same(`SELECT * FROM t`)
+	}
 }

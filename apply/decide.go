@@ -145,10 +145,10 @@ func (c *carefulRun) register(pending []step) {
 	for i := range pending {
 		s := &pending[i]
 		if s.ch.Kind != wire.KindDelete {
-			c.absence.create(s.t.registration(), s.t.version(), created{s.m.name(), s.to})
+			c.absence.create(s.t.registration(), s.t.version(), s.t.up, created{s.m.name(), s.to})
 		}
 		if s.m.local.merge != nil {
-			c.absence.create(s.t.registration(), s.t.version(), created{s.m.name(), s.from})
+			c.absence.create(s.t.registration(), s.t.version(), s.t.up, created{s.m.name(), s.from})
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -312,6 +313,9 @@ func (c *carefulRun) absent(m *mapping, k wire.KeyHash) (look, error) {
 		return look{}, errUnknown
 	}
 	d, ok := c.absence.tombstone(m.name(), k)
+	if slices.Contains(c.wiped, m.name()) && !(ok && d.Later(c.t.version())) { // its own TRUNCATE counts
+		return look{local: conflict.Local{Absent: true}, mine: true}, nil
+	}
 	if !ok {
 		return look{local: conflict.Local{Absent: true}}, nil
 	}

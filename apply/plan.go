@@ -173,7 +173,7 @@ func (p *planner) creates(m *mapping, k wire.KeyHash) error {
 		p.print.creates = append(p.print.creates, created{n, k})
 		return nil
 	}
-	if d, ok := p.w.absence.tombstone(n, k); ok && d.Later(p.t.version()) {
+	if d, ok := p.w.absence.tombstone(n, k); ok && d.meets(p.t.version(), p.t.up) {
 		return errSurprise
 	}
 	return nil

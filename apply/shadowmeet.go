@@ -35,7 +35,6 @@ func (s *Shadow) meet(r *shadowRow) {
 	}
 	var t *shadowTxn
 	var part uint32
-	var emptied shadowVersion // by t
 	mine, lost := false, false
 	writes, truncates := r.theirs, r.table.truncates
 	for len(writes)+len(truncates) > 0 {
@@ -46,8 +45,7 @@ func (s *Shadow) meet(r *shadowRow) {
 			w, writes = writes[0], writes[1:]
 		}
 		if w.t != t {
-			local = s.laterGone(local, emptied)
-			t, part, mine, lost, emptied = w.t, w.part, false, false, shadowVersion{}
+			t, part, mine, lost = w.t, w.part, false, false
 		}
 		if w.part != part { // what the transaction does behind a TRUNCATE may meet a row again on which it had lost
 			part, lost = w.part, false
@@ -56,10 +54,11 @@ func (s *Shadow) meet(r *shadowRow) {
 			continue
 		}
 		gone := shadowVersion{seq: t.seq, stamp: t.stamp, origin: t.origin, gone: true}
-		if w.kind == conflict.Truncate {
-			if emptied = gone; local.seq == 0 || local.gone {
-				continue // there is no row, and what its own transaction writes meets the delete before
+		if w.kind == conflict.Truncate && (local.seq == 0 || local.gone) { // there is no row that it could meet
+			if local.seq == 0 || s.version(gone).Later(s.version(local)) {
+				local, mine = gone, true
 			}
+			continue
 		}
 		d := conflict.Decision{RemoteWins: true}
 		if !mine {
@@ -79,14 +78,6 @@ func (s *Shadow) meet(r *shadowRow) {
 		}
 		lost = !mine && w.kind != conflict.Truncate
 	}
-}
-
-// laterGone is what counts of a row that is gone, or was never there, and of its table's TRUNCATE.
-func (s *Shadow) laterGone(v, emptied shadowVersion) shadowVersion {
-	if emptied.seq == 0 || v.seq != 0 && (!v.gone || s.version(v).Later(s.version(emptied))) {
-		return v
-	}
-	return emptied
 }
 
 // question is what the policy is asked.

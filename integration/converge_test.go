@@ -33,6 +33,14 @@ func seedAmong(t testing.TB, failed ...int64) int64 {
 	return failed[rand.Intn(len(failed))]
 }
 
+// seedOr returns the seed that the environment gives, once in three times one of those that have failed, or else a new one.
+func seedOr(t testing.TB, failed ...int64) int64 {
+	if rand.Intn(3) == 0 {
+		return seedAmong(t, failed...)
+	}
+	return seed(t)
+}
+
 // run lets the load run for d. The time is the load's size, not something that is waited for.
 func (l *load) run(d time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), d)

@@ -57,9 +57,9 @@ func TestShadow(t *testing.T) {
 	a.Exec(`TRUNCATE tr; INSERT INTO tr VALUES (11), (2)`)
 	b.Exec(`INSERT INTO tr VALUES (13); DELETE FROM tr WHERE id = 2`)
 	a.Exec(`INSERT INTO tr VALUES (13)`)
-	seed := time.Now().UnixNano()
-	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewSource(seed))
+	s := seedOr(t, 1795963666510680078, 1795963686537823043, 1795968975030366769, 1795969126782575700)
+	t.Logf("seed %d", s)
+	random := rand.New(rand.NewSource(s))
 	for range 300 {
 		c.Nodes[random.Intn(2)].Exec(shadowWrites(random))
 	}
@@ -128,7 +128,7 @@ func TestShadow(t *testing.T) {
 	c.WaitConverged()
 	for _, n := range c.Nodes {
 		met := n.Query(`SELECT kind, outcome, count(*) FROM pgbridge.conflict GROUP BY 1, 2 ORDER BY 1, 2`)
-		if !sameButLostDeletes(met, foreseen[n.Name]) || len(met) < 6 {
+		if !slices.Equal(met, foreseen[n.Name]) || len(met) < 6 {
 			t.Errorf("node %s foresaw\n%s\nand met\n%s", n.Name, strings.Join(foreseen[n.Name], "\n"), strings.Join(met, "\n"))
 		}
 		lost := n.Query(`SELECT relation, remote_origin, remote_seq, remote_stamp, local_origin, local_stamp FROM pgbridge.conflict WHERE kind = 'insert_delete' AND outcome = 'remote wins'
@@ -142,16 +142,6 @@ func TestShadow(t *testing.T) {
 	if err := bridge.Run(t.Context(), b.Load(), bridge.Options{Logger: b.Logger()}); !errors.Is(err, apply.ErrHasRun) {
 		t.Errorf("a node that has run, as a shadow: %v", err)
 	}
-}
-
-func isLostDelete(counted string) bool {
-	return strings.HasPrefix(counted, "insert_delete|remote wins|")
-}
-
-// sameButLostDeletes compares what was met with what was foreseen. That a delete has lost against a later insert a live run records where
-// the insert is looked at for another reason, and not where it is written at once.
-func sameButLostDeletes(met, foreseen []string) bool {
-	return slices.Equal(slices.DeleteFunc(slices.Clone(met), isLostDelete), slices.DeleteFunc(slices.Clone(foreseen), isLostDelete))
 }
 
 // writeLast writes a row that no other node writes, and returns when that committed.
