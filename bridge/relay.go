@@ -60,7 +60,7 @@ type place struct{ theirs, ours uint64 }
 // openRelay takes the stream over in which this node hands o's frames on.
 func (l *life) openRelay(ctx context.Context, nc *nats.Conn, o origin.Origin) (*relay, error) {
 	pub, err := stream.OpenPublisher(ctx, nc, stream.PublisherOptions{
-		Cluster: l.cfg.Cluster, Node: l.cfg.Node, Origin: o.Node,
+		Cluster: l.cfg.Cluster, Node: l.cfg.Node, Origin: o.Node, Replicas: l.cfg.Stream.Replicas,
 		Zstd: l.cfg.Stream.Compression == "zstd", Notes: l.notes(), Logger: l.log,
 	})
 	if err != nil {

@@ -134,7 +134,7 @@ func (s *shadow) openPublisher(ctx context.Context, nc *nats.Conn) (*wire.Frame,
 		return nil, err
 	}
 	s.pub, err = stream.OpenPublisher(ctx, nc, stream.PublisherOptions{Cluster: s.cfg.Cluster, Node: s.cfg.Node, Shadow: true,
-		MaxBytes: int64(s.cfg.Stream.MaxBytes), Zstd: s.cfg.Stream.Compression == "zstd", Logger: s.log})
+		MaxBytes: int64(s.cfg.Stream.MaxBytes), Replicas: s.cfg.Stream.Replicas, Zstd: s.cfg.Stream.Compression == "zstd", Logger: s.log})
 	if err != nil {
 		return nil, err
 	}

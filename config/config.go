@@ -96,6 +96,8 @@ type Stream struct {
 	MaxBytes Size
 	// AbsentBytes is what the stream may hold for nodes that are away; 0: as much as for others.
 	AbsentBytes Size
+	// Replicas of the streams in a cluster of NATS servers; 0: one, or as many as they have.
+	Replicas int
 	// Compression of frame bodies: "none" or "zstd".
 	Compression string
 }

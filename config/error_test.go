@@ -142,6 +142,8 @@ func TestWrongTogether(t *testing.T) {
 			`--set: topology.nodes.a: the embedded server has no TLS; write nats://, or set nats.url to a server with TLS`},
 		{"both brokers", map[string]string{"nats.url": "nats://127.0.0.1:1", "nats.embedded.listen": "127.0.0.1:4222"},
 			`--set: nats.url: given together with nats.embedded.listen; keep nats.url for an external server, or nats.embedded.listen for the one inside`},
+		{"replicas", map[string]string{"stream.replicas": "3"},
+			`--set: stream.replicas: 3 takes a cluster of NATS servers, and the one inside the bridge is alone; set nats.url, or remove it`},
 		{"broker URL", map[string]string{"nats.url": "127.0.0.1:4222"},
 			`--set: nats.url: "127.0.0.1:4222" is not the URL of a NATS server; write nats://host:4222 or tls://host:4222`},
 		{"plaintext, derived", map[string]string{"topology.nodes": "a=nats://10.0.0.1:4222"},

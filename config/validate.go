@@ -269,6 +269,9 @@ func (c *Config) checkSizes(ps *problems) {
 	if !c.Embedded() {
 		return // the external server's limits are not ours to know here
 	}
+	if c.Stream.Replicas > 1 {
+		ps.add("stream.replicas", "%d takes a cluster of NATS servers, and the one inside the bridge is alone; set nats.url, or remove it", c.Stream.Replicas)
+	}
 	frame, payload := c.Capture.FrameBytes, c.NATS.Embedded.MaxPayload
 	if frame > payload-frameRoom {
 		ps.add("capture.frame_bytes", "%s does not fit into nats.embedded.max_payload (%s) with %s to spare; "+

@@ -44,7 +44,7 @@ func brokerReplicas(f *Facts) []Finding {
 	}
 	mend := "set sync_interval: always in the jetstream section of its configuration, if it is not"
 	if s.Clustered {
-		mend = fmt.Sprintf("run nats stream edit %s --replicas 3; or %s", s.Name, mend)
+		mend = "set stream.replicas: 3 and restart the bridge; or " + mend
 	}
 	return one("broker-replicas", Warning, fmt.Sprintf("stream %s has one replica, at %s, and a client cannot see how that server syncs", s.Name, f.Broker.URL),
 		"nats-server syncs every two minutes unless it is told otherwise: a power cut may take back what it has acknowledged", mend)

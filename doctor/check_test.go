@@ -111,7 +111,7 @@ var provocations = []struct {
 	{"broker-sync", Warning, func(f *Facts) { f.Config.NATS.Embedded.Sync = "interval" }, "sync: always"},
 	{"broker-open", Warning, func(f *Facts) { f.Config.NATS.Embedded.Listen = "0.0.0.0:4222" }, "token_file"},
 	{"broker-replicas", Warning, func(f *Facts) { f.Config.NATS.URL = "nats://n:4222" }, "sync_interval: always"},
-	{"broker-replicas", Warning, func(f *Facts) { f.Config.NATS.URL, f.Broker.Stream.Clustered = "nats://n:4222", true }, "nats stream edit PGB_shop_a --replicas 3"},
+	{"broker-replicas", Warning, func(f *Facts) { f.Config.NATS.URL, f.Broker.Stream.Clustered = "nats://n:4222", true }, "set stream.replicas: 3"},
 	{"broker-payload", Error, func(f *Facts) { f.Broker.MaxPayload = 100_000 }, "max_payload: 327680"},
 	{"broker-room", Warning, func(f *Facts) {
 		f.Config.NATS.URL, f.Broker.Stream.Replicas, f.Broker.StoreLimit = "nats://n:4222", 3, 1<<30

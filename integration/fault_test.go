@@ -124,27 +124,32 @@ func TestRandomFaults(t *testing.T) {
 		nodes, schedules, least = []int{3, 4, 5, 6}, 50, 4
 	}
 	for _, n := range nodes {
-		s := seed(t)
-		t.Logf("%d nodes, %d schedules from seed %d", n, schedules, s)
-		f := &faults{t: t, kinds: letGoConfig()}
-		f.kinds["stream.absent_bytes"] = "256KiB"
-		f.c = cluster.New(t, cluster.Options{Nodes: n, Schema: loadSchema + fullSchema, Own: true, Clocks: true, Processes: true, Config: f.kinds})
-		f.l = newLoad(t, f.c, 1, s)
-		for i := range schedules {
-			x := s + int64(i)
-			if i == 6 {
-				x = 857910 // with which it has failed before, on a star
-			}
-			f.r = rand.New(rand.NewSource(x))
-			if i%5 == 0 {
-				f.rearrange(i == 5)
-			}
-			begun := time.Now()
-			f.play(least + f.r.Intn(least+1))
-			t.Logf("schedule %d, equal after %s: %s", i, time.Since(begun).Round(100*time.Millisecond), strings.Join(f.log, "; "))
-			if t.Failed() {
-				t.Fatalf("schedule %d of seed %d failed, on %v", i, s, f.kinds)
-			}
+		t.Run(fmt.Sprintf("%d nodes", n), func(t *testing.T) { playFaults(t, n, schedules, least) })
+	}
+}
+
+// playFaults plays so many schedules, each of at least so many faults, on one cluster.
+func playFaults(t *testing.T, nodes, schedules, least int) {
+	s := seed(t)
+	t.Logf("%d nodes, %d schedules from seed %d", nodes, schedules, s)
+	f := &faults{t: t, kinds: letGoConfig()}
+	f.kinds["stream.absent_bytes"] = "256KiB"
+	f.c = cluster.New(t, cluster.Options{Nodes: nodes, Schema: loadSchema + fullSchema, Own: true, Clocks: true, Processes: true, Config: f.kinds})
+	f.l = newLoad(t, f.c, 1, s)
+	for i := range schedules {
+		x := s + int64(i)
+		if i == 6 {
+			x = 857910 // with which it has failed before, on a star
+		}
+		f.r = rand.New(rand.NewSource(x))
+		if i%5 == 0 {
+			f.rearrange(i == 5)
+		}
+		begun := time.Now()
+		f.play(least + f.r.Intn(least+1))
+		t.Logf("schedule %d, equal after %s: %s", i, time.Since(begun).Round(100*time.Millisecond), strings.Join(f.log, "; "))
+		if t.Failed() {
+			t.Fatalf("schedule %d of seed %d failed, on %v", i, s, f.kinds)
 		}
 	}
 }

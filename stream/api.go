@@ -20,9 +20,11 @@ const apiTimeout = 5 * time.Second
 // not name.
 const (
 	codeAccountFull   jetstream.ErrorCode = 10002
+	codeNoPeers       jetstream.ErrorCode = 10005
 	codeServerFull    jetstream.ErrorCode = 10023
 	codeNoStorage     jetstream.ErrorCode = 10047
 	codeSubjectsTaken jetstream.ErrorCode = 10065
+	codeNotClustered  jetstream.ErrorCode = 10074
 	codeStoreFailed   jetstream.ErrorCode = 10077
 
 	codeNotEnabled           = jetstream.JSErrCodeJetStreamNotEnabled

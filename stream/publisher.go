@@ -41,7 +41,7 @@ type PublisherOptions struct {
 	Origin       string
 	Shadow       bool          // the stream is that of a node in shadow mode
 	Domain       string        // of JetStream; empty: the broker's own
-	Replicas     int           // of a new stream; 0: 1
+	Replicas     int           // of the stream; 0: one, or as many as it has
 	MaxBytes     int64         // of the stream on disk; 0: no limit of its own
 	FirstSeq     uint64        // of a new stream; 0: 1. A recreated one begins far behind the old one's last
 	WindowFrames int           // in flight, at most MaxWindowFrames; 0: MaxWindowFrames
@@ -56,9 +56,6 @@ type PublisherOptions struct {
 func (o *PublisherOptions) setDefaults() {
 	if o.Origin == "" {
 		o.Origin = o.Node
-	}
-	if o.Replicas == 0 {
-		o.Replicas = 1
 	}
 	if o.WindowFrames == 0 {
 		o.WindowFrames = MaxWindowFrames

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	"github.com/pgbridge/pgbridge/integration/natstest"
@@ -28,4 +29,36 @@ func TestLeaderStoppedWhilePublishing(t *testing.T) {
 	await(t, p, p.Next()-1)
 	wantErr(t, read(), errEnough)
 	wantStored(t, c.Connect(t), last)
+}
+
+// TestReplicasAreChanged: of a stream that is there, and left as they are where none are asked for. A server that is alone says so.
+func TestReplicasAreChanged(t *testing.T) {
+	c := natstest.NewCluster(t, 3)
+	nc := c.Connect(t)
+	want := func(ask, replicas int) {
+		t.Helper()
+		p, err := OpenPublisher(t.Context(), nc, PublisherOptions{Cluster: testCluster, Node: testNode, Replicas: ask})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Close()
+		kept, err := LookUp(t.Context(), nc, "", testStream)
+		if err != nil || kept.Replicas != replicas {
+			t.Errorf("asked for %d, it has %d replicas: %v", ask, kept.Replicas, err)
+		}
+	}
+	want(0, 1)
+	want(3, 3)
+	want(0, 3)
+	want(1, 1)
+	alone := natstest.New(t)
+	for range 2 {
+		_, err := OpenPublisher(t.Context(), alone.Connect(t), PublisherOptions{Cluster: testCluster, Node: testNode, Replicas: 3})
+		if err == nil || !strings.Contains(err.Error(), "lower stream.replicas") {
+			t.Errorf("three replicas on one server: %v", err)
+		}
+		if _, err := OpenPublisher(t.Context(), alone.Connect(t), PublisherOptions{Cluster: testCluster, Node: testNode}); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

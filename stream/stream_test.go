@@ -196,7 +196,7 @@ func wantErr(t testing.TB, err, want error) {
 
 // testConfig is what OpenPublisher creates.
 func testConfig() jetstream.StreamConfig {
-	p := &Publisher{o: PublisherOptions{Cluster: testCluster, Node: testNode, Origin: testNode, Replicas: 1}, stream: testStream, subject: Subject(testCluster, testNode, testNode)}
+	p := &Publisher{o: PublisherOptions{Cluster: testCluster, Node: testNode, Origin: testNode}, stream: testStream, subject: Subject(testCluster, testNode, testNode)}
 	return p.config()
 }
 

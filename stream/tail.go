@@ -30,7 +30,7 @@ func (p *Publisher) config() jetstream.StreamConfig {
 	persist, what := jetstream.DefaultPersistMode, fmt.Sprintf("frames of node %s", p.o.Node)
 	if p.o.Origin != p.o.Node {
 		what = fmt.Sprintf("frames of node %s that node %s hands on,", p.o.Origin, p.o.Node)
-		if p.o.Replicas == 1 {
+		if p.o.Replicas <= 1 {
 			persist = jetstream.AsyncPersistMode
 		}
 	}
@@ -41,7 +41,7 @@ func (p *Publisher) config() jetstream.StreamConfig {
 		Retention:   jetstream.LimitsPolicy,
 		Discard:     jetstream.DiscardNew,
 		MaxMsgs:     -1, MaxBytes: maxBytes, MaxMsgsPerSubject: -1, MaxMsgSize: -1, MaxConsumers: -1,
-		Storage: jetstream.FileStorage, Replicas: p.o.Replicas, PersistMode: persist,
+		Storage: jetstream.FileStorage, Replicas: max(1, p.o.Replicas), PersistMode: persist,
 		AllowDirect: true, FirstSeq: p.o.FirstSeq, Metadata: p.notes(nil),
 	}
 }
@@ -89,7 +89,7 @@ func (p *Publisher) openStream(ctx context.Context) (*jetstream.StreamInfo, erro
 			return nil, fmt.Errorf("create stream %s with max_bytes %d: the broker has not that much room for it; lower "+
 				"max_bytes, or raise the broker's limits: %w", p.stream, want.MaxBytes, err)
 		} else if err != nil {
-			return nil, fmt.Errorf("create stream %s: %w", p.stream, err)
+			return nil, fmt.Errorf("create stream %s: %w", p.stream, replicated(err, want.Replicas))
 		}
 		return st, nil
 	}
@@ -131,23 +131,35 @@ func (p *Publisher) adjust(ctx context.Context, st *jetstream.StreamInfo, want *
 	is := st.Config
 	bytes := limit(want.MaxBytes, st.State.Bytes)
 	p.raised.Store(bytes != want.MaxBytes)
+	replicas := is.Replicas
+	if p.o.Replicas > 0 && is.PersistMode != jetstream.AsyncPersistMode { // which the server permits with one only, and does not change
+		replicas = p.o.Replicas
+	}
 	notes := p.notes(is.Metadata)
 	noted := maps.Equal(is.Metadata, notes)
-	same := is.MaxBytes == bytes && is.Replicas == want.Replicas && is.AllowDirect && is.MaxMsgSize <= 0
+	same := is.MaxBytes == bytes && is.Replicas == replicas && is.AllowDirect && is.MaxMsgSize <= 0
 	if same && noted {
 		return st, nil
 	}
 	is.Metadata = notes
-	is.MaxBytes, is.Replicas, is.AllowDirect, is.MaxMsgSize = bytes, want.Replicas, true, -1
+	is.MaxBytes, is.Replicas, is.AllowDirect, is.MaxMsgSize = bytes, replicas, true, -1
 	st, err := p.api.update(ctx, is)
 	if err != nil {
-		return nil, fmt.Errorf("set max_bytes %d, %d replicas and notes of stream %s: %w", bytes, want.Replicas, p.stream, err)
+		return nil, fmt.Errorf("set max_bytes %d, %d replicas and notes of stream %s: %w", bytes, replicas, p.stream, replicated(err, replicas))
 	}
 	if same {
 		return st, nil
 	}
-	p.o.Logger.Info("stream limits changed", "stream", p.stream, "max_bytes", bytes, "replicas", want.Replicas)
+	p.o.Logger.Info("stream limits changed", "stream", p.stream, "max_bytes", bytes, "replicas", replicas)
 	return st, nil
+}
+
+// replicated adds the mend to an error of a broker that has no room for so many replicas.
+func replicated(err error, n int) error {
+	if n > 1 && hasCode(err, codeNoPeers, codeNotClustered) {
+		return fmt.Errorf("%d replicas take a cluster of that many NATS servers that are up, with room for the stream; lower stream.replicas, or see to the servers: %w", n, err)
+	}
+	return err
 }
 
 // readTail reads where the stream ends, from its leader, and begins the window there.

@@ -36,6 +36,14 @@ func (c *Cluster) WaitConverged() {
 	c.t.Fatalf("nodes differ: %s", diff)
 }
 
+// AwaitSent waits until every node has what all have written by now. It does not compare them.
+func (c *Cluster) AwaitSent() {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), convergeTime)
+	defer cancel()
+	c.awaitSentinels(ctx)
+}
+
 // awaitSentinels writes a row on each node but readers, behind everything else, and waits until every node has all
 // of them: an origin's transactions are applied in order.
 func (c *Cluster) awaitSentinels(ctx context.Context) {

@@ -28,24 +28,14 @@ func NewCluster(t testing.TB, n int) *Cluster {
 		t.Cleanup(s.Stop)
 		c.Servers = append(c.Servers, s)
 	}
-	deadline := time.Now().Add(startTimeout)
-	wait := func(what string, ready func() bool) { // servers tell nobody
-		t.Helper()
-		for !ready() {
-			if time.Now().After(deadline) {
-				t.Fatalf("a cluster of %d NATS servers has not %s after %v", n, what, startTimeout)
-			}
-			time.Sleep(20 * time.Millisecond)
-		}
-	}
-	wait("found its leader", c.current)
+	c.AwaitCurrent(t)
 	// The leader may not have heard of every server's room yet: "no suitable peers for placement".
 	js, err := jetstream.New(c.Connect(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	const probe = "NATSTEST_PROBE"
-	wait("created a stream", func() bool {
+	c.wait(t, "created a stream", func() bool {
 		_, err = js.CreateStream(t.Context(), jetstream.StreamConfig{Name: probe, Replicas: n})
 		return err == nil
 	})
@@ -53,6 +43,22 @@ func NewCluster(t testing.TB, n int) *Cluster {
 		t.Fatal(err)
 	}
 	return c
+}
+
+// AwaitCurrent waits until all servers have a leader, and what it has.
+func (c *Cluster) AwaitCurrent(t testing.TB) {
+	t.Helper()
+	c.wait(t, "found its leader", c.current)
+}
+
+// wait waits until the cluster is ready, of which its servers tell nobody.
+func (c *Cluster) wait(t testing.TB, what string, ready func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(startTimeout); !ready(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("a cluster of %d NATS servers has not %s after %v", len(c.Servers), what, startTimeout)
+		}
+	}
 }
 
 func (c *Cluster) current() bool {
