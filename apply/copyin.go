@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/wire"
@@ -29,11 +30,14 @@ type Joining struct {
 	Rows, About int64 // copied, and about how many there are
 	Bytes       int64 // copied
 	Parts, Done int
+	Existing    int64 // rows may have stood here before this transaction id; 0: the tables were empty
+	Kept        int64 // of Rows, those that stood here before
 }
 
-const joiningSQL = `SELECT donor, since, state, COALESCE(p.rows, 0), COALESCE(p.about, 0), COALESCE(p.bytes, 0), p.parts, p.done FROM pgbridge.joining,
-	(SELECT sum(rows)::int8, sum(greatest(rows, CASE WHEN done THEN 0 ELSE about END))::int8, sum(bytes)::int8, count(*), count(*) FILTER (WHERE done)
-		FROM pgbridge.joining_part) p(rows, about, bytes, parts, done)`
+const joiningSQL = `SELECT donor, since, state, COALESCE(p.rows, 0), COALESCE(p.about, 0), COALESCE(p.bytes, 0), p.parts, p.done,
+		COALESCE(existing, 0), COALESCE(p.kept, 0) FROM pgbridge.joining,
+	(SELECT sum(rows)::int8, sum(greatest(rows, CASE WHEN done THEN 0 ELSE about END))::int8, sum(bytes)::int8, count(*), count(*) FILTER (WHERE done), sum(kept)::int8
+		FROM pgbridge.joining_part) p(rows, about, bytes, parts, done, kept)`
 
 // ReadJoining returns how far the node of a database has come; nil if it does not join, or has not begun.
 func ReadJoining(ctx context.Context, dsn string) (*Joining, error) {
@@ -48,7 +52,7 @@ func ReadJoining(ctx context.Context, dsn string) (*Joining, error) {
 func readJoining(ctx context.Context, conn *pgx.Conn) (*Joining, error) {
 	j := &Joining{}
 	var since []byte
-	err := conn.QueryRow(ctx, joiningSQL).Scan(&j.Donor, &since, &j.State, &j.Rows, &j.About, &j.Bytes, &j.Parts, &j.Done)
+	err := conn.QueryRow(ctx, joiningSQL).Scan(&j.Donor, &since, &j.State, &j.Rows, &j.About, &j.Bytes, &j.Parts, &j.Done, &j.Existing, &j.Kept)
 	if errors.Is(err, pgx.ErrNoRows) || hasCode(err, "42P01", "3F000") {
 		return nil, nil
 	}
@@ -74,6 +78,15 @@ type CopyPart struct {
 }
 
 func (p *CopyPart) table() string { return pgx.Identifier{p.Schema, p.Name}.Sanitize() }
+
+// copied are its columns, each behind a prefix.
+func (p *CopyPart) copied(prefix string) string {
+	columns := make([]string, len(p.Columns))
+	for i := range columns {
+		columns[i] = prefix + pgx.Identifier{p.Columns[i]}.Sanitize()
+	}
+	return strings.Join(columns, ", ")
+}
 
 // Joiner takes in the rows that a node is given before it is one (since.go). Its methods may be called by one goroutine at a time.
 type Joiner struct {
@@ -160,15 +173,16 @@ func (j *Joiner) Empty(ctx context.Context, c *CopyTable) error {
 	}
 	if some {
 		return &refusal{fmt.Errorf("table %s has rows here already, and joining copies all of them", name),
-			"join with an empty database, or run TRUNCATE " + name + " if these rows are of no use"}
+			"give --existing if they are from a dump or a backup, or run TRUNCATE " + name + " if they are of no use"}
 	}
 	return nil
 }
 
-// Begin notes what is to be copied, of what all nodes have seen.
-func (j *Joiner) Begin(ctx context.Context, donor string, since origin.Vector, parts []CopyPart) error {
+// Begin notes what is to be copied, of what all nodes have seen. existing: rows that stand here may stay.
+func (j *Joiner) Begin(ctx context.Context, donor string, since origin.Vector, parts []CopyPart, existing bool) error {
 	err := pgx.BeginFunc(ctx, j.conn, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `INSERT INTO pgbridge.joining (donor, since) VALUES ($1, $2)`, donor, wire.AppendVector(nil, since)); err != nil {
+		if _, err := tx.Exec(ctx, `INSERT INTO pgbridge.joining (donor, since, existing) VALUES ($1, $2, CASE WHEN $3 THEN pg_current_xact_id()::text::int8 END)`,
+			donor, wire.AppendVector(nil, since), existing); err != nil {
 			return err
 		}
 		for i := range parts {
@@ -211,15 +225,19 @@ func (j *Joiner) Left(ctx context.Context) ([]CopyPart, error) {
 }
 
 // Loader writes pages. Its methods may be called by one goroutine at a time, and several Loaders work side by side.
-type Loader struct{ conn *pgx.Conn }
+type Loader struct {
+	conn     *pgx.Conn
+	catalog  *catalog
+	existing int64
+}
 
-// NewLoader connects.
-func (j *Joiner) NewLoader(ctx context.Context) (*Loader, error) {
+// NewLoader connects. existing is Joining.Existing.
+func (j *Joiner) NewLoader(ctx context.Context, existing int64) (*Loader, error) {
 	conn, err := connect(ctx, j.dsn, fmt.Sprintf("pgbridge %s join copy", j.node), nil)
 	if err != nil {
 		return nil, err
 	}
-	return &Loader{conn}, nil
+	return &Loader{conn, &catalog{conn: conn, types: map[uint32]*pgType{}, merges: j.catalog.merges}, existing}, nil
 }
 
 // Close gives the connection up.
@@ -229,36 +247,43 @@ func (l *Loader) Close() {
 	l.conn.Close(ctx)
 }
 
-// Load writes a page, of so many bytes, behind what was copied of a part, and moves the part's place in the same transaction.
-func (l *Loader) Load(ctx context.Context, p *CopyPart, page io.Reader, bytes int64, end *CopyEnd) error {
-	columns := make([]string, len(p.Columns))
-	for i := range columns {
-		columns[i] = pgx.Identifier{p.Columns[i]}.Sanitize()
-	}
+// Load writes a page, of so many bytes, behind what was copied of a part, and moves the part's place in the same transaction. was is what
+// was offered for it; nil if nothing was. It returns how many rows are here, which stood here before or not.
+func (l *Loader) Load(ctx context.Context, p *CopyPart, page io.Reader, bytes int64, end *CopyEnd, was *Offer) (int64, error) {
+	stay := int64(0)
 	err := pgx.BeginFunc(ctx, l.conn, func(tx pgx.Tx) error {
-		tag, err := l.conn.PgConn().CopyFrom(ctx, page, fmt.Sprintf("COPY %s (%s) FROM STDIN", p.table(), strings.Join(columns, ", ")))
+		written, err := int64(0), error(nil)
+		if was == nil {
+			var tag pgconn.CommandTag
+			tag, err = l.conn.PgConn().CopyFrom(ctx, page, fmt.Sprintf("COPY %s (%s) FROM STDIN", p.table(), p.copied("")))
+			written = tag.RowsAffected()
+		} else {
+			if stay, err = l.clear(ctx, p, was, end); err == nil && bytes > 0 {
+				written, err = l.fill(ctx, p, was, page)
+			}
+		}
 		if err != nil {
 			return err
 		}
-		if tag.RowsAffected() != end.Rows {
-			return fmt.Errorf("the page has %d rows and says %d", tag.RowsAffected(), end.Rows)
+		if written != end.Rows {
+			return fmt.Errorf("the page has %d rows and says %d", written, end.Rows)
 		}
 		if _, err := tx.Exec(ctx, `INSERT INTO pgbridge.joining_page VALUES (pg_current_xact_id()::text::int8)`); err != nil {
 			return err
 		}
-		moved, err := tx.Exec(ctx, `UPDATE pgbridge.joining_part SET at = $1, done = $2, rows = rows + $3, bytes = bytes + $4
+		moved, err := tx.Exec(ctx, `UPDATE pgbridge.joining_part SET at = $1, done = $2, rows = rows + $3, bytes = bytes + $4, kept = kept + $9
 			WHERE schema = $5 AND name = $6 AND part = $7 AND at IS NOT DISTINCT FROM $8 AND NOT done`,
-			end.Last, end.Last == nil, end.Rows, bytes, p.Schema, p.Name, p.Part, p.At)
+			end.Last, end.Last == nil, end.Rows+stay, bytes, p.Schema, p.Name, p.Part, p.At, stay)
 		if err == nil && moved.RowsAffected() != 1 {
 			err = errors.New("somebody else copies it, too")
 		}
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("write rows of %s: %w", p.table(), explain(err))
+		return 0, fmt.Errorf("write rows of %s: %w", p.table(), explain(err))
 	}
 	p.At = end.Last
-	return nil
+	return end.Rows + stay, nil
 }
 
 // olderPatience is how long transactions that began before the copy may take to end.
@@ -307,13 +332,15 @@ func (j *Joiner) Finish(ctx context.Context, since origin.Vector) error {
 
 // untouched checks that the tables hold what was copied and nothing else: what users write here before the node is one reaches nobody.
 func (j *Joiner) untouched(ctx context.Context) error {
-	rows, err := j.conn.Query(ctx, `SELECT schema, name, sum(rows)::int8 FROM pgbridge.joining_part GROUP BY 1, 2 ORDER BY 1, 2`)
+	rows, err := j.conn.Query(ctx, `SELECT schema, name, sum(rows)::int8, sum(kept)::int8, (SELECT COALESCE(existing, 0) FROM pgbridge.joining)
+		FROM pgbridge.joining_part GROUP BY 1, 2 ORDER BY 1, 2`)
 	if err != nil {
 		return named("read what was copied", err)
 	}
 	type copied struct {
 		Schema, Name string
-		Rows         int64
+		Rows, Kept   int64
+		Existing     int64
 	}
 	all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[copied])
 	if err != nil {
@@ -321,13 +348,14 @@ func (j *Joiner) untouched(ctx context.Context) error {
 	}
 	for _, t := range all {
 		name := pgx.Identifier{t.Schema, t.Name}.Sanitize()
-		var here, ours int64
-		err := j.conn.QueryRow(ctx, `SELECT count(*), count(p.xid) FROM `+name+` t LEFT JOIN pgbridge.joining_page p ON p.xid % 4294967296 = t.xmin::text::int8`).Scan(&here, &ours)
+		var here, ours int64 // ours: copied, or there before
+		err := j.conn.QueryRow(ctx, `SELECT count(*), count(*) FILTER (WHERE p.xid IS NOT NULL OR $1 > 0 AND age(t.xmin) > age(($1 % 4294967296)::text::xid))
+			FROM `+name+` t LEFT JOIN pgbridge.joining_page p ON p.xid % 4294967296 = t.xmin::text::int8`, t.Existing).Scan(&here, &ours)
 		if err != nil {
 			return fmt.Errorf("count rows of %s: %w", name, explain(err))
 		}
 		if here != t.Rows || ours != t.Rows {
-			return &refusal{fmt.Errorf("table %s has %d rows, %d of which were copied, and %d were copied in all: somebody has written to it before this node has joined",
+			return &refusal{fmt.Errorf("table %s has %d rows, of which %d were copied or found the same, and there were %d of these in all: somebody has written to it before this node has joined",
 				name, here, ours, t.Rows), "keep users away, and begin anew: run DROP SCHEMA pgbridge CASCADE, empty the tables, and join again"}
 		}
 	}

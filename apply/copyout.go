@@ -34,13 +34,15 @@ type CopyPage struct {
 	Columns []string `json:"columns"`
 	After   []string `json:"after"`
 	UpTo    []string `json:"up_to"`
-	Rows    int      `json:"rows"` // at most
+	Rows    int      `json:"rows"`           // at most
+	Have    []byte   `json:"have,omitempty"` // hashes of rows that need not be given (sieve)
 }
 
 // CopyEnd is how a page ended.
 type CopyEnd struct {
-	Last []string `json:"last"` // the next page begins behind this key; nil: there is none
-	Rows int64    `json:"rows"` // in the page; those that come later are not
+	Last []string `json:"last"`           // the next page begins behind this key; nil: there is none
+	Rows int64    `json:"rows"`           // in the page; those that come later are not
+	Kept []byte   `json:"kept,omitempty"` // a bit for each of the hashes, the lowest first: the row belongs to the page
 }
 
 // copier gives pages. It has one session and one snapshot.
@@ -157,13 +159,13 @@ func (o *order) between(after, upTo []string) string {
 // fits reports whether a key has as many columns.
 func (o *order) fits(key []string) bool { return key == nil || len(key) == len(o.columns) }
 
-// order finds it out, and lets the session find its operators: for rows they are sought by name.
-func (x *copier) order(ctx context.Context, t *table) (*order, error) {
+// findOrder finds it out, and lets the transaction find its operators: for rows they are sought by name.
+func findOrder(ctx context.Context, conn *pgx.Conn, t *table) (*order, error) {
 	var identity string
-	if err := x.conn.QueryRow(ctx, `SELECT relreplident::text FROM pg_class WHERE oid = $1`, t.oid).Scan(&identity); err != nil {
+	if err := conn.QueryRow(ctx, `SELECT relreplident::text FROM pg_class WHERE oid = $1`, t.oid).Scan(&identity); err != nil {
 		return nil, fmt.Errorf("read keys of %s: %w", t.quoted, err)
 	}
-	rows, err := x.conn.Query(ctx, `SELECT ARRAY(SELECT a.attname::text FROM unnest(k.nums) WITH ORDINALITY u(num, at)
+	rows, err := conn.Query(ctx, `SELECT ARRAY(SELECT a.attname::text FROM unnest(k.nums) WITH ORDINALITY u(num, at)
 			JOIN pg_attribute a ON a.attrelid = $1 AND a.attnum = u.num ORDER BY u.at)
 		FROM (`+keySQL+`) k(chosen, main, fit, nums, equals) WHERE fit`, t.oid, identity)
 	if err != nil {
@@ -182,7 +184,7 @@ func (x *copier) order(ctx context.Context, t *table) (*order, error) {
 			o.path = append(o.path, schema)
 		}
 	}
-	if _, err := x.conn.Exec(ctx, "SET LOCAL search_path TO "+strings.Join(o.path, ", ")); err != nil {
+	if _, err := conn.Exec(ctx, "SET LOCAL search_path TO "+strings.Join(o.path, ", ")); err != nil {
 		return nil, fmt.Errorf("set search_path: %w", err)
 	}
 	return o, nil
@@ -199,7 +201,7 @@ func (a *Applier) CopyParts(ctx context.Context, schema, name string, parts int,
 	if err != nil {
 		return nil, err
 	}
-	o, err := x.order(ctx, t)
+	o, err := findOrder(ctx, x.conn, t)
 	if err != nil {
 		return nil, err
 	}
@@ -236,7 +238,7 @@ func (a *Applier) CopyPage(ctx context.Context, q CopyPage, since origin.Vector,
 	if err != nil {
 		return nil, err
 	}
-	o, err := x.order(ctx, t)
+	o, err := findOrder(ctx, x.conn, t)
 	if err != nil {
 		return nil, err
 	}
@@ -254,7 +256,18 @@ func (a *Applier) CopyPage(ctx context.Context, q CopyPage, since origin.Vector,
 	default:
 		where = o.between(q.After, end.Last)
 	}
-	return end, x.page(ctx, t, q.Columns, where, out, end)
+	if len(q.Have) == 0 {
+		return end, x.page(ctx, t, q.Columns, where, out, end)
+	}
+	s, err := newSieve(q.Have, out)
+	if err == nil {
+		err = x.page(ctx, t, q.Columns, where, s, end)
+	}
+	if err != nil {
+		return nil, err
+	}
+	end.Rows, end.Kept = end.Rows-s.hits, s.kept
+	return end, nil
 }
 
 // page writes the old rows of which a condition holds.

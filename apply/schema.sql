@@ -252,7 +252,8 @@ CREATE TABLE IF NOT EXISTS pgbridge.joining (
     since    bytea  NOT NULL,                -- what all other nodes had seen when it began: older rows are copied
     state    text   NOT NULL DEFAULT 'copying' CHECK (state IN ('copying', 'copied', 'joined')),
     begun_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    ended_at timestamptz
+    ended_at timestamptz,
+    existing bigint                          -- rows may have stood here before this transaction id; null: the tables were empty
 );
 
 -- The parts in which tables are copied, until the node has joined.
@@ -268,8 +269,12 @@ CREATE TABLE IF NOT EXISTS pgbridge.joining_part (
     page    int    NOT NULL,                 -- rows that are copied at once
     rows    bigint NOT NULL DEFAULT 0,       -- copied so far
     bytes   bigint NOT NULL DEFAULT 0,
+    kept    bigint NOT NULL DEFAULT 0,       -- of these rows, those that stood here before
     PRIMARY KEY (schema, name, part)
 );
+
+ALTER TABLE pgbridge.joining ADD COLUMN IF NOT EXISTS existing bigint;
+ALTER TABLE pgbridge.joining_part ADD COLUMN IF NOT EXISTS kept bigint NOT NULL DEFAULT 0;
 
 -- The transactions that have copied, by which rows are known that somebody else has written.
 CREATE TABLE IF NOT EXISTS pgbridge.joining_page (

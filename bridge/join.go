@@ -34,6 +34,8 @@ type JoinOptions struct {
 	SchemaDSN string // of a database whose schema is taken where tables are missing; empty: they must be there
 	Logger    *slog.Logger
 	PageRows  int // rows that are copied at once, at most; 20 000 if zero
+	// Existing: rows that stand in the tables already, from a dump or a backup, stay where the donor has the same.
+	Existing bool
 	// Tell is called with what is being done, Progress when rows were copied; from one goroutine at a time each.
 	Tell     func(text string)
 	Progress func(JoinProgress)
@@ -55,6 +57,8 @@ const (
 	pageBytes, pageRows = 8 << 20, 20_000
 	// partRows is about how many rows a part has at least, and parts how many there are of a table at most.
 	partRows, parts = 100_000, 32
+	// offeredRows is how many rows a page has at most of which hashes are told: they go out in one message.
+	offeredRows = 10_000
 	// pageTries bounds how often in a row a page may fail, pagesPause apart, before the command gives up. It can be run again.
 	pageTries, pagesPause = 12, 5 * time.Second
 )
@@ -170,7 +174,14 @@ func (j *join) copied(ctx context.Context) error {
 	if err := j.copyAll(ctx, state); err != nil {
 		return err
 	}
-	j.o.Tell("all rows are copied; checks them")
+	if state, err = j.joiner.State(ctx); err != nil {
+		return err
+	}
+	if state.Existing == 0 {
+		j.o.Tell("all rows are copied; checks them")
+	} else {
+		j.o.Tell(fmt.Sprintf("all rows are here, %d of them stood here before; checks them", state.Kept))
+	}
 	if err := j.joiner.Finish(ctx, state.Since); err != nil {
 		return err
 	}
@@ -288,7 +299,7 @@ func (j *join) begin(ctx context.Context, seen *nodeSeen) error {
 	if err := j.joiner.NoteMade(ctx, of.Made); err != nil {
 		return err
 	}
-	return j.joiner.Begin(ctx, j.o.From, since, all)
+	return j.joiner.Begin(ctx, j.o.From, since, all, j.o.Existing)
 }
 
 // originOf is a node as an origin.
@@ -326,6 +337,9 @@ func (j *join) fit(ctx context.Context, tables []apply.CopyTable) ([][]string, e
 			}
 			return nil, err
 		}
+		if j.o.Existing {
+			continue
+		}
 		if err := j.joiner.Empty(ctx, t); err != nil {
 			return nil, err
 		}
@@ -354,7 +368,11 @@ func (j *join) cut(ctx context.Context, t *apply.CopyTable, columns []string) ([
 	if rows == 0 { // or never analyzed
 		rows = t.Bytes / 100
 	}
-	page := max(1, min(int64(cmp.Or(j.o.PageRows, pageRows)), pageBytes*max(rows, 1)/max(t.Bytes, 1)))
+	most := pageRows
+	if j.o.Existing {
+		most = offeredRows
+	}
+	page := max(1, min(int64(cmp.Or(j.o.PageRows, most)), pageBytes*max(rows, 1)/max(t.Bytes, 1)))
 	var bounds [][]string
 	if n := min(parts, rows/partRows); n > 1 {
 		q := &nodeQuestion{Ask: askParts, Page: apply.CopyPage{Schema: t.Schema, Name: t.Name}, Parts: int(n), Rows: rows}
@@ -399,7 +417,7 @@ func (j *join) copyAll(ctx context.Context, state *apply.Joining) error {
 		return nil
 	})
 	for range min(j.o.Jobs, len(left)) {
-		g.Go(func() error { return j.copySome(ctx, state.Since, work) })
+		g.Go(func() error { return j.copySome(ctx, state, work) })
 	}
 	done := make(chan struct{})
 	told := make(chan struct{})
@@ -433,8 +451,8 @@ func (j *join) tellProgress(state *apply.Joining, done <-chan struct{}) {
 }
 
 // copySome copies parts until there are no more.
-func (j *join) copySome(ctx context.Context, since origin.Vector, work <-chan *apply.CopyPart) error {
-	l, err := j.joiner.NewLoader(ctx)
+func (j *join) copySome(ctx context.Context, state *apply.Joining, work <-chan *apply.CopyPart) error {
+	l, err := j.joiner.NewLoader(ctx, state.Existing)
 	if err != nil {
 		return err
 	}
@@ -446,7 +464,7 @@ func (j *join) copySome(ctx context.Context, since origin.Vector, work <-chan *a
 	defer file.Close()
 	for p := range work {
 		for done := false; !done; {
-			if done, err = j.copyPage(ctx, l, p, since, file); err != nil {
+			if done, err = j.copyPage(ctx, l, p, state.Since, file); err != nil {
 				return err
 			}
 		}
@@ -465,6 +483,13 @@ func (j *join) pageFile() (*os.File, error) {
 // copyPage copies the next page of a part, and reports whether it was the last one.
 func (j *join) copyPage(ctx context.Context, l *apply.Loader, p *apply.CopyPart, since origin.Vector, file *os.File) (bool, error) {
 	q := &nodeQuestion{Ask: askPage, Vector: encodeVector(since), Page: apply.CopyPage{Schema: p.Schema, Name: p.Name, Columns: p.Columns, After: p.At, UpTo: p.UpTo, Rows: p.Page}}
+	was, err := l.Offer(ctx, p)
+	if err != nil {
+		return false, err
+	}
+	if was != nil {
+		q.Page.Have = was.Have
+	}
 	for tries := 1; ; tries++ {
 		if _, err := file.Seek(0, io.SeekStart); err != nil {
 			return false, fmt.Errorf("spool a page: %w", err)
@@ -474,10 +499,11 @@ func (j *join) copyPage(ctx context.Context, l *apply.Loader, p *apply.CopyPart,
 		}
 		size, end, err := j.page(ctx, j.o.From, q, file)
 		if err == nil {
-			if err := l.Load(ctx, p, io.NewSectionReader(file, 0, size), size, end); err != nil {
+			rows, err := l.Load(ctx, p, io.NewSectionReader(file, 0, size), size, end, was)
+			if err != nil {
 				return false, err
 			}
-			j.rows.Add(end.Rows)
+			j.rows.Add(rows)
 			j.bytes.Add(size)
 			select {
 			case j.moved <- struct{}{}:

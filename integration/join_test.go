@@ -87,7 +87,7 @@ func TestJoin(t *testing.T) {
 	if pgtest.Soak() {
 		killJoin(t, d, "a", rows/3)
 	} else {
-		cancelJoin(t, d, "a", page, rows/3)
+		cancelJoin(t, d, bridge.JoinOptions{From: "a", Jobs: 2, PageRows: page}, rows/3)
 	}
 	changeWhileCopied(&old)
 	if err := bridge.Run(t.Context(), d.Load(), bridge.Options{Logger: d.Logger()}); err == nil || !strings.Contains(err.Error(), "is being joined") {
@@ -136,14 +136,14 @@ func TestJoin(t *testing.T) {
 var errEnough = errors.New("enough rows are copied")
 
 // cancelJoin lets a node begin to join and ends that when so many rows are copied.
-func cancelJoin(t *testing.T, d *cluster.Node, from string, page, rows int) {
+func cancelJoin(t *testing.T, d *cluster.Node, o bridge.JoinOptions, rows int) {
 	t.Helper()
 	ctx, cancel := context.WithCancelCause(t.Context())
-	o := bridge.JoinOptions{From: from, Jobs: 2, PageRows: page, Logger: d.Logger(), Progress: func(p bridge.JoinProgress) {
+	o.Logger, o.Progress = d.Logger(), func(p bridge.JoinProgress) {
 		if p.Rows >= int64(rows) {
 			cancel(errEnough)
 		}
-	}}
+	}
 	if err := bridge.Join(ctx, d.Load(), o); !errors.Is(err, errEnough) {
 		t.Fatalf("join ended with %v\n%s", err, d.LogTail())
 	}
@@ -235,9 +235,13 @@ func TestJoinIsRefused(t *testing.T) {
 	a.Exec(`INSERT INTO t SELECT i, i FROM generate_series(2, 100) i`)
 	c.Nodes = c.Nodes[:2]
 	c.WaitConverged()
-	cancelJoin(t, d, "a", 10, 50)
+	cancelJoin(t, d, bridge.JoinOptions{From: "a", Jobs: 2, PageRows: 10}, 50)
 	d.Exec(`UPDATE t SET v = 0 WHERE id = 7`)
-	requireSays(t, "join with rows of somebody else", join(none), `table "public"."t" has 100 rows, 99 of which were copied, and 100`, "DROP SCHEMA pgbridge CASCADE")
+	requireSays(t, "join with rows of somebody else", join(none), `table "public"."t" has 100 rows, of which 99 were copied or found the same, and there were 100`, "DROP SCHEMA pgbridge CASCADE")
+	d.Exec(`DROP SCHEMA pgbridge CASCADE`)
+	cancelJoin(t, d, bridge.JoinOptions{From: "a", Jobs: 1, PageRows: 10, Existing: true}, 50)
+	d.Exec(`UPDATE t SET v = 0 WHERE id = 8`)
+	requireSays(t, "join with rows that somebody has changed since", join(none), `of which 99 were copied or found the same`)
 	d.Exec(`DROP SCHEMA pgbridge CASCADE; TRUNCATE t, u, pgb_sentinel`)
 	a.Exec(`ALTER TABLE t ADD CHECK (v < 1000)`) // which is no reason
 	c.Nodes = append(c.Nodes, d)

@@ -33,8 +33,8 @@ func newNodeJoin(b backend, c terminal) *cobra.Command {
 		Short: "Join the cluster with the rows of another node",
 		Long: `Copy the rows of all replicated tables from another node to this one, take in what came meanwhile, and end when this
 node has caught up: start its bridge then. First give all nodes a topology that names this one, and start their bridges
-again one after the other. The tables must be here, and empty, unless --schema-dsn is given. A run that was interrupted
-goes on where it was when the command is given again. Keep users away from this node until it has joined.`,
+again one after the other. The tables must be here, unless --schema-dsn is given, and empty, unless --existing is. A run that
+was interrupted goes on where it was when the command is given again. Keep users away from this node until it has joined.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := flags.load()
 			if err != nil {
@@ -57,6 +57,7 @@ goes on where it was when the command is given again. Keep users away from this 
 	cmd.Flags().StringVar(&o.From, "from", "", "the `node` that gives the rows")
 	cmd.Flags().IntVar(&o.Jobs, "jobs", 4, "copy with so many sessions side by side")
 	cmd.Flags().StringVar(&o.SchemaDSN, "schema-dsn", "", "take the schema of this database where tables are missing here, by pg_dump")
+	cmd.Flags().BoolVar(&o.Existing, "existing", false, "rows that are here already, from a dump or a backup, stay where the other node has the same")
 	return cmd
 }
 
