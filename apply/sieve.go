@@ -85,7 +85,6 @@ type Offer struct {
 	Have  []byte // hashes of the rows
 	table *table
 	order *order
-	where string     // of these rows
 	at    [][]string // table and place of each
 	last  []string   // the key of the last one; nil: there are no more in the part
 }
