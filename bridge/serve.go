@@ -7,6 +7,7 @@ import (
 	"hash/fnv"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"path/filepath"
 	"time"
@@ -44,7 +45,11 @@ func (b *bridge) serveStatus() (stop func(), err error) {
 			return nil, fmt.Errorf("http.listen: %w; free that address or choose another", err)
 		}
 		b.log.Info("http serves", "listen", l.Addr().String())
-		listeners, handlers = append(listeners, l), append(handlers, b.handler())
+		mux := b.handler()
+		if b.cfg.HTTP.Pprof {
+			serveProfiles(mux)
+		}
+		listeners, handlers = append(listeners, l), append(handlers, mux)
 	}
 	done := make(chan struct{})
 	var servers []*http.Server
@@ -72,10 +77,11 @@ func (b *bridge) localHandler() http.Handler {
 	mux.Handle("/", b.handler())
 	mux.HandleFunc("POST /verify", b.serveVerify)
 	mux.HandleFunc("POST /reload", b.serveReload)
+	serveProfiles(mux)
 	return mux
 }
 
-func (b *bridge) handler() http.Handler {
+func (b *bridge) handler() *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -89,6 +95,16 @@ func (b *bridge) handler() http.Handler {
 	mux.HandleFunc("GET /healthz", answers(b.healthy))
 	mux.HandleFunc("GET /readyz", answers(b.ready))
 	return mux
+}
+
+// serveProfiles adds the profiles of the Go runtime: stacks and counts, no data. The command line is left out, where --set may give
+// secrets.
+func serveProfiles(mux *http.ServeMux) {
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("GET /debug/pprof/cmdline", http.NotFound)
 }
 
 // answers gives 200 while check finds nothing, and else 503 with what it found.

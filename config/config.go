@@ -181,6 +181,8 @@ type Verify struct {
 type HTTP struct {
 	// Listen is host:port; empty means no listener.
 	Listen string
+	// Pprof serves the profiles of the Go runtime there, too.
+	Pprof bool
 }
 
 // Log configures the log on standard error.

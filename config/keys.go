@@ -205,6 +205,9 @@ func partKeys() []key {
 		{name: "http.listen",
 			why:   "Address that serves /status (JSON) and /healthz (200 or 503), such as 127.0.0.1:8080; empty is off.",
 			field: func(c *Config) any { return &c.HTTP.Listen }},
+		{name: "http.pprof", initial: "false",
+			why:   "Serve the Go runtime's profiles there, too, at /debug/pprof/. The status socket always does. See docs/metrics.md.",
+			field: func(c *Config) any { return &c.HTTP.Pprof }},
 
 		{name: "log.level", initial: "info", allowed: []string{"debug", "info", "warn", "error"}, live: true,
 			why:   "Least severity that is logged, to standard error.",

@@ -97,7 +97,7 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 		"conflict.foreign_keys": "app.item.*=restore, app.*.fk=keep",
 		"conflict.home":         "app.item=region", "conflict.home_nodes": "eu=a, us=b",
 		"verify.every": "6h", "verify.rows_per_second": "70",
-		"http.listen": "127.0.0.1:8080", "log.level": "warn", "log.format": "json",
+		"http.listen": "127.0.0.1:8080", "http.pprof": "true", "log.level": "warn", "log.format": "json",
 	}
 	elsewhere := map[string]bool{"postgres.dsn_file": true, "topology.center": true, "nats.token": true, "nats.url": true, "nats.creds_file": true}
 	for _, k := range keys() {
@@ -127,7 +127,7 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 			{Match: "app.doc", Columns: []ColumnPolicy{{Names: []string{"body"}, Policy: "text_merge"}}}}, ForeignKeys: []string{"app.item.*=restore", "app.*.fk=keep"},
 			Home: []string{"app.item=region"}, HomeNodes: []string{"eu=a", "us=b"}},
 		Verify: Verify{Every: 6 * time.Hour, RowsPerSecond: 70},
-		HTTP:   HTTP{Listen: "127.0.0.1:8080"},
+		HTTP:   HTTP{Listen: "127.0.0.1:8080", Pprof: true},
 		Log:    Log{Level: "warn", Format: "json"},
 	}
 	if !reflect.DeepEqual(cfg, want) {

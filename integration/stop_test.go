@@ -58,7 +58,8 @@ func TestStopDrains(t *testing.T) {
 // TestHTTP: http.listen serves what the status socket does, and says in a code whether the bridge runs.
 func TestHTTP(t *testing.T) {
 	addr := cluster.FreeAddr(t)
-	c := cluster.New(t, cluster.Options{Nodes: 1, Own: true, Config: map[string]string{"http.listen": addr}})
+	config := map[string]string{"http.listen": addr}
+	c := cluster.New(t, cluster.Options{Nodes: 1, Own: true, Config: config})
 	a := c.Node("a")
 	get := func(path string) (int, string) {
 		resp, err := http.Get("http://" + addr + path)
@@ -89,6 +90,19 @@ func TestHTTP(t *testing.T) {
 	}
 	if code, _ := get("/"); code != http.StatusNotFound {
 		t.Errorf("/: %d", code)
+	}
+	const heap, command = "/debug/pprof/heap?debug=1", "/debug/pprof/cmdline"
+	if code, _ := get(heap); code != http.StatusNotFound {
+		t.Errorf("%s: %d without http.pprof", heap, code)
+	}
+	a.Stop()
+	config["http.pprof"] = "true"
+	a.Start()
+	if code, body := get(heap); code != http.StatusOK || !strings.HasPrefix(body, "heap profile") {
+		t.Errorf("%s: %d %s", heap, code, body)
+	}
+	if code, _ := get(command); code != http.StatusNotFound {
+		t.Errorf("%s: %d", command, code)
 	}
 	if err := a.PG.Kill(); err != nil {
 		t.Fatal(err)
