@@ -126,6 +126,9 @@ deb: build $(NFPM) ## build/pgbridge_*.deb, a Debian package
 	bin/pgbridge completion bash > build/completion/pgbridge.bash
 	bin/pgbridge completion zsh > build/completion/_pgbridge
 	bin/pgbridge completion fish > build/completion/pgbridge.fish
+	rm -rf build/man
+	bin/pgbridge man build/man
+	gzip -9n build/man/*.1
 	DEB_ARCH=$$(go env GOARCH) DEB_VERSION=$(DEB_VERSION) $(NFPM) package --config deploy/deb/nfpm.yaml --packager deb --target build/
 
 deb-test: ## as root: installs the package in this system, runs two nodes with it, upgrades it, and purges it

@@ -115,6 +115,26 @@ func TestCompletion(t *testing.T) {
 	}
 }
 
+// TestMan: each command that help lists has a manual page, with its flags.
+func TestMan(t *testing.T) {
+	dir := t.TempDir()
+	if got := call(t, backend{}, "man", dir); got.code != exitDone {
+		t.Fatalf("code %d: %s", got.code, got.err)
+	}
+	for page, want := range map[string]string{"pgbridge": "pgbridge-node(1)", "pgbridge-node-join": `\fB--existing\fP`, "pgbridge-conflicts-undo": "undo", "pgbridge-status": `\fB--json\fP`} {
+		text, err := os.ReadFile(filepath.Join(dir, page+".1"))
+		if plain := strings.ReplaceAll(string(text), `\-`, "-"); err != nil || !strings.Contains(plain, want) {
+			t.Errorf("page %s lacks %q: %v", page, want, err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(dir, "pgbridge-man.1")); err == nil {
+		t.Error("the hidden command has a page")
+	}
+	if got := call(t, backend{}, "man"); got.code != exitUsage {
+		t.Errorf("without a directory: code %d", got.code)
+	}
+}
+
 func TestHelp(t *testing.T) {
 	var all strings.Builder
 	for _, args := range [][]string{{}, {"run", "--help"}, {"setup", "--help"}, {"status", "--help"}, {"reload", "--help"}, {"conflicts"}, {"conflicts", "list", "--help"},

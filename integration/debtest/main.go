@@ -118,6 +118,9 @@ func installed(ctx context.Context) error {
 	if err := command(ctx, "bash", "-n", "/usr/share/bash-completion/completions/pgbridge"); err != nil {
 		return err
 	}
+	if _, err := os.Stat("/usr/share/man/man1/pgbridge-status.1.gz"); err != nil {
+		return err
+	}
 	return command(ctx, "pgbridge", "version")
 }
 
