@@ -332,14 +332,14 @@ func (j *Joiner) Finish(ctx context.Context, since origin.Vector) error {
 
 // untouched checks that the tables hold what was copied and nothing else: what users write here before the node is one reaches nobody.
 func (j *Joiner) untouched(ctx context.Context) error {
-	rows, err := j.conn.Query(ctx, `SELECT schema, name, sum(rows)::int8, sum(kept)::int8, (SELECT COALESCE(existing, 0) FROM pgbridge.joining)
+	rows, err := j.conn.Query(ctx, `SELECT schema, name, sum(rows)::int8, (SELECT COALESCE(existing, 0) FROM pgbridge.joining)
 		FROM pgbridge.joining_part GROUP BY 1, 2 ORDER BY 1, 2`)
 	if err != nil {
 		return named("read what was copied", err)
 	}
 	type copied struct {
 		Schema, Name string
-		Rows, Kept   int64
+		Rows         int64
 		Existing     int64
 	}
 	all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[copied])
