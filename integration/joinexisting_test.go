@@ -62,7 +62,7 @@ func TestJoinWithRows(t *testing.T) {
 	if err := bridge.Join(t.Context(), d.Load(), o); err != nil {
 		t.Fatalf("%v\n%s", err, d.LogTail())
 	}
-	if last.Rows < int64(rows) || last.Bytes > int64(rows)*30 { // all rows have some 90 bytes each
+	if last.Rows < int64(rows) || last.Bytes > int64(rows)*40 { // all of them are some 80 bytes for each row of bulk; those of parted alone 25
 		t.Errorf("%d rows, of which %d bytes were copied", last.Rows, last.Bytes)
 	}
 	d.Start()
@@ -118,9 +118,9 @@ func spoil(n *cluster.Node, r *rand.Rand, rows int) {
 		fmt.Sprintf(`UPDATE bulk SET v = 'spoilt' WHERE id BETWEEN %d AND %d`, id, id+r.Intn(20)),
 		fmt.Sprintf(`INSERT INTO bulk SELECT i, 'left over' FROM generate_series(%d, %d) i ON CONFLICT DO NOTHING`, id-rows, id-rows+r.Intn(700)),
 		fmt.Sprintf(`INSERT INTO bulk SELECT i, 'left over' FROM generate_series(%d, %d) i ON CONFLICT DO NOTHING`, rows+id, rows+id+r.Intn(700)),
-		`UPDATE uniq SET u = -u`,
-		`UPDATE uniq SET u = u % 50 + 1000 * (u / 50)`,
-		fmt.Sprintf(`BEGIN; UPDATE uniq SET u = NULL WHERE id IN (%[1]d, %[1]d + 1); UPDATE uniq SET u = 2 * %[1]d + 1 - id WHERE id IN (%[1]d, %[1]d + 1); COMMIT`, 1+id%99),
+		`UPDATE uniq SET u = NULL WHERE id % 2 = 0`,
+		`UPDATE uniq SET u = NULL WHERE id % 3 = 0`,
+		fmt.Sprintf(`BEGIN; UPDATE uniq SET u = NULL WHERE id IN (%[1]d, %[1]d + 1); UPDATE uniq SET u = 2 * %[1]d + 1 - id WHERE id IN (%[1]d, %[1]d + 1); COMMIT`, 1+2*(id%49)),
 		fmt.Sprintf(`DELETE FROM keyed WHERE a < 0; UPDATE keyed SET a = a + 1 WHERE b < chr(%d)`, 65+r.Intn(57)),
 		fmt.Sprintf(`UPDATE parted SET id = id + 3000 WHERE id BETWEEN %d AND %[1]d + 100`, id%900),
 		`INSERT INTO emptied SELECT generate_series(-50, -1) ON CONFLICT DO NOTHING`,
