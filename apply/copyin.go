@@ -332,15 +332,17 @@ func (j *Joiner) Finish(ctx context.Context, since origin.Vector) error {
 
 // untouched checks that the tables hold what was copied and nothing else: what users write here before the node is one reaches nobody.
 func (j *Joiner) untouched(ctx context.Context) error {
-	rows, err := j.conn.Query(ctx, `SELECT schema, name, sum(rows)::int8, (SELECT COALESCE(existing, 0) FROM pgbridge.joining)
-		FROM pgbridge.joining_part GROUP BY 1, 2 ORDER BY 1, 2`)
+	state, err := j.State(ctx)
+	if err != nil {
+		return err
+	}
+	rows, err := j.conn.Query(ctx, `SELECT schema, name, sum(rows)::int8 FROM pgbridge.joining_part GROUP BY 1, 2 ORDER BY 1, 2`)
 	if err != nil {
 		return named("read what was copied", err)
 	}
 	type copied struct {
 		Schema, Name string
 		Rows         int64
-		Existing     int64
 	}
 	all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[copied])
 	if err != nil {
@@ -350,7 +352,7 @@ func (j *Joiner) untouched(ctx context.Context) error {
 		name := pgx.Identifier{t.Schema, t.Name}.Sanitize()
 		var here, ours int64 // ours: copied, or there before
 		err := j.conn.QueryRow(ctx, `SELECT count(*), count(*) FILTER (WHERE p.xid IS NOT NULL OR $1 > 0 AND age(t.xmin) > age(($1 % 4294967296)::text::xid))
-			FROM `+name+` t LEFT JOIN pgbridge.joining_page p ON p.xid % 4294967296 = t.xmin::text::int8`, t.Existing).Scan(&here, &ours)
+			FROM `+name+` t LEFT JOIN pgbridge.joining_page p ON p.xid % 4294967296 = t.xmin::text::int8`, state.Existing).Scan(&here, &ours)
 		if err != nil {
 			return fmt.Errorf("count rows of %s: %w", name, explain(err))
 		}

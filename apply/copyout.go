@@ -184,10 +184,20 @@ func findOrder(ctx context.Context, conn *pgx.Conn, t *table) (*order, error) {
 			o.path = append(o.path, schema)
 		}
 	}
+	return o, o.use(ctx, conn)
+}
+
+// use lets the transaction that is open find the operators.
+func (o *order) use(ctx context.Context, conn *pgx.Conn) error {
 	if _, err := conn.Exec(ctx, "SET LOCAL search_path TO "+strings.Join(o.path, ", ")); err != nil {
-		return nil, fmt.Errorf("set search_path: %w", err)
+		return fmt.Errorf("set search_path: %w", err)
 	}
-	return o, nil
+	return nil
+}
+
+// atPlaces is the condition that a row of alias t is at one of these places of a table, which is given by its object id.
+func atPlaces(relation string, places []string) string {
+	return fmt.Sprintf(`t.tableoid = %s AND t.ctid = ANY ('{"%s"}'::tid[])`, relation, strings.Join(places, `","`))
 }
 
 // CopyParts cuts a table into so many parts of about the same size, by a sample of its keys: it returns the last key of each but the last.
@@ -297,7 +307,7 @@ func (x *copier) page(ctx context.Context, t *table, names []string, where strin
 	}
 	for relation, at := range places {
 		for part := range slices.Chunk(at, deltaBatch) {
-			if err := write(fmt.Sprintf(`t.tableoid = %s AND t.ctid = ANY ('{"%s"}'::tid[])`, relation, strings.Join(part, `","`))); err != nil {
+			if err := write(atPlaces(relation, part)); err != nil {
 				return err
 			}
 		}

@@ -2,6 +2,7 @@ package apply
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -135,7 +136,7 @@ func (l *Loader) Offer(ctx context.Context, p *CopyPart) (*Offer, error) {
 // clear deletes what stood in the page and does not stay, and returns how many rows do. upTo is the last key of the page, nil that of
 // the part.
 func (l *Loader) clear(ctx context.Context, p *CopyPart, o *Offer, end *CopyEnd) (stay int64, err error) {
-	if o.order, err = findOrder(ctx, l.conn, o.table); err != nil { // for its operators
+	if err := o.order.use(ctx, l.conn); err != nil {
 		return 0, err
 	}
 	upTo := end.Last
@@ -159,7 +160,7 @@ func (l *Loader) clear(ctx context.Context, p *CopyPart, o *Offer, end *CopyEnd)
 	}
 	for _, relation := range slices.Sorted(maps.Keys(leaving)) {
 		for part := range slices.Chunk(leaving[relation], deltaBatch) {
-			if err := del(fmt.Sprintf(`t.tableoid = %s AND t.ctid = ANY ('{"%s"}'::tid[])`, relation, strings.Join(part, `","`))); err != nil {
+			if err := del(atPlaces(relation, part)); err != nil {
 				return 0, err
 			}
 		}
@@ -172,31 +173,15 @@ func (l *Loader) clear(ctx context.Context, p *CopyPart, o *Offer, end *CopyEnd)
 
 // fill writes rows where others stand that are still to be looked at, and go if they have a unique value of these.
 func (l *Loader) fill(ctx context.Context, p *CopyPart, o *Offer, page io.Reader) (int64, error) {
-	path := slices.Clone(o.order.path)
-	for i := range o.table.cols {
-		if schema := (pgx.Identifier{o.table.cols[i].typ.root().schema}).Sanitize(); !slices.Contains(path, schema) {
-			path = append(path, schema)
-		}
-	}
-	for _, sql := range []string{
-		"SET LOCAL search_path TO " + strings.Join(path, ", "),
-		"CREATE TEMP TABLE pgbridge_page (LIKE " + p.table() + " INCLUDING GENERATED) ON COMMIT DROP",
-	} {
-		if _, err := l.conn.Exec(ctx, sql); err != nil {
-			return 0, err
-		}
+	if _, err := l.conn.Exec(ctx, "CREATE TEMP TABLE pgbridge_page (LIKE "+p.table()+" INCLUDING GENERATED) ON COMMIT DROP"); err != nil {
+		return 0, err
 	}
 	tag, err := l.conn.PgConn().CopyFrom(ctx, page, fmt.Sprintf("COPY pg_temp.pgbridge_page (%s) FROM STDIN", p.copied("")))
 	if err != nil {
 		return 0, err
 	}
-	uniques, err := l.uniques(ctx, o.table)
-	if err != nil {
-		return 0, err
-	}
-	for _, u := range uniques {
-		if _, err := l.conn.Exec(ctx, fmt.Sprintf("DELETE FROM %s t WHERE %s AND (%s) AND (%s) IN (SELECT %[4]s FROM pg_temp.pgbridge_page t WHERE %[3]s)",
-			o.table.rows, l.older(), u.where, strings.Join(u.values, ", "))); err != nil {
+	for _, sql := range o.table.wayOf("pg_temp.pgbridge_page") {
+		if _, err := l.conn.Exec(ctx, sql+" AND "+l.older()); err != nil {
 			return 0, err
 		}
 	}
@@ -204,31 +189,18 @@ func (l *Loader) fill(ctx context.Context, p *CopyPart, o *Offer, page io.Reader
 	return tag.RowsAffected(), err
 }
 
-// uniqueIndex is what may be once in a table: of rows under a condition, these values. They are of an alias t, or of the only table.
-type uniqueIndex struct {
-	values []string
-	where  string
-}
-
-func (l *Loader) uniques(ctx context.Context, t *table) (all []uniqueIndex, err error) {
-	rows, err := l.conn.Query(ctx, `SELECT k = 1, COALESCE(a.attname, ''), pg_get_indexdef(i.indexrelid, k, false), COALESCE(pg_get_expr(i.indpred, i.indrelid), 'true')
-		FROM pg_index i CROSS JOIN generate_series(1, i.indnkeyatts) k LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[k - 1]
-		WHERE i.indrelid = $1 AND i.indisunique AND i.indisvalid ORDER BY i.indexrelid, k`, t.oid)
-	if err != nil {
-		return nil, err
+// wayOf are statements that delete from alias t, the table's rows, what is in the way of the rows of a table of the same columns.
+func (t *table) wayOf(rows string) []string {
+	all := []string{fmt.Sprintf("DELETE FROM %s t USING %s n WHERE %s", t.rows, rows, t.sameKey("t", "n"))}
+	for _, u := range t.uniques {
+		var outputs, collide []string
+		for i, p := range u.parts {
+			name := fmt.Sprintf(`"pgbridge.%d"`, i)
+			outputs, collide = append(outputs, fmt.Sprintf("(%s) AS %s", p.expr, name)), append(collide, u.collides(p, "n."+name))
+		}
+		where := cmp.Or(u.where, "true")
+		all = append(all, fmt.Sprintf("DELETE FROM %s t USING (SELECT %s FROM %s WHERE %s) n WHERE (%[4]s) AND %[5]s",
+			t.rows, strings.Join(outputs, ", "), rows, where, strings.Join(collide, " AND ")))
 	}
-	var first bool
-	var name, value, where string
-	_, err = pgx.ForEachRow(rows, []any{&first, &name, &value, &where}, func() error {
-		if first {
-			all = append(all, uniqueIndex{where: where})
-		}
-		if i := slices.IndexFunc(t.cols, func(c column) bool { return c.name == name }); i >= 0 {
-			value = t.cols[i].compared()
-		}
-		u := &all[len(all)-1]
-		u.values = append(u.values, value)
-		return nil
-	})
-	return all, err
+	return all
 }

@@ -28,6 +28,18 @@ CREATE TABLE felt (m moods, at date, PRIMARY KEY (at, m));
 CREATE TABLE uniq (id int PRIMARY KEY, u int UNIQUE);
 CREATE TABLE emptied (id int PRIMARY KEY)`
 
+// newJoined makes the three nodes that a fourth one of a newer version joins, with so many rows, of which so many make a page.
+func newJoined(t *testing.T, more string) (c *cluster.Cluster, rows, page int) {
+	rows, page = 20_000, 500
+	if pgtest.Soak() {
+		rows, page = 1_000_000, 0
+	}
+	oldest := pgtest.Versions(t)[0]
+	c = cluster.New(t, cluster.Options{Majors: []int{oldest, oldest, oldest, pgtest.Newest(t)}, Schema: joinSchema + more})
+	fillJoined(c, rows)
+	return c, rows, page
+}
+
 // fillJoined writes what is to be copied: some on each node, some of it changed again by another one.
 func fillJoined(c *cluster.Cluster, rows int) {
 	a, b, d := c.Nodes[0], c.Nodes[1], c.Nodes[2]
@@ -71,13 +83,7 @@ func changeWhileCopied(c *cluster.Cluster) {
 // and goes on with another donor; and then it is one of them.
 func TestJoin(t *testing.T) {
 	t.Parallel()
-	rows, page := 20_000, 500
-	if pgtest.Soak() {
-		rows, page = 1_000_000, 0
-	}
-	oldest := pgtest.Versions(t)[0]
-	c := cluster.New(t, cluster.Options{Majors: []int{oldest, oldest, oldest, pgtest.Newest(t)}, Schema: joinSchema})
-	fillJoined(c, rows)
+	c, rows, page := newJoined(t, "")
 	old := *c
 	l := newLoad(t, &old, 1, seed(t))
 	l.lacks = 500 // on a machine that cannot bear the load its backlog would grow for as long as the join takes
