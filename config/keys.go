@@ -105,7 +105,7 @@ func brokerKeys() []key {
 			why:   "Largest message of the embedded server; must leave room above capture.frame_bytes.",
 			field: func(c *Config) any { return &c.NATS.Embedded.MaxPayload }},
 		{name: "nats.url",
-			why:   "Use this NATS server (JetStream on) for the node's stream, instead of the embedded one.",
+			why:   "Use this NATS server (JetStream on), or several of one cluster, a,b, for the node's stream, instead of the embedded one.",
 			field: func(c *Config) any { return &c.NATS.URL }},
 		{name: "nats.creds_file",
 			why:   "NATS credentials file for every connection to a NATS server.",

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -187,6 +188,16 @@ func TestForeignVariables(t *testing.T) {
 	load(t, tenLines, nil)
 }
 
+// TestListsOfURLs: the servers of one NATS cluster stand with commas between, also where a map of nodes is one text.
+func TestListsOfURLs(t *testing.T) {
+	const list = "nats://127.0.0.1:1,nats://127.0.0.1:2"
+	cfg := load(t, tenLines, map[string]string{"nats.url": list, "topology.nodes": "a=" + list + ",b=" + list + " , tls://127.0.0.1:3,c=nats://127.0.0.1:4"})
+	want := map[string]string{"a": list, "b": list + ",tls://127.0.0.1:3", "c": "nats://127.0.0.1:4"}
+	if !maps.Equal(cfg.Topology.Nodes, want) || cfg.NATS.URL != list {
+		t.Errorf("nodes are %v, nats.url is %s", cfg.Topology.Nodes, cfg.NATS.URL)
+	}
+}
+
 func TestRedacted(t *testing.T) {
 	cfg := load(t, tenLines, map[string]string{
 		"topology.nodes": "a=nats://me:hunter2@127.0.0.1:4222,b=nats://hunter2@127.0.0.1:4223",
@@ -228,6 +239,7 @@ func TestRedactDSN(t *testing.T) {
 		"nats://u:p@h:1":   "nats://u:xxxxx@h:1",
 		"nats://u:p%w@h:1": "nats://xxxxx@h:1",
 		"a=nats://u:p@h:1": "a=nats://xxxxx@h:1",
+		"nats://u:p@h:1, tls://u:q,r@i:2,nats://tok@j": "nats://u:xxxxx@h:1,tls://u:xxxxx@i:2,nats://xxxxx@j",
 	} {
 		if got := redactURL(text); got != want {
 			t.Errorf("redactURL(%q) = %q; want %q", text, got, want)

@@ -48,9 +48,18 @@ func (c *Config) String() string {
 	return b.String()
 }
 
-// redactURL hides the password of a URL, or its user if there is no password: NATS takes that for a
+// redactURL hides the passwords of a list of URLs.
+func redactURL(list string) string {
+	all := splitURLs(list)
+	for i := range all {
+		all[i] = redactOne(all[i])
+	}
+	return strings.Join(all, ",")
+}
+
+// redactOne hides the password of a URL, or its user if there is no password: NATS takes that for a
 // token. A URL that cannot be read is hidden from its scheme to its last @.
-func redactURL(text string) string {
+func redactOne(text string) string {
 	u, err := url.Parse(text)
 	if err != nil || u.User == nil {
 		if at := strings.LastIndexByte(text, '@'); at >= 0 {

@@ -122,10 +122,15 @@ func splitList(text string) []string {
 	return parts
 }
 
-// splitMap reads "a=x,b=y".
+// splitMap reads "a=x,b=y". A value may be a list of URLs, with commas between.
 func splitMap(text string) (map[string]string, error) {
 	m := map[string]string{}
+	last := ""
 	for _, part := range splitList(text) {
+		if last != "" && isURL(part, "nats", "tls") { // another one of a list
+			m[last] += "," + part
+			continue
+		}
 		name, value, ok := strings.Cut(part, "=")
 		name, value = strings.TrimSpace(name), strings.TrimSpace(value)
 		if !ok || name == "" || value == "" {
@@ -134,7 +139,7 @@ func splitMap(text string) (map[string]string, error) {
 		if _, twice := m[name]; twice {
 			return nil, fmt.Errorf("%q is given twice", name)
 		}
-		m[name] = value
+		m[name], last = value, name
 	}
 	return m, nil
 }

@@ -27,7 +27,7 @@ func (c *Config) derive() {
 		c.Stream.AbsentBytes = c.Stream.MaxBytes / 2
 	}
 	c.deriveEdges()
-	if own, err := url.Parse(c.Topology.Nodes[c.Node]); err == nil && c.Embedded() && !c.Edge(c.Node) && c.NATS.Embedded.Listen == "" {
+	if own, err := url.Parse(splitURLs(c.Topology.Nodes[c.Node])[0]); err == nil && c.Embedded() && !c.Edge(c.Node) && c.NATS.Embedded.Listen == "" {
 		c.NATS.Embedded.Listen = hostPort(own)
 	}
 	if !slices.ContainsFunc(c.Tables, func(pattern string) bool { return !strings.HasPrefix(pattern, "!") }) {
@@ -149,6 +149,9 @@ func (c *Config) checkNodes(ps *problems) {
 		if !c.Edge(name) {
 			ps.checkURL(entry, nodes[name])
 		}
+		if name == c.Node && c.Embedded() && len(splitURLs(nodes[name])) > 1 {
+			ps.add(entry, "is the server inside this node's bridge, which is one; give its URL alone, or set nats.url to a shared server")
+		}
 	}
 	if len(nodes) > MostNodes {
 		ps.add("topology.nodes", "names %d nodes; a cluster has at most %d, since each frame says what its author had seen of each", len(nodes), MostNodes)
@@ -168,7 +171,7 @@ func (c *Config) checkNodes(ps *problems) {
 		ps.add("topology.nodes."+c.Node, "the embedded server has no TLS; write nats://, or set nats.url to a server with TLS")
 	}
 	for _, name := range slices.Sorted(maps.Keys(nodes)) {
-		if name != c.Node && sameServer(nodes[name], own) {
+		if name != c.Node && sameServer(own, nodes[name]) {
 			ps.add("topology.nodes."+name, "is the server inside this node's bridge (%q); "+
 				"give each node its own host:port, or set nats.url to a shared server", c.Node)
 		}
@@ -283,14 +286,30 @@ func (c *Config) checkSizes(ps *problems) {
 	}
 }
 
-// checkURL refuses what is not the URL of a NATS server.
+// nextURL is where another URL of a list begins. A comma alone may be in a password.
+var nextURL = regexp.MustCompile(`,\s*(?:nats|tls)://`)
+
+// splitURLs cuts a list of URLs of one NATS cluster, as the client takes it, with commas between.
+func splitURLs(text string) (all []string) {
+	for {
+		at := nextURL.FindStringIndex(text)
+		if at == nil {
+			return append(all, strings.TrimSpace(text))
+		}
+		all, text = append(all, strings.TrimSpace(text[:at[0]])), text[at[0]+1:]
+	}
+}
+
+// checkURL refuses what is not the URL of a NATS server, or those of several of one cluster.
 func (ps *problems) checkURL(key, text string) {
-	u, err := url.Parse(text)
-	switch {
-	case err != nil, u.Hostname() == "", u.Scheme != "nats" && u.Scheme != "tls":
-		ps.add(key, "%q is not the URL of a NATS server; write nats://host:4222 or tls://host:4222", redactURL(text))
-	case u.Port() != "" && !isPort(u.Port(), 1):
-		ps.add(key, "port %s does not exist; use 1 to 65535", u.Port())
+	for _, text := range splitURLs(text) {
+		u, err := url.Parse(text)
+		switch {
+		case err != nil, u.Hostname() == "", u.Scheme != "nats" && u.Scheme != "tls":
+			ps.add(key, "%q is not the URL of a NATS server; write nats://host:4222 or tls://host:4222", redactURL(text))
+		case u.Port() != "" && !isPort(u.Port(), 1):
+			ps.add(key, "port %s does not exist; use 1 to 65535", u.Port())
+		}
 	}
 }
 
@@ -327,14 +346,16 @@ func hostPort(u *url.URL) string {
 	return net.JoinHostPort(u.Hostname(), port)
 }
 
-// sameServer reports whether two URLs name one address.
-func sameServer(a, b string) bool {
+// sameServer reports whether a URL and one of a list name one address.
+func sameServer(a, list string) bool {
 	left, err := url.Parse(a)
 	if err != nil {
 		return false
 	}
-	right, err := url.Parse(b)
-	return err == nil && hostPort(left) != "" && hostPort(left) == hostPort(right)
+	return slices.ContainsFunc(splitURLs(list), func(b string) bool {
+		right, err := url.Parse(b)
+		return err == nil && hostPort(left) != "" && hostPort(left) == hostPort(right)
+	})
 }
 
 // isURL reports whether text begins with one of the schemes.
