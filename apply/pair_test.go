@@ -34,9 +34,10 @@ type pair struct {
 	rels     map[uint32]*wire.Relation
 	merge    []MergePolicy
 	stop     func() error
-	ahead    atomic.Int64 // nanoseconds that the applier's clock is ahead
-	frame    *wire.Frame  // the last one that was shipped
-	limit    int          // of parked transactions; 0: the default
+	ended    chan struct{} // closed when the applier has ended, by itself or by stop
+	ahead    atomic.Int64  // nanoseconds that the applier's clock is ahead
+	frame    *wire.Frame   // the last one that was shipped
+	limit    int           // of parked transactions; 0: the default
 }
 
 var nodeA = origin.Origin{Node: "a", Epoch: 1}
@@ -151,11 +152,17 @@ func (p *pair) start(peers ...string) {
 	}
 	p.a = a
 	ctx, cancel := context.WithCancel(p.t.Context())
-	done := make(chan error, 1)
-	go func() { done <- a.Run(ctx, p.wal, noFrames{}) }()
+	ended := make(chan struct{})
+	var end error
+	go func() {
+		defer close(ended)
+		end = a.Run(ctx, p.wal, noFrames{})
+	}()
+	p.ended = ended
 	p.stop = sync.OnceValue(func() error {
 		cancel()
-		return <-done
+		<-ended
+		return end
 	})
 }
 
