@@ -66,7 +66,7 @@ func testComeback(t *testing.T, s, other *pgtest.Server, noted bool) {
 	p.to.Exec(t, `CREATE PUBLICATION q FOR TABLE t, counter, large`)
 	restored := s.NewDatabase(t)
 	restored.Exec(t, schema)
-	if err := Setup(t.Context(), SetupOptions{DSN: restored.DSN, Cluster: p.to.Name, Node: "a", Peers: []string{"b"}}); err != nil {
+	if err := Setup(t.Context(), pgtest.Connect(t, restored.DSN), SetupOptions{Cluster: p.to.Name, Node: "a", Peers: []string{"b"}}); err != nil {
 		t.Fatal(err)
 	}
 

@@ -40,16 +40,7 @@ const joiningSQL = `SELECT donor, since, state, COALESCE(p.rows, 0), COALESCE(p.
 		FROM pgbridge.joining_part) p(rows, about, bytes, parts, done, kept)`
 
 // ReadJoining returns how far the node of a database has come; nil if it does not join, or has not begun.
-func ReadJoining(ctx context.Context, dsn string) (*Joining, error) {
-	conn, err := connectPlain(ctx, dsn, "pgbridge join")
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	return readJoining(ctx, conn)
-}
-
-func readJoining(ctx context.Context, conn *pgx.Conn) (*Joining, error) {
+func ReadJoining(ctx context.Context, conn *pgx.Conn) (*Joining, error) {
 	j := &Joining{}
 	var since []byte
 	err := conn.QueryRow(ctx, joiningSQL).Scan(&j.Donor, &since, &j.State, &j.Rows, &j.About, &j.Bytes, &j.Parts, &j.Done, &j.Existing, &j.Kept)
@@ -119,7 +110,7 @@ func (j *Joiner) Close() {
 func (j *Joiner) Lock(ctx context.Context) error { return lockNode(ctx, j.conn) }
 
 // State returns how far the node has come; nil if it has not begun.
-func (j *Joiner) State(ctx context.Context) (*Joining, error) { return readJoining(ctx, j.conn) }
+func (j *Joiner) State(ctx context.Context) (*Joining, error) { return ReadJoining(ctx, j.conn) }
 
 // Missing returns those of the tables that are not here.
 func (j *Joiner) Missing(ctx context.Context, tables []CopyTable) (missing []string, err error) {
@@ -384,5 +375,5 @@ func (a *Applier) HasJoined(ctx context.Context) error {
 func (a *Applier) Joining(ctx context.Context) (*Joining, error) {
 	a.catalog.mu.Lock()
 	defer a.catalog.mu.Unlock()
-	return readJoining(ctx, a.catalog.conn)
+	return ReadJoining(ctx, a.catalog.conn)
 }

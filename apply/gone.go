@@ -24,21 +24,12 @@ type GoneNode struct {
 
 // loadGoneNodes reads them back.
 func (a *Applier) loadGoneNodes(ctx context.Context) (err error) {
-	a.goneNode, err = readGone(ctx, a.catalog.conn)
+	a.goneNode, err = ReadGone(ctx, a.catalog.conn)
 	return err
 }
 
 // ReadGone returns the nodes that have left or were removed, as a database says, by name. ErrNotSetUp: it does not know.
-func ReadGone(ctx context.Context, dsn string) (map[string]GoneNode, error) {
-	conn, err := connectPlain(ctx, dsn, "pgbridge members")
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	return readGone(ctx, conn)
-}
-
-func readGone(ctx context.Context, conn *pgx.Conn) (map[string]GoneNode, error) {
+func ReadGone(ctx context.Context, conn *pgx.Conn) (map[string]GoneNode, error) {
 	rows, err := conn.Query(ctx, `SELECT node, epoch, seq FROM pgbridge.gone_node`)
 	if err != nil {
 		return nil, fmt.Errorf("read pgbridge.gone_node: %w", explain(err))

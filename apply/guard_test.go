@@ -101,7 +101,7 @@ func TestGuard(t *testing.T) {
 // have rewritten the table.
 func TestSchemaChangesHideNobody(t *testing.T) {
 	db := pgtest.New(t)
-	if err := Setup(t.Context(), SetupOptions{DSN: db.DSN, Cluster: "c", Node: "a"}); err != nil {
+	if err := Setup(t.Context(), pgtest.Connect(t, db.DSN), SetupOptions{Cluster: "c", Node: "a"}); err != nil {
 		t.Fatal(err)
 	}
 	db.Exec(t, `CREATE TABLE t (id int PRIMARY KEY, n int)`)

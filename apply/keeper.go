@@ -78,8 +78,8 @@ const (
 	keeperFrames = 64
 	// keeperDelay is how long the keeper leaves a row alone that somebody else has locked, or that the server refuses.
 	keeperDelay = 200 * time.Millisecond
-	// keeperLockTimeout, in milliseconds, is how long it waits for a row that a user has locked: bundleLockTimeout.
-	keeperLockTimeout = "500"
+	// keeperLockTimeout is how long it waits for a row that a user has locked.
+	keeperLockTimeout = "500ms"
 )
 
 func (a *Applier) openKeeper(ctx context.Context, ids *remotes) error {

@@ -60,7 +60,7 @@ func TestCopyGivesWayToSchemaChange(t *testing.T) {
 // part of it (seed 457072 of TestSchemaChangesAtRandom).
 func TestSchemaChangeIsNotAnothers(t *testing.T) {
 	db := pgtest.New(t)
-	if err := Setup(t.Context(), SetupOptions{DSN: db.DSN, Cluster: "c", Node: "a"}); err != nil {
+	if err := Setup(t.Context(), pgtest.Connect(t, db.DSN), SetupOptions{Cluster: "c", Node: "a"}); err != nil {
 		t.Fatal(err)
 	}
 	db.Exec(t, `CREATE TABLE t (id int PRIMARY KEY, u int, v int); CREATE PUBLICATION pgb_c_a FOR TABLE t`)

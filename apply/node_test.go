@@ -32,7 +32,7 @@ func TestNodeIsReadWhileItIsNoted(t *testing.T) {
 // TestWriterEpochJumpsOnAnotherTimeline: a standby that took over may not know the last ones.
 func TestWriterEpochJumpsOnAnotherTimeline(t *testing.T) {
 	db := pgtest.New(t)
-	if err := Setup(t.Context(), SetupOptions{DSN: db.DSN, Cluster: "c", Node: "a"}); err != nil {
+	if err := Setup(t.Context(), pgtest.Connect(t, db.DSN), SetupOptions{Cluster: "c", Node: "a"}); err != nil {
 		t.Fatal(err)
 	}
 	for _, x := range []struct {

@@ -133,7 +133,7 @@ func newPairIn(t *testing.T, from, to *pgtest.Database, schema, schemaTo string,
 	p.from.Exec(t, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, p.slot())
 	p.src = p.from.Connect(t)
 	p.wal = &fakeWAL{lifted: map[origin.Stamp]origin.Stamp{}}
-	if err := Setup(t.Context(), SetupOptions{DSN: p.to.DSN, Cluster: p.to.Name, Node: "b", Peers: append(peers, "a")}); err != nil {
+	if err := Setup(t.Context(), pgtest.Connect(t, p.to.DSN), SetupOptions{Cluster: p.to.Name, Node: "b", Peers: append(peers, "a")}); err != nil {
 		t.Fatal(err)
 	}
 	p.start(peers...)

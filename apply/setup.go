@@ -31,7 +31,6 @@ func keeperOriginName(cluster, own string) string { return ownOriginName(cluster
 
 // SetupOptions say what Setup prepares.
 type SetupOptions struct {
-	DSN           string
 	Cluster, Node string
 	Peers         []string // the other nodes' names
 }
@@ -39,13 +38,10 @@ type SetupOptions struct {
 // Setup creates, where it is missing, what apply needs in the local database: the schema pgbridge, the
 // node's row, replication origins and positions. It must run before the slot is created, so that rows
 // that the slot will not see are known by their transaction ids. It is idempotent.
-func Setup(ctx context.Context, o SetupOptions) error {
-	conn, err := connectPlain(ctx, o.DSN, "pgbridge setup")
-	if err != nil {
-		return err
-	}
-	defer conn.Close(ctx)
-	for _, sql := range SetupSQL(o) {
+//
+// The connection must not be subject to settings of a user's, such as read-only transactions; Setup lifts its time-outs.
+func Setup(ctx context.Context, conn *pgx.Conn, o SetupOptions) error {
+	for _, sql := range append([]string{"SET statement_timeout = 0; SET lock_timeout = 0"}, SetupSQL(o)...) {
 		if _, err := conn.Exec(ctx, sql); err != nil {
 			return fmt.Errorf("setup: %w", explain(err))
 		}
@@ -136,12 +132,7 @@ type Node struct {
 var ErrNotSetUp = errors.New("the database is not set up for pgbridge; run pgbridge setup")
 
 // HasRun reports whether a bridge has ever run for the node of this database. False if it is not set up.
-func HasRun(ctx context.Context, dsn string) (bool, error) {
-	conn, err := connectPlain(ctx, dsn, "pgbridge setup")
-	if err != nil {
-		return false, err
-	}
-	defer conn.Close(ctx)
+func HasRun(ctx context.Context, conn *pgx.Conn) (bool, error) {
 	n, err := readNode(ctx, conn)
 	if errors.Is(err, ErrNotSetUp) {
 		return false, nil
@@ -178,13 +169,8 @@ func (n *Node) is(cluster, node string) error {
 }
 
 // ServerMajor is the major version of a database's server.
-func ServerMajor(ctx context.Context, dsn string) (int, error) {
-	conn, err := connectPlain(ctx, dsn, "pgbridge join")
-	if err != nil {
-		return 0, err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
+func ServerMajor(ctx context.Context, conn *pgx.Conn) (int, error) {
 	var version int
-	err = conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int`).Scan(&version)
+	err := conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int`).Scan(&version)
 	return version / 10000, named("read server version", err)
 }

@@ -124,7 +124,7 @@ func setUp(t *testing.T, s *pgtest.Server, schema string) *pgtest.Database {
 	t.Helper()
 	db := s.NewDatabase(t)
 	db.Exec(t, schema)
-	if err := Setup(t.Context(), SetupOptions{DSN: db.DSN, Cluster: db.Name, Node: "b", Peers: []string{"a"}}); err != nil {
+	if err := Setup(t.Context(), pgtest.Connect(t, db.DSN), SetupOptions{Cluster: db.Name, Node: "b", Peers: []string{"a"}}); err != nil {
 		t.Fatal(err)
 	}
 	return db
@@ -506,7 +506,7 @@ func TestHistoryOfAnEarlierVersion(t *testing.T) {
 		t.Errorf("stats: %+v, %v", n, err)
 	}
 	requireRefused(t, h, id, UndoOptions{}, "run pgbridge setup")
-	if err := Setup(t.Context(), SetupOptions{DSN: db.DSN, Cluster: db.Name, Node: "b", Peers: []string{"a"}}); err != nil {
+	if err := Setup(t.Context(), pgtest.Connect(t, db.DSN), SetupOptions{Cluster: db.Name, Node: "b", Peers: []string{"a"}}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := openHistory(t, db, "").Undo(t.Context(), id, UndoOptions{}); err != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/pgbridge/pgbridge/apply"
+	"github.com/pgbridge/pgbridge/capture"
 	"github.com/pgbridge/pgbridge/config"
 	"github.com/pgbridge/pgbridge/stream"
 )
@@ -29,10 +30,11 @@ func newAsker(cfg *config.Config, log *slog.Logger) *asker {
 	if log == nil {
 		log = slog.Default()
 	}
-	return &asker{bridge: &bridge{cfg: cfg, log: log, started: time.Now()}, conns: map[string]*nats.Conn{}}
+	return &asker{bridge: &bridge{cfg: cfg, primary: capture.NewPrimary(cfg.Postgres.DSN), log: log, started: time.Now()}, conns: map[string]*nats.Conn{}}
 }
 
 func (a *asker) close() {
+	a.primary.Close()
 	for _, nc := range a.conns {
 		nc.Close()
 	}

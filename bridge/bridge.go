@@ -32,7 +32,8 @@ type Options struct {
 // Run runs the node's bridge until ctx ends. It returns nil when ctx was cancelled; otherwise the reason
 // why it cannot go on, which names the mend.
 func Run(ctx context.Context, cfg *config.Config, opts Options) error {
-	b := &bridge{cfg: cfg, settings: newSettings(cfg), opts: opts, log: opts.Logger, started: time.Now()}
+	b := &bridge{cfg: cfg, settings: newSettings(cfg), primary: capture.NewPrimary(cfg.Postgres.DSN), opts: opts, log: opts.Logger, started: time.Now()}
+	defer b.primary.Close()
 	if b.log == nil {
 		b.log = slog.Default()
 	}
@@ -68,6 +69,7 @@ type bridge struct {
 	opts     Options
 	log      *slog.Logger
 	server   *stream.Server // nil: external NATS
+	primary  *capture.Primary
 	started  time.Time
 	everRan  bool                   // a life has come to run
 	waits    atomic.Int32           // over HTTP, for tokens

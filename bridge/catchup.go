@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/pgbridge/pgbridge/apply"
+	"github.com/pgbridge/pgbridge/capture"
 	"github.com/pgbridge/pgbridge/config"
 	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/wire"
@@ -63,8 +64,10 @@ func awaitCaughtUp(ctx context.Context, cfg *config.Config, o JoinOptions) error
 }
 
 func awaitJoined(ctx context.Context, cfg *config.Config) error {
+	p := capture.NewPrimary(cfg.Postgres.DSN)
+	defer p.Close()
 	for {
-		j, err := apply.ReadJoining(ctx, cfg.Postgres.DSN)
+		j, err := readJoining(ctx, p)
 		if err == nil && j != nil && j.State == apply.Joined {
 			return nil
 		}

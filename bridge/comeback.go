@@ -38,7 +38,9 @@ var errCameBack = errors.New("the node has been given what it lacked")
 // back when it starts. It makes the slot if that is missing; from then on nothing that users write is lost. No bridge may run. tell gets,
 // now and then, for whom the creation of the slot waits.
 func Restored(ctx context.Context, cfg *config.Config, tell func(text string)) error {
-	ran, err := apply.HasRun(ctx, cfg.Postgres.DSN)
+	p := capture.NewPrimary(cfg.Postgres.DSN)
+	defer p.Close()
+	ran, err := hasRun(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -48,12 +50,12 @@ func Restored(ctx context.Context, cfg *config.Config, tell func(text string)) e
 	if len(peerNames(cfg)) == 0 {
 		return &configError{"topology.nodes names no other node, which could give anything back"}
 	}
-	o := checkOptions(cfg)
+	o := checkOptions(cfg, p)
 	o.Waits = tell
 	if err := capture.CheckServer(ctx, o); err != nil {
 		return err
 	}
-	if err := apply.Setup(ctx, applySetup(cfg)); err != nil {
+	if err := setUpApply(ctx, p, applySetup(cfg)); err != nil {
 		return err
 	}
 	if err := capture.RemakeSlot(ctx, o); err != nil {

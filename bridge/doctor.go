@@ -39,8 +39,9 @@ const (
 // Doctor looks at everything that a node's bridge rests on, whether one runs or not: what cannot be reached is a finding. An
 // error means that the examination itself was ended.
 func Doctor(ctx context.Context, cfg *config.Config) (*Examination, error) {
-	d := &doctors{bridge: &bridge{cfg: cfg, log: slog.New(slog.DiscardHandler)},
+	d := &doctors{bridge: &bridge{cfg: cfg, primary: capture.NewPrimary(cfg.Postgres.DSN), log: slog.New(slog.DiscardHandler)},
 		facts: &doctor.Facts{Config: cfg, Now: time.Now().UTC(), Slot: slotName(cfg), Unknown: map[doctor.Part]string{}}}
+	defer d.primary.Close()
 	probe := d.askBridge(ctx)
 	d.askServer(ctx)
 	d.askBroker(ctx)
@@ -94,9 +95,9 @@ func (d *doctors) askBridge(ctx context.Context) *probeResult {
 // askServer asks the primary: first what capture itself asks at each start.
 func (d *doctors) askServer(ctx context.Context) {
 	f := d.facts
-	o, err := captureSetup(ctx, d.cfg)
+	o, err := captureSetup(ctx, d.cfg, d.primary)
 	if err != nil {
-		o = checkOptions(d.cfg) // what is in the way is found again
+		o = checkOptions(d.cfg, d.primary) // what is in the way is found again
 	}
 	f.HasRun = o.HasRun
 	if err = capture.Check(ctx, o); d.found(err) {

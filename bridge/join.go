@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/pgbridge/pgbridge/apply"
@@ -117,14 +118,14 @@ func checkJoin(cfg *config.Config, o *JoinOptions) error {
 
 // copied returns when all rows are here and the node is set up.
 func (j *join) copied(ctx context.Context) error {
-	if err := capture.CheckServer(ctx, checkOptions(j.cfg)); err != nil {
+	if err := capture.CheckServer(ctx, checkOptions(j.cfg, j.primary)); err != nil {
 		return err
 	}
-	state, err := apply.ReadJoining(ctx, j.cfg.Postgres.DSN)
+	state, err := readJoining(ctx, j.primary)
 	if err != nil {
 		return err
 	}
-	ran, err := apply.HasRun(ctx, j.cfg.Postgres.DSN)
+	ran, err := hasRun(ctx, j.primary)
 	switch {
 	case err != nil:
 		return err
@@ -141,7 +142,7 @@ func (j *join) copied(ctx context.Context) error {
 		return err
 	}
 	// What is copied must not be read by a slot as what users wrote.
-	slot, err := capture.ReadSlot(ctx, j.cfg.Postgres.DSN, slotName(j.cfg))
+	slot, err := capture.ReadSlot(ctx, j.primary, slotName(j.cfg))
 	if err != nil {
 		return err
 	}
@@ -190,7 +191,7 @@ func (j *join) copied(ctx context.Context) error {
 
 // setUp makes publication and slot, now that what is copied counts as older.
 func (j *join) setUp(ctx context.Context) error {
-	o, err := captureSetup(ctx, j.cfg)
+	o, err := captureSetup(ctx, j.cfg, j.primary)
 	if err != nil {
 		return err
 	}
@@ -209,8 +210,11 @@ func (j *join) meet(ctx context.Context) (*nodeSeen, error) {
 	if err := j.patiently(ctx, j.o.From, &nodeQuestion{Ask: askSeen}, seen, j.o.Tell); err != nil {
 		return nil, err
 	}
-	major, err := apply.ServerMajor(ctx, j.cfg.Postgres.DSN)
-	if err != nil {
+	var major int
+	if err := j.primary.Ask(ctx, func(conn *pgx.Conn) (err error) {
+		major, err = apply.ServerMajor(ctx, conn)
+		return err
+	}); err != nil {
 		return nil, err
 	}
 	if seen.Major > major {
@@ -287,7 +291,7 @@ func (j *join) begin(ctx context.Context, seen *nodeSeen) error {
 			setup.Peers = append(setup.Peers, e.Origin.Node)
 		}
 	}
-	if err := apply.Setup(ctx, setup); err != nil {
+	if err := setUpApply(ctx, j.primary, setup); err != nil {
 		return err
 	}
 	if err := j.joiner.Lock(ctx); err != nil {

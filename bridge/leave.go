@@ -55,7 +55,7 @@ func RemoveNode(ctx context.Context, cfg *config.Config, node string, o MemberOp
 	case cfg.Topology.Nodes[node] == "":
 		return &configError{fmt.Sprintf("there is no node %q in topology.nodes; name one of %s", node, strings.Join(peerNames(cfg), ", "))}
 	}
-	gone, err := apply.ReadGone(ctx, cfg.Postgres.DSN)
+	gone, err := goneOf(ctx, cfg)
 	if err != nil {
 		return err
 	}
@@ -66,6 +66,13 @@ func RemoveNode(ctx context.Context, cfg *config.Config, node string, o MemberOp
 		return err
 	}
 	return p.forgotten(ctx, seq)
+}
+
+// goneOf is readGone for a command.
+func goneOf(ctx context.Context, cfg *config.Config) (map[string]apply.GoneNode, error) {
+	p := capture.NewPrimary(cfg.Postgres.DSN)
+	defer p.Close()
+	return readGone(ctx, p)
 }
 
 // level returns the last transaction of the dead node, which all others must have.
@@ -127,7 +134,7 @@ func (p *parting) forgotten(ctx context.Context, seq uint64) error {
 // Leave has the node of this configuration, whose bridge runs, leave the cluster. What is done first is that its bridge ends for good: from
 // then on a run that was interrupted needs no more than to be given again.
 func Leave(ctx context.Context, cfg *config.Config, o MemberOptions) error {
-	all, err := apply.ReadGone(ctx, cfg.Postgres.DSN)
+	all, err := goneOf(ctx, cfg)
 	if err != nil {
 		return err
 	}
@@ -244,7 +251,7 @@ func (p *parting) keepOut(ctx context.Context, conn *pgx.Conn) error {
 // bridgeEnded returns when nobody reads the slot any more.
 func (p *parting) bridgeEnded(ctx context.Context) error {
 	for {
-		s, err := capture.ReadSlot(ctx, p.cfg.Postgres.DSN, slotName(p.cfg))
+		s, err := capture.ReadSlot(ctx, p.primary, slotName(p.cfg))
 		if err != nil || s.State != "active" {
 			return err
 		}

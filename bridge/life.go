@@ -49,7 +49,7 @@ func (l *life) run(ctx context.Context) (err error) {
 	if err := l.reviveServer(); err != nil {
 		return err
 	}
-	if err := copying(ctx, l.cfg); err != nil {
+	if err := copying(ctx, l.cfg, l.primary); err != nil {
 		return err
 	}
 	if err := l.checkGone(ctx); err != nil {
@@ -206,11 +206,11 @@ func (l *life) close() {
 // prepare checks the server and, if the configuration lets it, creates what is missing there.
 func (l *life) prepare(ctx context.Context) error {
 	if l.cfg.Postgres.AutoSetup {
-		if err := Setup(ctx, l.cfg, func(text string) { l.log.Warn(text) }); err != nil {
+		if err := setUp(ctx, l.cfg, l.primary, func(text string) { l.log.Warn(text) }); err != nil {
 			return err
 		}
 	}
-	o := checkOptions(l.cfg)
+	o := checkOptions(l.cfg, l.primary)
 	o.Running = l.everRan // what came since it began must not end a bridge that ran
 	l.tables = capture.NewTableWatch(o, l.cfg.Postgres.AutoSetup, l.log)
 	return capture.Check(ctx, o)
@@ -221,7 +221,7 @@ func (l *life) openApplier(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	merged, _, err := capture.Regexps(checkOptions(l.cfg).Merged)
+	merged, _, err := capture.Regexps(checkOptions(l.cfg, nil).Merged)
 	if err != nil {
 		return err
 	}
@@ -301,7 +301,7 @@ func (l *life) openCapture(ctx context.Context) error {
 	node := l.node
 	o := origin.Origin{Node: node.Name, Epoch: node.Epoch}
 	l.own = o
-	info, err := capture.ReadSlot(ctx, l.cfg.Postgres.DSN, slotName(l.cfg))
+	info, err := capture.ReadSlot(ctx, l.primary, slotName(l.cfg))
 	if err != nil {
 		return err
 	}

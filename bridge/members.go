@@ -8,7 +8,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/pgbridge/pgbridge/apply"
+	"github.com/pgbridge/pgbridge/capture"
 	"github.com/pgbridge/pgbridge/config"
 	"github.com/pgbridge/pgbridge/stream"
 )
@@ -26,17 +29,35 @@ var errForgets = errors.New("a node is gone")
 
 // copying returns an error while rows are being copied to a node that joins: a slot that is made now would come too early. A server that
 // does not answer is met again at once.
-func copying(ctx context.Context, cfg *config.Config) error {
-	j, err := apply.ReadJoining(ctx, cfg.Postgres.DSN)
+func copying(ctx context.Context, cfg *config.Config, p *capture.Primary) error {
+	j, err := readJoining(ctx, p)
 	if err != nil || j == nil || j.State != apply.Copying {
 		return nil
 	}
 	return fmt.Errorf("node %s is being joined, and %d of about %d rows are copied; wait for pgbridge node join to end, or run it again", cfg.Node, j.Rows, j.About)
 }
 
+// readJoining is apply.ReadJoining of a primary.
+func readJoining(ctx context.Context, p *capture.Primary) (j *apply.Joining, err error) {
+	err = p.Ask(ctx, func(conn *pgx.Conn) error {
+		j, err = apply.ReadJoining(ctx, conn)
+		return err
+	})
+	return j, err
+}
+
+// readGone is apply.ReadGone of a primary.
+func readGone(ctx context.Context, p *capture.Primary) (gone map[string]apply.GoneNode, err error) {
+	err = p.Ask(ctx, func(conn *pgx.Conn) error {
+		gone, err = apply.ReadGone(ctx, conn)
+		return err
+	})
+	return gone, err
+}
+
 // checkGone refuses to run for a node that is gone, whose streams nobody needs. A server that does not answer is met again at once.
 func (l *life) checkGone(ctx context.Context) error {
-	gone, err := apply.ReadGone(ctx, l.cfg.Postgres.DSN)
+	gone, err := readGone(ctx, l.primary)
 	if _, own := gone[l.cfg.Node]; err != nil || !own {
 		return nil
 	}

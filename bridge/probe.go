@@ -10,7 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/pgbridge/pgbridge/capture"
+	"github.com/jackc/pgx/v5"
+
 	"github.com/pgbridge/pgbridge/wire"
 )
 
@@ -70,14 +71,14 @@ func (l *life) probe(ctx context.Context) (*probeResult, error) {
 	w := &probeWait{time.Now().UnixNano(), make(chan uint64, 1)}
 	l.outbox.probes.wait.Store(w)
 	defer l.outbox.probes.wait.Store(nil)
-	conn, err := capture.Connect(ctx, l.cfg.Postgres.DSN)
+	var begun time.Time
+	err := l.primary.Ask(ctx, func(conn *pgx.Conn) error {
+		begun = time.Now()
+		_, err := conn.Exec(ctx, `SELECT pg_logical_emit_message(false, $1, $2::bytea)`, wire.AnswerPrefix, wire.AppendAnswer(nil, wire.Answer{To: l.own, ID: w.id}))
+		return named("write into the WAL", err)
+	})
 	if err != nil {
 		return nil, err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	begun := time.Now()
-	if _, err := conn.Exec(ctx, `SELECT pg_logical_emit_message(false, $1, $2::bytea)`, wire.AnswerPrefix, wire.AppendAnswer(nil, wire.Answer{To: l.own, ID: w.id})); err != nil {
-		return nil, named("write into the WAL", err)
 	}
 	if _, err := l.applier.Seen(ctx, l.capture); err != nil { // flushes the WAL, too
 		return nil, named("wait for the WAL to be read", err)

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/pgbridge/pgbridge/apply"
 	"github.com/pgbridge/pgbridge/capture"
 	"github.com/pgbridge/pgbridge/catalog"
@@ -160,13 +162,11 @@ func (l *life) watchSequences(ctx context.Context) error {
 }
 
 func (l *life) lookAtSequences(ctx context.Context) {
-	conn, err := capture.Connect(ctx, l.cfg.Postgres.DSN)
-	if err != nil {
-		return
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	s, err := catalog.ReadSequences(ctx, conn, l.cfg.Node, l.cfg.Tables)
-	if err != nil {
+	var s *catalog.Summary
+	if err := l.primary.Ask(ctx, func(conn *pgx.Conn) (err error) {
+		s, err = catalog.ReadSequences(ctx, conn, l.cfg.Node, l.cfg.Tables)
+		return err
+	}); err != nil {
 		return
 	}
 	var found []doctor.Finding

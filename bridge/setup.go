@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgbridge/pgbridge/apply"
@@ -29,18 +30,27 @@ func peerNames(cfg *config.Config) []string {
 }
 
 func applySetup(cfg *config.Config) apply.SetupOptions {
-	return apply.SetupOptions{DSN: cfg.Postgres.DSN, Cluster: cfg.Cluster, Node: cfg.Node, Peers: peerNames(cfg)}
+	return apply.SetupOptions{Cluster: cfg.Cluster, Node: cfg.Node, Peers: peerNames(cfg)}
 }
 
-func captureSetup(ctx context.Context, cfg *config.Config) (capture.SetupOptions, error) {
-	o := checkOptions(cfg)
+func captureSetup(ctx context.Context, cfg *config.Config, p *capture.Primary) (capture.SetupOptions, error) {
+	o := checkOptions(cfg, p)
 	var err error
-	o.HasRun, err = apply.HasRun(ctx, cfg.Postgres.DSN)
+	o.HasRun, err = hasRun(ctx, p)
 	return o, err
 }
 
-func checkOptions(cfg *config.Config) capture.CheckOptions {
-	o := capture.CheckOptions{DSN: cfg.Postgres.DSN, Cluster: cfg.Cluster, Node: cfg.Node,
+// hasRun is apply.HasRun of a primary.
+func hasRun(ctx context.Context, p *capture.Primary) (ran bool, err error) {
+	err = p.Ask(ctx, func(conn *pgx.Conn) error {
+		ran, err = apply.HasRun(ctx, conn)
+		return err
+	})
+	return ran, err
+}
+
+func checkOptions(cfg *config.Config, p *capture.Primary) capture.CheckOptions {
+	o := capture.CheckOptions{DSN: cfg.Postgres.DSN, Primary: p, Cluster: cfg.Cluster, Node: cfg.Node,
 		Slot: slotName(cfg), Publication: slotName(cfg), Tables: cfg.Tables, Failover: cfg.Postgres.Failover, Reader: cfg.Reader(cfg.Node)}
 	for _, t := range cfg.Conflict.Tables {
 		o.Merged = append(o.Merged, t.Match)
@@ -55,16 +65,22 @@ func checkOptions(cfg *config.Config) capture.CheckOptions {
 // It never replaces the slot of a node that has run: see capture.SetupOptions. tell gets, now and then, for whom the creation of the
 // slot waits.
 func Setup(ctx context.Context, cfg *config.Config, tell func(text string)) error {
-	if err := capture.CheckServer(ctx, checkOptions(cfg)); err != nil {
+	p := capture.NewPrimary(cfg.Postgres.DSN)
+	defer p.Close()
+	return setUp(ctx, cfg, p, tell)
+}
+
+func setUp(ctx context.Context, cfg *config.Config, p *capture.Primary, tell func(text string)) error {
+	if err := capture.CheckServer(ctx, checkOptions(cfg, p)); err != nil {
 		return err
 	}
-	if err := copying(ctx, cfg); err != nil {
+	if err := copying(ctx, cfg, p); err != nil {
 		return err
 	}
-	if err := apply.Setup(ctx, applySetup(cfg)); err != nil {
+	if err := setUpApply(ctx, p, applySetup(cfg)); err != nil {
 		return err
 	}
-	o, err := captureSetup(ctx, cfg)
+	o, err := captureSetup(ctx, cfg, p)
 	if err != nil {
 		return err
 	}
@@ -72,10 +88,17 @@ func Setup(ctx context.Context, cfg *config.Config, tell func(text string)) erro
 	return capture.Setup(ctx, o)
 }
 
+// setUpApply is apply.Setup of a primary.
+func setUpApply(ctx context.Context, p *capture.Primary, o apply.SetupOptions) error {
+	return p.Ask(ctx, func(conn *pgx.Conn) error { return apply.Setup(ctx, conn, o) })
+}
+
 // SetupSQL returns what Setup runs, for a person to run by hand, and before and behind it what the role in
 // postgres.dsn needs to run a bridge. That person has to be a superuser; the role need not be.
 func SetupSQL(ctx context.Context, cfg *config.Config) ([]string, error) {
-	o, err := captureSetup(ctx, cfg)
+	p := capture.NewPrimary(cfg.Postgres.DSN)
+	defer p.Close()
+	o, err := captureSetup(ctx, cfg, p)
 	if mayNot(err) { // before the grants: it cannot look, and what is there may have run
 		o.HasRun, err = true, nil
 	}

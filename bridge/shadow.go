@@ -60,10 +60,10 @@ func (s *shadow) run(ctx context.Context) (err error) {
 	if err := s.reviveServer(); err != nil {
 		return err
 	}
-	if err := copying(ctx, s.cfg); err != nil {
+	if err := copying(ctx, s.cfg, s.primary); err != nil {
 		return err
 	}
-	if err := capture.Check(ctx, checkOptions(s.cfg)); err != nil {
+	if err := capture.Check(ctx, checkOptions(s.cfg, s.primary)); err != nil {
 		return err
 	}
 	if s.found, err = apply.OpenShadow(ctx, s.options()); err != nil {
@@ -129,7 +129,7 @@ func (s *shadow) openPublisher(ctx context.Context, nc *nats.Conn) (*wire.Frame,
 	if err := stream.DeleteShadow(ctx, nc, s.cfg.Cluster, s.cfg.Node); err != nil {
 		return nil, err
 	}
-	slot, err := capture.ReadSlot(ctx, s.cfg.Postgres.DSN, slotName(s.cfg))
+	slot, err := capture.ReadSlot(ctx, s.primary, slotName(s.cfg))
 	if err != nil {
 		return nil, err
 	}

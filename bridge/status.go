@@ -57,7 +57,8 @@ var ErrNotRunning = errors.New("no bridge runs for this node here; start it with
 func Status(ctx context.Context, cfg *config.Config) (*Report, error) {
 	resp, err := ask(ctx, cfg, "/status")
 	if err != nil {
-		b := &bridge{cfg: cfg}
+		b := &bridge{cfg: cfg, primary: capture.NewPrimary(cfg.Postgres.DSN)}
+		defer b.primary.Close()
 		r := b.report(ctx)
 		r.Waiting = ErrNotRunning.Error()
 		return r, ErrNotRunning
@@ -200,7 +201,7 @@ func (b *bridge) report(ctx context.Context) *Report {
 }
 
 func (b *bridge) reportJoining(ctx context.Context, r *Report) {
-	j, err := apply.ReadJoining(ctx, b.cfg.Postgres.DSN)
+	j, err := readJoining(ctx, b.primary)
 	if err != nil || j == nil || j.State == apply.Joined {
 		return
 	}
@@ -243,7 +244,7 @@ func (l *life) topologyAlarms() (all []Alarm) {
 }
 
 func (b *bridge) reportSlot(ctx context.Context, r *Report) {
-	slot, err := capture.ReadSlot(ctx, b.cfg.Postgres.DSN, r.Slot.Slot)
+	slot, err := capture.ReadSlot(ctx, b.primary, r.Slot.Slot)
 	if err != nil {
 		r.Slot.State = "unknown"
 		r.Alarms = append(r.Alarms, Alarm{Code: "postgres-away", Severity: SeverityError, Text: err.Error(),

@@ -168,7 +168,7 @@ func (l *life) checkHistory(ctx context.Context, tail uint64, node apply.Node) e
 	if err != nil || last.Seq == 0 {
 		return named("read own stream", err)
 	}
-	known, err := capture.KnowsCommit(ctx, l.cfg.Postgres.DSN, last.XID, last.CommitTime)
+	known, err := capture.KnowsCommit(ctx, l.primary, last.XID, last.CommitTime)
 	if err == nil && !known {
 		err = &configError{fmt.Sprintf("this server does not know transaction %d of node %s (id %d, committed at %s), which is in its stream: "+
 			"it was restored from an older state, and transactions that others have are missing here; before users write, run pgbridge node restored (docs/restore.md)",

@@ -32,24 +32,21 @@ func CheckServer(ctx context.Context, o CheckOptions) error {
 // look gathers what the parts find.
 func look(ctx context.Context, o CheckOptions, parts func(*check) []func(context.Context) error) error {
 	o = o.withDefaults()
-	conn, err := connectPlain(ctx, o.DSN)
-	if err != nil {
-		return unreachable(err)
-	}
-	defer conn.Close(ctx)
-	c := &check{opts: o, conn: conn}
-	for _, part := range parts(c) {
-		if err := c.take(part(ctx)); err != nil {
-			return err
+	return o.ask(ctx, func(conn *pgx.Conn) error {
+		c := &check{opts: o, conn: conn}
+		for _, part := range parts(c) {
+			if err := c.take(part(ctx)); err != nil {
+				return err
+			}
+			if c.unfit {
+				break
+			}
 		}
-		if c.unfit {
-			break
+		if len(c.findings) > 0 {
+			return &CheckError{Findings: c.findings}
 		}
-	}
-	if len(c.findings) > 0 {
-		return &CheckError{Findings: c.findings}
-	}
-	return nil
+		return nil
+	})
 }
 
 // unreachable makes a finding of a connection that did not come about: whoever asks wants to hear it.

@@ -54,6 +54,13 @@ func (b *syncBuffer) String() string {
 	return b.b.String()
 }
 
+// readSlotOf is ReadSlot over a connection of its own.
+func readSlotOf(t testing.TB, dsn, slot string) (SlotInfo, error) {
+	p := NewPrimary(dsn)
+	defer p.Close()
+	return ReadSlot(t.Context(), p, slot)
+}
+
 // newBench sets the database up, after running schema, without starting capture.
 func newBench(t testing.TB, db *pgtest.Database, schema string) *bench {
 	t.Helper()
@@ -66,7 +73,7 @@ func newBench(t testing.TB, db *pgtest.Database, schema string) *bench {
 		t.Fatal(err)
 	}
 	name := originPrefix(db.Name, "a")
-	info, err := ReadSlot(t.Context(), db.DSN, name)
+	info, err := readSlotOf(t, db.DSN, name)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -37,7 +37,7 @@ func TestRestartGivesTheSame(t *testing.T) {
 		b.end()
 		want := read(t, frames).done
 		b.checkRestore()
-		info, err := ReadSlot(t.Context(), b.db.DSN, b.opts.Slot)
+		info, err := readSlotOf(t, b.db.DSN, b.opts.Slot)
 		if err != nil || info.ConfirmedLSN > frames[0].ResumeLSN {
 			t.Fatalf("slot is confirmed up to %X, nothing is durable: %v", info.ConfirmedLSN, err)
 		}

@@ -183,9 +183,7 @@ func (r *restorer) ask(ctx context.Context, f func(context.Context, *pgx.Conn) e
 // close gives the connection up.
 func (r *restorer) close() {
 	if r.conn != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		r.conn.Close(ctx) // nothing is under way on it
+		closeSoon(r.conn)
 	}
 }
 

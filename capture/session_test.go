@@ -193,7 +193,7 @@ func TestConfirmsWhatIsDurable(t *testing.T) {
 
 func (b *bench) confirmed() uint64 {
 	b.t.Helper()
-	info, err := ReadSlot(b.t.Context(), b.db.DSN, b.opts.Slot)
+	info, err := readSlotOf(b.t, b.db.DSN, b.opts.Slot)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -395,7 +395,7 @@ DROP TABLE filler`)
 			if err := Setup(t.Context(), b.checkOptions()); !errors.As(err, &found) || !found.Has(CodeSlotInvalidated) {
 				t.Errorf("setup found %v", err)
 			}
-			if info, err := ReadSlot(t.Context(), db.DSN, b.opts.Slot); err != nil || info.State != SlotInvalidated {
+			if info, err := readSlotOf(t, db.DSN, b.opts.Slot); err != nil || info.State != SlotInvalidated {
 				t.Errorf("slot %+v, %v", info, err)
 			}
 		})

@@ -13,6 +13,7 @@ import (
 // SetupOptions say what Setup prepares.
 type SetupOptions struct {
 	DSN           string
+	Primary       *Primary // of DSN, to ask over a connection that it may have; nil: over a new one
 	Cluster, Node string
 	Slot          string   // "pgb_<cluster>_<node>" if empty
 	Publication   string   // the same
@@ -32,6 +33,16 @@ type SetupOptions struct {
 	Running bool
 }
 
+// ask asks the server of the options.
+func (o SetupOptions) ask(ctx context.Context, f func(conn *pgx.Conn) error) error {
+	if o.Primary != nil {
+		return o.Primary.Ask(ctx, f)
+	}
+	p := NewPrimary(o.DSN)
+	defer p.Close()
+	return p.Ask(ctx, f)
+}
+
 func (o SetupOptions) withDefaults() SetupOptions {
 	if o.Slot == "" {
 		o.Slot = originPrefix(o.Cluster, o.Node)
@@ -46,11 +57,10 @@ func (o SetupOptions) withDefaults() SetupOptions {
 // chosen tables, then the slot. It is idempotent, and corrects a publication whose tables or settings
 // differ. It needs CREATE on the database, ownership of the tables, and REPLICATION.
 func Setup(ctx context.Context, o SetupOptions) error {
-	conn, err := connectPlain(ctx, o.DSN)
-	if err != nil {
-		return unreachable(err)
-	}
-	defer conn.Close(ctx)
+	return o.ask(ctx, func(conn *pgx.Conn) error { return setup(ctx, conn, o) })
+}
+
+func setup(ctx context.Context, conn *pgx.Conn, o SetupOptions) error {
 	statements, err := setupSQL(ctx, conn, o.withDefaults())
 	if err != nil {
 		return err
@@ -93,21 +103,18 @@ func failoverSQL(slot string) string {
 }
 
 // SetupSQL returns what Setup would run now, for a DBA to run by hand; nothing if all is there.
-func SetupSQL(ctx context.Context, o SetupOptions) ([]string, error) {
-	conn, err := connectPlain(ctx, o.DSN)
-	if err != nil {
-		return nil, unreachable(err)
-	}
-	defer conn.Close(ctx)
+func SetupSQL(ctx context.Context, o SetupOptions) (sql []string, err error) {
 	o = o.withDefaults()
-	sql, err := setupSQL(ctx, conn, o)
-	if err != nil || !o.Failover {
-		return sql, err
-	}
-	s, err := readSlot(ctx, conn, o.Slot)
-	if err == nil && s.exists && !s.failover {
-		sql = append(sql, "-- over a replication connection, as of psql 'replication=database': "+failoverSQL(o.Slot))
-	}
+	err = o.ask(ctx, func(conn *pgx.Conn) error {
+		if sql, err = setupSQL(ctx, conn, o); err != nil || !o.Failover {
+			return err
+		}
+		s, err := readSlot(ctx, conn, o.Slot)
+		if err == nil && s.exists && !s.failover {
+			sql = append(sql, "-- over a replication connection, as of psql 'replication=database': "+failoverSQL(o.Slot))
+		}
+		return err
+	})
 	return sql, err
 }
 

@@ -303,7 +303,7 @@ func TestUnprivilegedRole(t *testing.T) {
 		if err := Check(t.Context(), o); err != nil {
 			t.Errorf("check found %v", err)
 		}
-		if _, err := ReadSlot(t.Context(), o.DSN, b.opts.Slot); err != nil {
+		if _, err := readSlotOf(t, o.DSN, b.opts.Slot); err != nil {
 			t.Error(err)
 		}
 		b.start(nil)

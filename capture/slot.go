@@ -32,15 +32,18 @@ const (
 
 // ReadSlot reads the identity of the server and how the slot is. That it is missing or invalidated is no
 // error; Check makes findings of it.
-func ReadSlot(ctx context.Context, dsn, slot string) (SlotInfo, error) {
-	conn, err := connectPlain(ctx, dsn)
-	if err != nil {
-		return SlotInfo{}, err
-	}
-	defer conn.Close(ctx)
+func ReadSlot(ctx context.Context, p *Primary, slot string) (info SlotInfo, err error) {
+	err = p.Ask(ctx, func(conn *pgx.Conn) error {
+		info, err = slotInfo(ctx, conn, slot)
+		return err
+	})
+	return info, err
+}
+
+func slotInfo(ctx context.Context, conn *pgx.Conn, slot string) (SlotInfo, error) {
 	var info SlotInfo
 	var id int64
-	err = conn.QueryRow(ctx, `
+	err := conn.QueryRow(ctx, `
 		SELECT (SELECT system_identifier FROM pg_control_system()),
 		       CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())
 		            ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END`).
@@ -59,16 +62,13 @@ func ReadSlot(ctx context.Context, dsn, slot string) (SlotInfo, error) {
 
 // KnowsCommit reports whether the transaction with that id was committed at that time in the server's history:
 // false if it shows another time for it, or has not given that id out yet. What it has forgotten it knows.
-func KnowsCommit(ctx context.Context, dsn string, xid uint32, at origin.Stamp) (bool, error) {
-	conn, err := connectPlain(ctx, dsn)
-	if err != nil {
-		return false, err
-	}
-	defer conn.Close(ctx)
+func KnowsCommit(ctx context.Context, p *Primary, xid uint32, at origin.Stamp) (bool, error) {
 	var committed *time.Time
 	var next int64
-	err = conn.QueryRow(ctx, `SELECT pg_xact_commit_timestamp($1::text::xid), pg_snapshot_xmax(pg_current_snapshot())::text::int8`,
-		fmt.Sprint(xid)).Scan(&committed, &next)
+	err := p.Ask(ctx, func(conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, `SELECT pg_xact_commit_timestamp($1::text::xid), pg_snapshot_xmax(pg_current_snapshot())::text::int8`,
+			fmt.Sprint(xid)).Scan(&committed, &next)
+	})
 	if err != nil {
 		return false, classify(err, "read the commit time of a transaction")
 	}
@@ -117,11 +117,10 @@ func KnownCommits(ctx context.Context, dsn string, commits []Commit) ([]bool, er
 // slot that can be read.
 func RemakeSlot(ctx context.Context, o SetupOptions) error {
 	o = o.withDefaults()
-	conn, err := connectPlain(ctx, o.DSN)
-	if err != nil {
-		return unreachable(err)
-	}
-	defer conn.Close(ctx)
+	return o.ask(ctx, func(conn *pgx.Conn) error { return remakeSlot(ctx, conn, o) })
+}
+
+func remakeSlot(ctx context.Context, conn *pgx.Conn, o SetupOptions) error {
 	s, err := readSlot(ctx, conn, o.Slot)
 	if err != nil {
 		return err
@@ -135,7 +134,7 @@ func RemakeSlot(ctx context.Context, o SetupOptions) error {
 		}
 	}
 	o.HasRun = false
-	return Setup(ctx, o)
+	return setup(ctx, conn, o)
 }
 
 // slot is a row of pg_replication_slots.

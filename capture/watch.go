@@ -37,12 +37,6 @@ const watchInterval = 5 * time.Second
 // Run looks every few seconds until ctx ends. It ends with nil: a table is no reason to stop capture, and a
 // server that is away is for the others to tell.
 func (w *TableWatch) Run(ctx context.Context) error {
-	var conn *pgx.Conn
-	defer func() {
-		if conn != nil {
-			conn.Close(context.WithoutCancel(ctx))
-		}
-	}()
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
 	for {
@@ -51,15 +45,12 @@ func (w *TableWatch) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
-		var err error
-		if conn == nil || conn.IsClosed() {
-			if conn, err = connectPlain(ctx, w.opts.DSN); err != nil {
-				continue
+		w.opts.ask(ctx, func(conn *pgx.Conn) error {
+			if err := w.look(ctx, conn); err != nil && ctx.Err() == nil && !isLost(err) {
+				w.say("tables cannot be watched", slog.String("err", err.Error()))
 			}
-		}
-		if err = w.look(ctx, conn); err != nil && ctx.Err() == nil && !isLost(err) {
-			w.say("tables cannot be watched", slog.String("err", err.Error()))
-		}
+			return nil
+		})
 	}
 }
 
