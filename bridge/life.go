@@ -317,7 +317,7 @@ func (l *life) openCapture(ctx context.Context) error {
 	if err := l.applier.CheckDeletesFrom(ctx, from); err != nil {
 		return err
 	}
-	l.outbox = &outbox{Publisher: l.publisher, published: l.applier.Published}
+	l.outbox = &outbox{Publisher: l.publisher, published: l.applier.Published, lsn: fence.ResumeLSN}
 	column, at := homes(l.cfg)
 	l.capture, err = capture.New(capture.Options{
 		HomeColumn: column, AtHome: func(value []byte) bool { return at(l.cfg.Node, value) },
@@ -325,7 +325,7 @@ func (l *life) openCapture(ctx context.Context) error {
 		SystemID: info.SystemID, Timeline: info.Timeline, Slot: slotName(l.cfg), Publication: slotName(l.cfg),
 		FrameBytes: int(l.cfg.Capture.FrameBytes), Linger: l.cfg.Capture.Linger, StatusInterval: l.cfg.Capture.StatusInterval,
 		SpoolDir: filepath.Join(l.cfg.DataDir, "spool"), AgainLSN: l.applier.Node().AgainLSN, Logger: l.log, Secret: l.node.Secret,
-	}, l.outbox, deletes{l.applier}, fence)
+	}, l.outbox, deletes{l.applier, l.outbox}, fence)
 	if err != nil {
 		return err
 	}

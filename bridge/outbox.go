@@ -23,6 +23,8 @@ type outbox struct {
 	frames    []sent // oldest first
 	sum       uint64 // of their bytes, and of those before
 	back      uint64 // of the last frame
+	lsn       uint64 // up to which frames hold all commits; the fence's before there are any
+	begins    uint64 // from there on commits may be in frames that hold transactions; 0: there are none
 	// told is what a durable frame said, next what one says that will be, and newest what the last one says.
 	told, next, newest told
 }
@@ -61,6 +63,10 @@ func (o *outbox) note(seq uint64, f *wire.Frame) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.newest = told{seq, f.LastSeq, f.Low}
+	if f.LastSeq > 0 && o.begins == 0 {
+		o.begins = o.lsn
+	}
+	o.lsn = f.ResumeLSN
 	if o.next.stream <= o.told.stream {
 		o.next = o.newest
 	}
@@ -197,7 +203,25 @@ func (o *outbox) durableLast() (seq uint64, stamp origin.Stamp) {
 }
 
 // deletes tells apply what capture has met.
-type deletes struct{ *apply.Applier }
+type deletes struct {
+	*apply.Applier
+	outbox *outbox
+}
+
+// HoldLSN implements capture.Deletes: for apply, and for the node's first transactions, which the WAL must bring again until the
+// database knows that some were published. A stream that is empty then tells of a broker that has lost it; before, of a new node.
+func (d deletes) HoldLSN() uint64 {
+	hold := d.Applier.HoldLSN()
+	if d.Applier.Node().Published > 0 {
+		return hold
+	}
+	d.outbox.mu.Lock()
+	defer d.outbox.mu.Unlock()
+	if begins := d.outbox.begins; begins != 0 && (hold == 0 || begins < hold) {
+		return begins
+	}
+	return hold
+}
 
 // LocalDelete implements capture.Deletes.
 func (d deletes) LocalDelete(x capture.Delete) {

@@ -57,6 +57,41 @@ func TestWipedBrokerIsMadeAgain(t *testing.T) {
 	test(t, pgtest.SharedServer(t, pgtest.Versions(t)[0]))
 }
 
+// TestWipedBrokerOfANewNode: a broker loses its disk before the database knows that anything was ever published. The first
+// transactions come out of the WAL again, under their numbers: other nodes, which have them, take no later ones for them.
+func TestWipedBrokerOfANewNode(t *testing.T) {
+	t.Parallel()
+	c := cluster.New(t, cluster.Options{Nodes: 2, Processes: true, Schema: `CREATE TABLE t (id int PRIMARY KEY)`,
+		Config: map[string]string{"capture.status_interval": "1s"}})
+	a, b := c.Node("a"), c.Node("b")
+	lock := pgtest.Connect(t, a.DSN)
+	if _, err := lock.Exec(t.Context(), `BEGIN; SELECT FROM pgbridge.node FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		a.Exec(`INSERT INTO t VALUES ($1)`, i)
+	}
+	b.Await(`SELECT count(*) FROM t`, "3")
+	const told = `SELECT coalesce(r.reply_time, 'epoch') FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid WHERE s.database = current_database()`
+	a.Await(fmt.Sprintf(`SELECT (%s) > timestamptz '%s' + interval '6 s'`, told, a.Value(`SELECT clock_timestamp()`)), "t") // a slot is confirmed sooner
+	a.Kill()
+	const noting = `FROM pg_stat_activity WHERE application_name = 'pgbridge a catalog' AND datname = current_database()`
+	a.Query(`SELECT pg_terminate_backend(pid) ` + noting)
+	a.Await(`SELECT count(*) `+noting, "0")
+	if got := a.Value(`SELECT published FROM pgbridge.node`); got != "0" {
+		t.Fatalf("it is known that %s transactions were published", got)
+	}
+	if _, err := lock.Exec(t.Context(), `ROLLBACK`); err != nil {
+		t.Fatal(err)
+	}
+	wipe(t, a)
+	a.Start()
+	a.Exec(`INSERT INTO t VALUES (3)`)
+	written := a.Value(`SELECT pg_current_wal_lsn()`)
+	c.WaitConverged()
+	a.Await(fmt.Sprintf(`SELECT confirmed_flush_lsn >= '%s' FROM pg_replication_slots WHERE database = current_database()`, written), "t")
+}
+
 // awaitHandedOn waits until node b has what a's slot has been confirmed for.
 func awaitHandedOn(a, b *cluster.Node) {
 	b.AwaitStatus(func(r *cluster.Report) bool {
