@@ -79,8 +79,14 @@ func pause(ctx context.Context) {
 	}
 }
 
+// tablesSQL lists tables, and for each what makes a row of it, as t, into text: columns by name, and of bytes no more than their hash,
+// since tests fill disks with them.
 const tablesSQL = `
-SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname)
+SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname),
+       COALESCE((SELECT 'jsonb_build_object(' || string_agg(quote_literal(a.attname) || ', ' ||
+                        format(CASE a.atttypid WHEN 'bytea'::regtype THEN 'md5(t.%I)' ELSE 't.%I' END, a.attname), ', ' ORDER BY a.attname) || ')::text'
+                 FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                 HAVING bool_or(a.atttypid = 'bytea'::regtype) AND count(*) <= 50), 'to_jsonb(t)::text')
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p'
   AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgbridge') AND n.nspname NOT LIKE 'pg_toast%'
@@ -90,28 +96,46 @@ ORDER BY 1`
 func (c *Cluster) difference(ctx context.Context) string {
 	c.t.Helper()
 	first := c.Nodes[0]
-	tables := first.Query(tablesSQL)
+	tables := first.tables()
 	if c.alike(ctx, tables) {
 		return ""
 	}
-	for _, table := range tables {
-		want := first.rows(ctx, table, true)
+	for _, t := range tables {
+		want := first.rows(ctx, t.digest(), t.name)
 		for _, n := range c.Nodes[1:] {
-			if got := n.rows(ctx, table, true); strings.Join(got, "") != strings.Join(want, "") {
-				return fmt.Sprintf("table %s, nodes %s and %s:\n%s", table, first.Name, n.Name,
-					firstDifferences(first.rows(ctx, table, false), n.rows(ctx, table, false)))
+			if got := n.rows(ctx, t.digest(), t.name); strings.Join(got, "") != strings.Join(want, "") {
+				return fmt.Sprintf("table %s, nodes %s and %s:\n%s", t.name, first.Name, n.Name,
+					firstDifferences(first.rows(ctx, t.text, t.name), n.rows(ctx, t.text, t.name)))
 			}
 		}
 	}
 	return ""
 }
 
+// comparedTable is a table of tablesSQL.
+type comparedTable struct{ name, text string }
+
+// tables lists the node's tables, by name.
+func (n *Node) tables() (all []comparedTable) {
+	n.t.Helper()
+	for _, line := range n.Query(tablesSQL) {
+		i := strings.LastIndex(line, "|")
+		all = append(all, comparedTable{line[:i], line[i+1:]})
+	}
+	return all
+}
+
+// digest is the number of the rows and a digest of them.
+func (t comparedTable) digest() string {
+	return fmt.Sprintf(`count(*) || ' ' || COALESCE(sum(('x' || substr(md5(%s), 1, 15))::bit(60)::int8), 0)`, t.text)
+}
+
 // alike reports whether all nodes are known to hold the same rows: one question to each node, where difference asks for
 // every table.
-func (c *Cluster) alike(ctx context.Context, tables []string) bool {
+func (c *Cluster) alike(ctx context.Context, tables []comparedTable) bool {
 	var parts []string
-	for _, table := range tables {
-		parts = append(parts, fmt.Sprintf("SELECT '%s' AS name, %s AS rows FROM %s t", strings.ReplaceAll(table, "'", "''"), digestSQL, table))
+	for _, t := range tables {
+		parts = append(parts, fmt.Sprintf("SELECT '%s' AS name, %s AS rows FROM %s t", strings.ReplaceAll(t.name, "'", "''"), t.digest(), t.name))
 	}
 	var want string
 	for i, n := range c.Nodes {
@@ -130,22 +154,15 @@ func (c *Cluster) alike(ctx context.Context, tables []string) bool {
 	return true
 }
 
-// digestSQL is the number of the rows of alias t and a digest of them.
-const digestSQL = `count(*) || ' ' || COALESCE(sum(('x' || substr(md5(to_jsonb(t)::text), 1, 15))::bit(60)::int8), 0)`
-
-// rows returns a table's rows as text, columns by name, sorted; or just their number and a digest.
-func (n *Node) rows(ctx context.Context, table string, digest bool) []string {
+// rows returns an expression of a table's rows, t, sorted.
+func (n *Node) rows(ctx context.Context, expression, table string) []string {
 	n.t.Helper()
 	conn, giveBack, err := pgtest.Borrow(ctx, n.DSN)
 	if err != nil {
 		return []string{n.Name + ": " + err.Error()} // never equal to another node's
 	}
 	defer giveBack()
-	sql := fmt.Sprintf(`SELECT %s FROM %s t`, digestSQL, table)
-	if !digest {
-		sql = fmt.Sprintf(`SELECT to_jsonb(t)::text FROM %s t`, table)
-	}
-	rows, err := conn.Query(ctx, sql)
+	rows, err := conn.Query(ctx, fmt.Sprintf(`SELECT %s FROM %s t`, expression, table))
 	if err != nil {
 		return []string{n.Name + ": " + err.Error()}
 	}

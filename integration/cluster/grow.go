@@ -18,8 +18,8 @@ func (c *Cluster) Grow() *Node {
 		n.Links[m.Name] = newLink(c.t, m.Listen)
 	}
 	n.Exec(sentinelTable + c.opts.Schema)
-	for _, table := range n.Query(tablesSQL) {
-		n.Exec("TRUNCATE " + table + " CASCADE")
+	for _, table := range n.tables() {
+		n.Exec("TRUNCATE " + table.name + " CASCADE")
 	}
 	c.Reconfigure()
 	return n
