@@ -87,7 +87,7 @@ unit: postgres ## each package by itself, with the race detector where goroutine
 	go test -vet=off -count=1 -run '$(PLAIN)' ./apply
 
 integration: postgres ## bridges between real primaries; RUN=TestName picks some, RACE=-race
-	$(if $(RACE),$(RACE_GO),go) test $(RACE) -vet=off -count=1 -timeout 30m -parallel 6 -run '$(RUN)' ./integration
+	$(if $(RACE),$(RACE_GO),go) test $(RACE) -vet=off -count=1 -timeout 60m -parallel 6 -run '$(RUN)' ./integration
 
 compose: ## docker-compose.yml against the rules of compose itself
 	cd integration/compose && go vet ./... && go test -vet=off -count=1 ./...

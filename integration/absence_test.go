@@ -22,6 +22,7 @@ import (
 // let it go. What it is given then is a small part of its tables, nobody's memory grows with them, and the others hold no WAL.
 func TestAbsenceCostsWhatHasChanged(t *testing.T) {
 	t.Parallel()
+	pgtest.Long(t)
 	rows := 40_000 // of each table; one in twenty is changed on each side
 	if pgtest.Soak() {
 		rows = 1_000_000

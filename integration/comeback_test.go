@@ -348,7 +348,7 @@ func TestRestoresAtRandom(t *testing.T) {
 	t.Parallel()
 	s := seed(t)
 	r := rand.New(rand.NewSource(s))
-	rounds := 2
+	rounds := 1
 	if pgtest.Soak() {
 		rounds = 20
 	}

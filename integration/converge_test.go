@@ -53,7 +53,7 @@ func loadTime() time.Duration {
 	if pgtest.Soak() {
 		return time.Minute
 	}
-	return 8 * time.Second
+	return 4 * time.Second
 }
 
 // TestMeshConverges: three nodes, all writing the same rows at once; then all tables are equal, nothing is

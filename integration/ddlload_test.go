@@ -25,6 +25,7 @@ const columnsSQL = `SELECT string_agg(attname, ',' ORDER BY attname) FROM pg_att
 // the nodes that are there, and written as soon as it is; a column is dropped when all nodes are back, and not before.
 func TestSchemaChangeUnderLoad(t *testing.T) {
 	t.Parallel()
+	pgtest.Long(t)
 	c := cluster.New(t, cluster.Options{Processes: true, Config: map[string]string{"topology.failover_after": "1s"}, Schema: `
 		CREATE TABLE item (id int PRIMARY KEY, v text, old int);
 		INSERT INTO item SELECT i, 'first', 0 FROM generate_series(1, 200) i`})

@@ -7,6 +7,7 @@ import (
 
 	"github.com/pgbridge/pgbridge/bridge"
 	"github.com/pgbridge/pgbridge/integration/cluster"
+	"github.com/pgbridge/pgbridge/integration/pgtest"
 	"github.com/pgbridge/pgbridge/stream"
 )
 
@@ -64,6 +65,7 @@ func TestRestartBehindAFullStream(t *testing.T) {
 // TestBothStreamsAreFull: what each node has seen of the other stands behind its own backlog.
 func TestBothStreamsAreFull(t *testing.T) {
 	t.Parallel()
+	pgtest.Long(t)
 	c := cluster.New(t, cluster.Options{Nodes: 2, Schema: fullSchema, Config: map[string]string{
 		"stream.max_bytes": "64MiB", "nats.embedded.max_store": "256MiB", "nats.embedded.sync": "interval"}})
 	cutAll(c)

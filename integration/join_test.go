@@ -30,7 +30,7 @@ CREATE TABLE emptied (id int PRIMARY KEY)`
 
 // newJoined makes the three nodes that a fourth one of a newer version joins, with so many rows, of which so many make a page.
 func newJoined(t *testing.T, more string) (c *cluster.Cluster, rows, page int) {
-	rows, page = 20_000, 500
+	rows, page = 8_000, 200
 	if pgtest.Soak() {
 		rows, page = 1_000_000, 0
 	}

@@ -273,6 +273,7 @@ func unreached(r *cluster.Report) (n int) {
 // the other half's writes came to.
 func TestHalvesThatLetEachOtherGo(t *testing.T) {
 	t.Parallel()
+	pgtest.Long(t)
 	config := letGoConfig()
 	config["stream.absent_bytes"] = "1MiB"
 	c := cluster.New(t, cluster.Options{Nodes: 4, Majors: pgtest.Versions(t), Config: config, Schema: letGoSchema})

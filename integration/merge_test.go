@@ -234,6 +234,7 @@ func TestMergedTablesConverge(t *testing.T) {
 // rows show stay together.
 func TestMergedTablesSurviveKills(t *testing.T) {
 	t.Parallel()
+	pgtest.Long(t)
 	kills := 6
 	if pgtest.Soak() {
 		kills = 60

@@ -27,7 +27,7 @@ func TestPoisonIsParkedAndRetried(t *testing.T) {
 	awaitParked(n, 5)
 	n.Stop()
 	n.Start()
-	awaitParked(n, 20)
+	awaitParked(n, 12)
 	l.run(loadTime() / 20)
 
 	// All that does not touch their rows comes through, though the nodes' own transactions are all behind parked ones.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/pgbridge/pgbridge/integration/cluster"
+	"github.com/pgbridge/pgbridge/integration/pgtest"
 )
 
 // toastSchema has tables whose values are stored out of line and not sent when an update leaves them alone.
@@ -120,6 +121,7 @@ func TestLargeValuesConverge(t *testing.T) {
 // TestLargeValuesSurviveKills is TestLargeValuesConverge with bridges that are killed.
 func TestLargeValuesSurviveKills(t *testing.T) {
 	t.Parallel()
+	pgtest.Long(t)
 	c := cluster.New(t, cluster.Options{Processes: true, Schema: toastSchema})
 	requireOwed(t, c, 1, loadTime()/2, func(n *cluster.Node, wait func(most time.Duration)) {
 		n.Kill()

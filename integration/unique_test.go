@@ -238,6 +238,7 @@ func TestUniqueValuesConverge(t *testing.T) {
 // check for applied rows a kill may leave two rows that collide (docs/unique.md).
 func TestUniqueValuesSurviveKills(t *testing.T) {
 	t.Parallel()
+	pgtest.Long(t)
 	c := cluster.New(t, cluster.Options{Processes: true, Schema: uniqueSchema, Config: map[string]string{"apply.batch_transactions": "4"}})
 	s := seed(t)
 	t.Logf("seed %d", s)

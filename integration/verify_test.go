@@ -101,7 +101,7 @@ func startItems(l *load, rows int) {
 // as nothing was planted; then each of 20 rows is, nothing else, and the repair makes the nodes equal and raises no conflict.
 func TestVerifyFindsWhatWasPlanted(t *testing.T) {
 	t.Parallel()
-	rows, runs := 20_000, 3
+	rows, runs := 20_000, 2
 	if pgtest.Soak() {
 		rows, runs = 1_000_000, 50
 	}

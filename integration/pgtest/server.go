@@ -91,6 +91,15 @@ func Versions(t testing.TB) []int {
 // Soak says whether tests are to run in their long version.
 func Soak() bool { return os.Getenv(SoakVariable) != "" }
 
+// Long skips the test, unless tests run in their long version: others show the same on a smaller scale, or it takes more of a slow
+// machine than a test run has.
+func Long(t testing.TB) {
+	t.Helper()
+	if !Soak() {
+		t.Skipf("one of the long tests: make soak RUN='^%s$'", t.Name())
+	}
+}
+
 // Newest returns the highest of Versions: for a test of something that does not
 // depend on the server's version.
 func Newest(t testing.TB) int {
