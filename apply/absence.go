@@ -2,6 +2,7 @@ package apply
 
 import (
 	"maps"
+	"math"
 	"slices"
 	"sync"
 
@@ -490,23 +491,42 @@ func (a *absence) mayTakeBackBelow(lsn uint64) bool {
 	return lsn < a.rescan || lowest != 0 && lowest < lsn
 }
 
-// purge drops the tombstones that stable says nobody can ask for any more (R22); it returns how many
-// are left.
+// purge drops the tombstones that stable says nobody can ask for any more (R22), unless an older delete that may be of the same rows
+// stays: what comes behind the later one has not met it, and must not find it instead. It returns how many are left.
 func (a *absence) purge(stable func(o origin.Origin) uint64) int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	seqs := map[origin.Origin]uint64{}
-	gone := func(t tombstone) bool {
+	asked := func(t tombstone) bool {
 		seq, ok := seqs[t.Origin]
 		if !ok {
 			seq = stable(t.Origin)
 			seqs[t.Origin] = seq
 		}
-		return t.seq <= seq
+		return t.seq > seq
 	}
-	maps.DeleteFunc(a.tombs, func(_ wire.KeyHash, t tombstone) bool { return gone(t) })
-	maps.DeleteFunc(a.truncated, func(_ tableName, t tombstone) bool { return gone(t) })
-	a.bulks = slices.DeleteFunc(a.bulks, func(b bulk) bool { return gone(b.tombstone) })
+	many := origin.Stamp(math.MaxInt64) // the oldest that stays of those of many rows
+	for i := range a.bulks {
+		if t := a.bulks[i].tombstone; asked(t) {
+			many = min(many, t.Stamp)
+		}
+	}
+	for _, t := range a.truncated {
+		if asked(t) {
+			many = min(many, t.Stamp)
+		}
+	}
+	oldest := many // and of all
+	if len(a.bulks)+len(a.truncated) > 0 {
+		for _, t := range a.tombs {
+			if asked(t) {
+				oldest = min(oldest, t.Stamp)
+			}
+		}
+	}
+	maps.DeleteFunc(a.tombs, func(_ wire.KeyHash, t tombstone) bool { return t.Stamp < many && !asked(t) })
+	maps.DeleteFunc(a.truncated, func(_ tableName, t tombstone) bool { return t.Stamp < oldest && !asked(t) })
+	a.bulks = slices.DeleteFunc(a.bulks, func(b bulk) bool { return b.Stamp < oldest && !asked(b.tombstone) })
 	left := len(a.tombs) + len(a.truncated)
 	for _, b := range a.bulks {
 		left += len(b.keys)

@@ -185,3 +185,45 @@ func TestLostDeletesAreRecorded(t *testing.T) {
 		p.same(`SELECT * FROM t`)
 	}
 }
+
+// TestForgottenDeletesHideOlderOnes: what is inserted behind a delete that every node has seen does not meet an older one, which the
+// insert's author has not seen.
+func TestForgottenDeletesHideOlderOnes(t *testing.T) {
+	t.Parallel()
+	for older, from := range map[string]int{"a key": bulkLimit, "many keys": 1, "the table": 0} {
+		for _, later := range []string{"DELETE FROM t", "TRUNCATE t"} {
+			t.Run(later+" behind that of "+older, func(t *testing.T) {
+				t.Parallel()
+				p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
+				p.do(fmt.Sprintf(`INSERT INTO t VALUES (%d, 'x')`, bulkLimit))
+				tab, err := p.a.catalog.table(t.Context(), "public", "t")
+				if err != nil {
+					t.Fatal(err)
+				}
+				v := origin.Version{Stamp: p.last + 1, Origin: nodeB}
+				if from == 0 {
+					p.a.LocalTruncate("public", "t", v, 1, 500)
+				} else {
+					for id := from; id <= bulkLimit; id++ {
+						p.a.LocalDelete("public", "t", intKey(id), tab.hasher.Hash(intKey(id), nil), v, 1, 500)
+					}
+				}
+				awaitTrue(t, func() bool { return p.a.HoldLSN() == 0 })
+				forget := func() int { return p.a.absence.purge(p.a.heard.stableSeq) }
+				p.do(later)
+				forget()
+				p.do(fmt.Sprintf(`INSERT INTO t VALUES (%d, 'again')`, bulkLimit))
+				if got := p.to.Value(t, `SELECT count(*) FROM pgbridge.conflict WHERE kind = 'insert_delete'`); got != "0" {
+					t.Errorf("the insert has met %s deletes", got)
+				}
+				p.from.Exec(t, `UPDATE t SET v = 'all seen'`)
+				p.ship(origin.Vector{{Origin: nodeB, Seq: 1, Stamp: v.Stamp}}, false)
+				p.await()
+				if n := forget(); n != 0 {
+					t.Errorf("%d tombstones stay", n)
+				}
+				p.same(`SELECT * FROM t`)
+			})
+		}
+	}
+}
