@@ -198,13 +198,15 @@ func startWhileUsersWait(t *testing.T, n *cluster.Node, table, write string) {
 		defer close(started)
 		n.Start()
 	}()
-	const waiting = `SELECT count(*) FROM pg_locks WHERE NOT granted`
-	n.Await(waiting, "1")
+	waits := func(mode string) { // and nobody else, for a moment
+		n.Await(fmt.Sprintf(`SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = '%s'::regclass AND mode = '%s'`, table, mode), "1")
+	}
+	waits("ShareRowExclusiveLock")
 	go func() {
 		_, err := writer.Exec(t.Context(), write)
 		written <- err
 	}()
-	n.Await(waiting, "2")
+	waits("RowExclusiveLock")
 	if _, err := holder.Exec(t.Context(), `COMMIT`); err != nil {
 		t.Fatal(err)
 	}
