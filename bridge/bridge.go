@@ -176,11 +176,19 @@ func (b *bridge) startServer() error {
 		return nil
 	}
 	e := b.cfg.NATS.Embedded
-	s, err := stream.StartServer(stream.ServerOptions{
+	o := stream.ServerOptions{
 		Listen: e.Listen, StoreDir: filepath.Join(b.cfg.DataDir, "jetstream"), SyncAlways: e.Sync == "always",
 		MaxStore: int64(e.MaxStore) + fenceStore, MaxPayload: int32(e.MaxPayload), AllowPlaintext: e.AllowPlaintext, Token: b.cfg.NATS.Token,
 		Logger: b.log,
-	})
+	}
+	keys, err := readKeys(b.cfg)
+	if err != nil {
+		return err
+	}
+	if keys != nil {
+		o.TLS, o.Users, o.OwnKey = keys.tls, keys.serverUsers(b.cfg), keys.file(seedFile)
+	}
+	s, err := stream.StartServer(o)
 	if err != nil {
 		return err
 	}

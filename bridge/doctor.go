@@ -162,7 +162,11 @@ func (d *doctors) certificate(of string, ends time.Time, mend string) {
 // brokerCertificate notes when a broker's certificate ends.
 func (d *doctors) brokerCertificate(of string, nc *nats.Conn) {
 	if ends, ok := stream.CertificateEnds(nc); ok {
-		d.certificate("the broker "+of, ends, "put a new one into the tls section of its configuration, and reload it")
+		mend := "put a new one into the tls section of its configuration, and reload it"
+		if d.cfg.NATS.KeysDir != "" {
+			mend = "run pgbridge keys again, and bring what it has made to that node (docs/security.md)"
+		}
+		d.certificate("the broker "+of, ends, mend)
 	}
 }
 

@@ -25,6 +25,9 @@ type links struct {
 
 // checkLinks finds what can be seen of wrong credentials without a server.
 func (b *bridge) checkLinks() error {
+	if _, err := readKeys(b.cfg); err != nil {
+		return err
+	}
 	all := stream.ConnectOptions{CredentialsFile: b.cfg.NATS.CredsFile}
 	if err := all.Check(); err != nil {
 		return &configError{fmt.Sprintf("nats.creds_file: %v", err)}
@@ -43,7 +46,7 @@ func (b *bridge) checkLinks() error {
 
 // access says how a node's server is reached: as nats.links has it, and else as for all.
 func (b *bridge) access(node, url string) (stream.ConnectOptions, error) {
-	a := b.cfg.NATS.Links[node]
+	a := withKeys(b.cfg, node, b.cfg.NATS.Links[node])
 	o := stream.ConnectOptions{URL: url, Name: fmt.Sprintf("pgbridge %s/%s to %s", b.cfg.Cluster, b.cfg.Node, node),
 		CredentialsFile: a.CredsFile, NKeyFile: a.NKeyFile, User: a.User, Password: a.Password, Token: a.Token,
 		Logger: b.log.With("link", node), OnState: func(open bool, cause error) { b.noteLink(node, open, cause) }}
@@ -55,6 +58,12 @@ func (b *bridge) access(node, url string) (stream.ConnectOptions, error) {
 	}
 	var err error
 	o.TLS, err = a.TLS()
+	if _, other := b.cfg.Topology.Nodes[node]; o.TLS != nil && b.cfg.NATS.KeysDir != "" && (!other || node == b.cfg.Node) {
+		// The own server, perhaps at an address by which others do not know it.
+		if hosts := config.Hosts(b.cfg.Topology.Nodes[b.cfg.Node]); len(hosts) > 0 {
+			o.TLS.ServerName = hosts[0]
+		}
+	}
 	return o, err
 }
 
@@ -106,6 +115,10 @@ func (b *bridge) noteLink(node string, open bool, cause error) {
 	if !open {
 		a := b.cfg.NATS.Links[node]
 		text = explainLink(node, &a, cause)
+		if b.cfg.NATS.KeysDir != "" && !a.HasCredentials() {
+			text = strings.Replace(text, fmt.Sprintf("correct nats.token or nats.creds_file, or nats.links.%s, or let that server know of them", node),
+				"bring it the file nodes that pgbridge keys has made, and start it again, or correct nats.keys_dir here", 1)
+		}
 	}
 	b.links.mu.Lock()
 	defer b.links.mu.Unlock()

@@ -70,6 +70,8 @@ type NATS struct {
 	URL string
 	// CredsFile is a NATS credentials file for every connection; empty means none.
 	CredsFile string
+	// KeysDir holds what pgbridge keys has made for this node; empty means nothing.
+	KeysDir string
 	// Token is for every connection, and what the embedded server asks for; empty means none. After
 	// Load it is set also when it came from TokenFile.
 	Token     string

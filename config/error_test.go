@@ -154,10 +154,10 @@ func TestWrongTogether(t *testing.T) {
 			`--set: nats.url: "127.0.0.1:4222" is not the URL of a NATS server; write nats://host:4222 or tls://host:4222`},
 		{"plaintext, derived", map[string]string{"topology.nodes": "a=nats://10.0.0.1:4222"},
 			`FILE: nats.embedded.listen: other machines can reach 10.0.0.1:4222 and the embedded server has no TLS; ` +
-				`set nats.embedded.allow_plaintext: true in a network you trust, or nats.url to a server with TLS`},
+				`run pgbridge keys and set nats.keys_dir, or nats.embedded.allow_plaintext: true in a network you trust, or nats.url to a server with TLS`},
 		{"plaintext, every address", map[string]string{"nats.embedded.listen": ":4222"},
 			`--set: nats.embedded.listen: other machines can reach :4222 and the embedded server has no TLS; ` +
-				`set nats.embedded.allow_plaintext: true in a network you trust, or nats.url to a server with TLS`},
+				`run pgbridge keys and set nats.keys_dir, or nats.embedded.allow_plaintext: true in a network you trust, or nats.url to a server with TLS`},
 		{"listen", map[string]string{"nats.embedded.listen": "4222"},
 			`--set: nats.embedded.listen: "4222" is not host:port; write an address such as 127.0.0.1:4222`},
 		{"listen port", map[string]string{"http.listen": "127.0.0.1:http"},
@@ -170,6 +170,8 @@ func TestWrongTogether(t *testing.T) {
 			`--set: nats.token_file: ` + empty + ` is empty; write the secret into it`},
 		{"token and credentials", map[string]string{"nats.token_file": secret, "nats.creds_file": "x.creds"},
 			`--set: nats.creds_file: given together with a token; keep one of them`},
+		{"token and keys", map[string]string{"nats.token_file": secret, "nats.keys_dir": "keys"},
+			`--set: nats.keys_dir: given together with nats.creds_file or a token; keep one of them`},
 		{"connection string", map[string]string{"postgres.dsn": "hunter2"},
 			`--set: postgres.dsn: is not a connection string; write postgres://user@host:5432/database or host=... dbname=...`},
 		{"connection URL", map[string]string{"postgres.dsn": "postgres://u:hunter%2@h/d"},

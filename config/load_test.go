@@ -100,7 +100,7 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 		"verify.every": "6h", "verify.rows_per_second": "70",
 		"http.listen": "127.0.0.1:8080", "http.pprof": "true", "log.level": "warn", "log.format": "json",
 	}
-	elsewhere := map[string]bool{"postgres.dsn_file": true, "topology.center": true, "nats.token": true, "nats.url": true, "nats.creds_file": true}
+	elsewhere := map[string]bool{"postgres.dsn_file": true, "topology.center": true, "nats.token": true, "nats.url": true, "nats.creds_file": true, "nats.keys_dir": true}
 	for _, k := range keys() {
 		if values[k.name] == "" && !elsewhere[k.name] {
 			t.Errorf("%s is not tried", k.name)

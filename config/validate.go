@@ -251,9 +251,12 @@ func (c *Config) checkBroker(ps *problems) {
 				"keep nats.url for an external server, or nats.embedded.listen for the one inside")
 		}
 	} else if listen != "" && ps.checkListen("nats.embedded.listen", listen) &&
-		!c.NATS.Embedded.AllowPlaintext && !isLoopback(listen) {
+		!c.NATS.Embedded.AllowPlaintext && c.NATS.KeysDir == "" && !isLoopback(listen) {
 		ps.add("nats.embedded.listen", "other machines can reach %s and the embedded server has no TLS; "+
-			"set nats.embedded.allow_plaintext: true in a network you trust, or nats.url to a server with TLS", listen)
+			"run pgbridge keys and set nats.keys_dir, or nats.embedded.allow_plaintext: true in a network you trust, or nats.url to a server with TLS", listen)
+	}
+	if c.NATS.KeysDir != "" && (c.NATS.CredsFile != "" || c.NATS.Token != "") {
+		ps.add("nats.keys_dir", "given together with nats.creds_file or a token; keep one of them")
 	}
 	if c.NATS.CredsFile != "" && c.NATS.Token != "" {
 		ps.add("nats.creds_file", "given together with a token; keep one of them")
@@ -298,6 +301,19 @@ func splitURLs(text string) (all []string) {
 		}
 		all, text = append(all, strings.TrimSpace(text[:at[0]])), text[at[0]+1:]
 	}
+}
+
+// Hosts are the hosts of lists of URLs, sorted, each once.
+func Hosts(lists ...string) (all []string) {
+	for _, list := range lists {
+		for _, text := range splitURLs(list) {
+			if u, err := url.Parse(text); err == nil && u.Hostname() != "" && !slices.Contains(all, u.Hostname()) {
+				all = append(all, u.Hostname())
+			}
+		}
+	}
+	slices.Sort(all)
+	return all
 }
 
 // checkURL refuses what is not the URL of a NATS server, or those of several of one cluster.

@@ -74,6 +74,28 @@ func granted(c *cluster.Cluster, node, edge string, rows ...permission) (publish
 	return publish, subscribe
 }
 
+// TestKeysPermitWhatIsDocumented: servers inside bridges permit what the table says of others, and a node's shadow beside that.
+func TestKeysPermitWhatIsDocumented(t *testing.T) {
+	c := &cluster.Cluster{Name: "shop", Nodes: []*cluster.Node{{Name: "a"}, {Name: "b"}, {Name: "c"}}}
+	rows := documentedPermissions(t)
+	others := []string{"b", "c"}
+	require := func(what string, got stream.Permissions, answer bool, rows ...permission) {
+		t.Helper()
+		publish, subscribe := granted(c, "a", "c", rows...)
+		got.Publish = slices.DeleteFunc(got.Publish, func(s string) bool { return strings.Contains(s, stream.ShadowName("shop", "a")) })
+		for _, all := range [][]string{publish, subscribe, got.Publish, got.Subscribe} {
+			slices.Sort(all)
+		}
+		if !slices.Equal(got.Publish, publish) || !slices.Equal(got.Subscribe, subscribe) || got.Answer != answer {
+			t.Errorf("%s may\n%q\n%q, answer %v, and the table says\n%q\n%q, %v", what, got.Publish, got.Subscribe, got.Answer, publish, subscribe, answer)
+		}
+	}
+	require("the node itself", stream.OwnPermissions("shop", "a", others, true), true, rows[0], rows[1])
+	require("a node without edges", stream.OwnPermissions("shop", "a", others, false), true, rows[0])
+	require("another node", stream.PeerPermissions("shop", "a", "b", others, false), false, rows[2])
+	require("an edge", stream.PeerPermissions("shop", "a", "c", others, true), true, rows[2], rows[3])
+}
+
 // TestLeastPermissions: nodes whose credentials permit what the documentation says, and nothing else, replicate, hear and ask each
 // other, two by NATS servers with TLS and users, and an edge. What is not permitted is refused.
 func TestLeastPermissions(t *testing.T) {
@@ -138,6 +160,12 @@ func TestLeastPermissions(t *testing.T) {
 	if _, err := stream.Ask(t.Context(), nc, stream.DeltaSubject(c.Name, "a"), []byte{'?'}); err != nil {
 		t.Errorf("a question about a delta: %v", err)
 	}
+	requireRefused(t, c, nc)
+}
+
+// requireRefused has a node that is not a try what it may not do at the server of a.
+func requireRefused(t *testing.T, c *cluster.Cluster, nc *nats.Conn) {
+	t.Helper()
 	for _, subject := range []string{"pgb." + c.Name + ".a.a", "pgb." + c.Name + ".a.b", "pgb_hello." + c.Name + ".a", "pgb_ahead." + c.Name + ".a.a",
 		"$JS.API.STREAM.PURGE.PGB_" + c.Name + "_a", "$JS.API.STREAM.DELETE.PGB_" + c.Name + "_a", "$JS.API.STREAM.CREATE.X", stream.DoorSubject(c.Name, "c", "a")} {
 		err := nc.Publish(subject, nil)

@@ -39,6 +39,9 @@ type ServerOptions struct {
 	MaxPayload int32  // bytes, from MinMaxPayload to MaxMaxPayload; 0: DefaultMaxPayload
 	TLS        *tls.Config
 	Token      string // asked of every client; empty: of none
+	// Users are all that may connect, instead of who has the token; OwnKey is the file of the seed of the one that Connect is.
+	Users  []ServerUser
+	OwnKey string
 	// AllowPlaintext permits an address that other machines can reach without TLS.
 	AllowPlaintext bool
 	Logger         *slog.Logger // nil: slog.Default()
@@ -145,10 +148,14 @@ func (s *Server) natsOptions() *server.Options {
 	if n == 0 {
 		n = server.RANDOM_PORT
 	}
+	var users []*server.NkeyUser
+	for _, u := range s.opts.Users {
+		users = append(users, &server.NkeyUser{Nkey: u.NKey, Permissions: u.forServer()})
+	}
 	return &server.Options{
 		ServerName: s.opts.Name, Host: host, Port: n, DontListen: s.opts.Listen == "",
-		Authorization: s.opts.Token,
-		NoSigs:        true, DisableJetStreamBanner: true,
+		Authorization: s.opts.Token, Nkeys: users,
+		NoSigs: true, DisableJetStreamBanner: true,
 		MaxPayload: s.opts.MaxPayload, TLSConfig: s.opts.TLS, TLS: s.opts.TLS != nil,
 		JetStream: true, StoreDir: s.opts.StoreDir, SyncAlways: s.opts.SyncAlways,
 		JetStreamMaxStore: s.opts.MaxStore, JetStreamMaxMemory: serverMemory,
@@ -170,7 +177,16 @@ func (s *Server) InProcessConn() (net.Conn, error) {
 // Connect returns an in-process connection, which outlives a Restart. The caller closes it, before the
 // server.
 func (s *Server) Connect(opts ...nats.Option) (*nats.Conn, error) {
-	all := append(ConnectOptions{Name: "pgbridge", Logger: s.log}.clientOptions(), nats.InProcessServer(s), nats.Token(s.opts.Token))
+	all := append(ConnectOptions{Name: "pgbridge", Logger: s.log}.clientOptions(), nats.InProcessServer(s))
+	if s.opts.OwnKey != "" {
+		key, err := nats.NkeyOptionFromSeed(s.opts.OwnKey)
+		if err != nil {
+			return nil, fmt.Errorf("connect to the embedded NATS server: %w", err)
+		}
+		all = append(all, key)
+	} else {
+		all = append(all, nats.Token(s.opts.Token))
+	}
 	// Not ClientURL: what stays in the process needs no TLS.
 	nc, err := nats.Connect("nats://"+cmp.Or(s.opts.Listen, "in-process"), append(all, opts...)...)
 	if err != nil {

@@ -45,6 +45,8 @@ type backend struct {
 	resume func(ctx context.Context, cfg *config.Config, node, table string) error
 	// reload has the bridge that runs with this configuration read its file again.
 	reload func(ctx context.Context, cfg *config.Config, file string) (*bridge.Reloaded, error)
+	// makeKeys makes certificates and keys for all nodes in a directory.
+	makeKeys func(cfg *config.Config, dir string, tell func(text string)) error
 	// doctor looks for what is wrong at the node of this configuration.
 	doctor func(ctx context.Context, cfg *config.Config) (*bridge.Examination, error)
 	// planSequences says what is to become of the node's sequences, and applySequences does it.
@@ -107,6 +109,7 @@ func realBackend() backend {
 		setPause:       bridge.SetPause,
 		resume:         bridge.Resume,
 		reload:         bridge.Reload,
+		makeKeys:       bridge.MakeKeys,
 		doctor:         bridge.Doctor,
 		planSequences:  bridge.PlanSequences,
 		applySequences: bridge.ApplySequences,

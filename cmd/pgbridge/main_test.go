@@ -137,7 +137,7 @@ func TestMan(t *testing.T) {
 
 func TestHelp(t *testing.T) {
 	var all strings.Builder
-	for _, args := range [][]string{{}, {"run", "--help"}, {"setup", "--help"}, {"status", "--help"}, {"reload", "--help"}, {"conflicts"}, {"conflicts", "list", "--help"},
+	for _, args := range [][]string{{}, {"run", "--help"}, {"setup", "--help"}, {"status", "--help"}, {"reload", "--help"}, {"keys", "--help"}, {"conflicts"}, {"conflicts", "list", "--help"},
 		{"conflicts", "show", "--help"}, {"conflicts", "undo", "--help"}, {"conflicts", "stats", "--help"}, {"orphans", "--help"}, {"verify", "--help"}, {"demo", "--help"}, {"version", "--help"},
 		{"doctor", "--help"}, {"top", "--help"}, {"sequences"}, {"sequences", "plan", "--help"}, {"sequences", "apply", "--help"}} {
 		got := call(t, backend{}, args...)

@@ -57,7 +57,7 @@ another bridge has this node: do not restart.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%v; %q lists the flags", err, cmd.CommandPath()+" --help")
 	})
-	root.AddCommand(newRun(b, c), newSetup(b, c), newDoctor(b, c), newStatus(b, c), newTop(b, c), newSequences(b, c), newNode(b, c), newConflicts(b, c), newParked(b, c), newOrphans(b, c), newVerify(b, c), newDDL(b, c), newPause(b, c), newResume(b), newReload(b, c), newToken(b, c), newWait(b), newDemo(b, c), newMan(c), newVersion(c))
+	root.AddCommand(newRun(b, c), newSetup(b, c), newDoctor(b, c), newStatus(b, c), newTop(b, c), newSequences(b, c), newNode(b, c), newConflicts(b, c), newParked(b, c), newOrphans(b, c), newVerify(b, c), newDDL(b, c), newPause(b, c), newResume(b), newReload(b, c), newKeys(b, c), newToken(b, c), newWait(b), newDemo(b, c), newMan(c), newVersion(c))
 	return root
 }
 
