@@ -266,7 +266,7 @@ func (f *faults) wipe() string {
 		if m == n {
 			continue
 		}
-		if got := m.Value(`SELECT pgbridge.wait($1, '1 min')`, token); got != "t" {
+		if got := m.Value(`SELECT pgbridge.wait($1, '2 min')`, token); got != "t" {
 			f.t.Fatalf("node %s has not got %s", m.Name, token)
 		}
 		break

@@ -272,7 +272,7 @@ func awaitAllBut(t *testing.T, c *cluster.Cluster, away *cluster.Node) {
 			if m == away || m == n {
 				continue
 			}
-			if got := m.Value(`SELECT pgbridge.wait($1, '1 min')`, token); got != "t" {
+			if got := m.Value(`SELECT pgbridge.wait($1, '2 min')`, token); got != "t" {
 				t.Fatalf("node %s has not got %s", m.Name, token)
 			}
 		}

@@ -15,7 +15,7 @@ import (
 
 // queryTimeout bounds each statement of a test, so that one that waits for ever
 // fails with its name instead of with the whole test binary.
-const queryTimeout = time.Minute
+const queryTimeout = 3 * time.Minute
 
 // Database is a database of one test.
 type Database struct {
