@@ -202,9 +202,17 @@ func writeFile(path string, content []byte, mode fs.FileMode) error {
 	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, content) {
 		return nil
 	}
-	part := path + ".part"
-	if err := os.WriteFile(part, content, mode); err != nil {
+	part, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*") // readable to its owner alone
+	if err != nil {
 		return err
 	}
-	return os.Rename(part, path)
+	_, err = part.Write(content)
+	err = errors.Join(err, part.Chmod(mode), part.Close())
+	if err == nil {
+		err = os.Rename(part.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(part.Name()))
+	}
+	return nil
 }

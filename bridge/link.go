@@ -113,12 +113,7 @@ func (b *bridge) noteLink(node string, open bool, cause error) {
 	}
 	text := ""
 	if !open {
-		a := b.cfg.NATS.Links[node]
-		text = explainLink(node, &a, cause)
-		if b.cfg.NATS.KeysDir != "" && !a.HasCredentials() {
-			text = strings.Replace(text, fmt.Sprintf("correct nats.token or nats.creds_file, or nats.links.%s, or let that server know of them", node),
-				"bring it the file nodes that pgbridge keys has made, and start it again, or correct nats.keys_dir here", 1)
-		}
+		text = b.explainLink(node, cause)
 	}
 	b.links.mu.Lock()
 	defer b.links.mu.Unlock()
@@ -149,13 +144,17 @@ func (b *bridge) linkFault(node string) string {
 }
 
 // explainLink says what is wrong with a link and what to do. The client knows some of it as text only.
-func explainLink(node string, a *config.Access, cause error) string {
-	entry := "nats.links." + node
+func (b *bridge) explainLink(node string, cause error) string {
+	a, entry := b.cfg.NATS.Links[node], "nats.links."+node
 	credentials := "nats.token or nats.creds_file, or " + entry
 	for _, s := range []struct{ name, value string }{{"creds_file", a.CredsFile}, {"nkey_file", a.NKeyFile}, {"password_file", a.PasswordFile}, {"token_file", a.TokenFile}} {
 		if s.value != "" {
 			credentials = fmt.Sprintf("%s.%s (%s)", entry, s.name, s.value)
 		}
+	}
+	mend := "correct " + credentials + ", or let that server know of them"
+	if b.cfg.NATS.KeysDir != "" && !a.HasCredentials() {
+		mend = "bring it the file nodes that pgbridge keys has made, and start it again, or correct nats.keys_dir here"
 	}
 	text := cause.Error()
 	var unknown x509.UnknownAuthorityError
@@ -164,7 +163,7 @@ func explainLink(node string, a *config.Access, cause error) string {
 	case errors.Is(cause, stream.ErrNotHere):
 		return text
 	case errors.Is(cause, nats.ErrAuthorization), errors.Is(cause, nats.ErrAuthExpired), errors.Is(cause, nats.ErrAuthRevoked), errors.Is(cause, nats.ErrAccountAuthExpired):
-		return fmt.Sprintf("the NATS server of node %s refuses this node's credentials (%s); correct %s, or let that server know of them", node, text, credentials)
+		return fmt.Sprintf("the NATS server of node %s refuses this node's credentials (%s); %s", node, text, mend)
 	case errors.As(cause, &unknown):
 		return fmt.Sprintf("the certificate of the NATS server of node %s is of an authority that is not known here; name that one's certificate as %s.ca_file", node, entry)
 	case errors.As(cause, &name):
