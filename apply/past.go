@@ -77,7 +77,7 @@ func (p *past) of(w pastWrite) origin.Version {
 
 func (p *past) later(a, b pastWrite) bool { return p.of(a).Later(p.of(b)) }
 
-// release gives the memory back when no transaction from t on can ask any more.
+// release gives the memory back when no transaction from t on can ask any more. All in front of t must have been applied.
 func (p *past) release(t *txn) {
 	if p.rows != nil && t.low.Includes(p.to) {
 		p.rows, p.emptied = nil, pastWrite{} // what is left says: covered

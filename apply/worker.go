@@ -226,11 +226,13 @@ func (w *worker) step(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, p := range w.pasts {
-		p.release(t)
-	}
 	if next, _ := w.inbox.peek(w.passed); next != t {
 		return nil // while we waited, one in front of it failed
+	}
+	if len(w.pending) == 0 { // else one in front of it may fail yet, and ask
+		for _, p := range w.pasts {
+			p.release(t)
+		}
 	}
 	if len(w.pending) == 0 && len(w.lacking) > 0 {
 		w.outgrow(t)

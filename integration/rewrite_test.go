@@ -8,8 +8,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/pgbridge/pgbridge/integration/cluster"
 	"github.com/pgbridge/pgbridge/integration/pgtest"
+	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/stream"
 )
 
 // rewrite makes the server give every row of t a new version, and leaves the rows as they are.
@@ -105,6 +109,54 @@ func TestRewriteAtANodeThatOnlyReads(t *testing.T) {
 	}
 }
 
+// TestRewriteBeforeABurst: of transactions that come at once, the last had seen all that the table's past holds, and one in front of it
+// has yet to ask that.
+func TestRewriteBeforeABurst(t *testing.T) {
+	t.Parallel()
+	c := cluster.New(t, cluster.Options{Nodes: 2, Schema: `CREATE TABLE t (id int PRIMARY KEY, v text)`, Config: map[string]string{"apply.batch_transactions": "1"}})
+	a, b := c.Nodes[0], c.Nodes[1]
+	a.Exec(`INSERT INTO t SELECT i, 'first' FROM generate_series(1, 3) i`)
+	c.WaitConverged()
+	cutAll(c)
+	b.Exec(`UPDATE t SET v = 'b' WHERE id = 1`) // has the past read
+	b.Exec(`UPDATE t SET v = 'b' WHERE id = 2`)
+	a.Exec(`UPDATE t SET v = 'a' WHERE id = 2`) // later, and so the one that stays
+	b.Links[a.Name].Heal()
+	b.Await(`SELECT v FROM t WHERE id = 2`, "a")
+	awaitTold(t, c, b, a)
+	b.Exec(`UPDATE t SET v = 'b' WHERE id = 3`)
+	a.Exec(`ALTER TABLE t ALTER v TYPE text USING v || ''`)
+	healAll(c)
+	a.Await(`SELECT v FROM t WHERE id = 3`, "b") // before it writes anything else
+	c.WaitConverged()
+	if got := strings.Join(a.Query(`SELECT v FROM t ORDER BY id`), ""); got != "bab" {
+		t.Errorf("rows of %s", got)
+	}
+}
+
+// awaitTold waits until n's stream tells that it has seen all that another node has written.
+func awaitTold(t *testing.T, c *cluster.Cluster, n, of *cluster.Node) {
+	t.Helper()
+	nc, err := nats.Connect("nats://" + n.Listen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	r, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: c.Name, Sender: n.Name, Origin: n.Name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	seq := of.Status().Seq
+	n.AwaitStatus(func(*cluster.Report) bool {
+		_, last, _, err := r.Info(t.Context())
+		if err != nil {
+			return false
+		}
+		f, err := r.Get(t.Context(), last)
+		return err == nil && f.Low.Seq(origin.Origin{Node: of.Name, Epoch: 1}) >= seq
+	})
+}
+
 // TestRewriteOfAKey: a key that is widened is the same key.
 func TestRewriteOfAKey(t *testing.T) {
 	t.Parallel()
@@ -142,7 +194,7 @@ func TestRewritesAtRandom(t *testing.T) {
 	for _, majors := range oldAndNew() {
 		t.Run(fmt.Sprint(majors), func(t *testing.T) {
 			c := cluster.New(t, cluster.Options{Majors: majors, Schema: `CREATE TABLE t (id int PRIMARY KEY, n int NOT NULL DEFAULT 0, v text)`})
-			s := seed(t)
+			s := seedOr(t, 643880) // with which it has failed before, under load
 			t.Logf("seed %d", s)
 			r := rand.New(rand.NewSource(s))
 			c.Nodes[0].Exec(`INSERT INTO t SELECT i, i, 'first' FROM generate_series(1, 40) i`)
