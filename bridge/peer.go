@@ -262,7 +262,20 @@ func (p *peer) begin(ctx context.Context, u *upstream, find bool) (uint64, error
 	if from, err = u.reader.Find(ctx, p.origin, want); err != nil {
 		return 0, fmt.Errorf("find transaction %d of %s in the stream of %s: %w", want, p.origin.Node, u.name, err)
 	}
-	return from, nil
+	return p.toldBefore(ctx, u, from, want), nil
+}
+
+// toldBefore is from, or the frame in front of it, all of which is here: until somebody writes at the origin again, it is all that tells
+// what the origin has seen.
+func (p *peer) toldBefore(ctx context.Context, u *upstream, from, want uint64) uint64 {
+	if from < 2 {
+		return from
+	}
+	f, err := u.reader.Get(ctx, from-1)
+	if err != nil || f.Origin != p.origin || f.Back != 0 || f.LastSeq+1 != want {
+		return from
+	}
+	return from - 1
 }
 
 func (p *peer) read(ctx context.Context, u *upstream, find bool) error {

@@ -15,6 +15,7 @@ import (
 	"github.com/pgbridge/pgbridge/bridge"
 	"github.com/pgbridge/pgbridge/capture"
 	"github.com/pgbridge/pgbridge/integration/cluster"
+	"github.com/pgbridge/pgbridge/integration/natstest"
 	"github.com/pgbridge/pgbridge/integration/pgtest"
 	"github.com/pgbridge/pgbridge/stream"
 )
@@ -160,6 +161,26 @@ func TestResync(t *testing.T) {
 		}
 		c.WaitConverged()
 	})
+}
+
+// TestQuietNodeIsHeardAgain: a node that finds its place in a stream by transaction, as behind a resync, hears what its author has seen,
+// though the author tells nothing any more.
+func TestQuietNodeIsHeardAgain(t *testing.T) {
+	t.Parallel()
+	c := cluster.New(t, cluster.Options{Nodes: 2, Schema: `CREATE TABLE t (id int PRIMARY KEY)`, Idle: true})
+	onBroker(t, c, natstest.New(t).URL(), "")
+	a := c.Node("a")
+	c.Exec(`INSERT INTO t VALUES (1) ON CONFLICT DO NOTHING`)
+	c.WaitConverged()
+	heard := func(r *cluster.Report) bool {
+		return len(r.Nodes) == 1 && !slices.ContainsFunc(r.Nodes, func(n bridge.NodeReport) bool { return n.Unknown || n.SeenSeq < r.Seq })
+	}
+	a.AwaitStatus(heard)
+	c.Node("b").Stop()
+	a.Stop()
+	a.Exec(`UPDATE pgbridge.position SET stream_seq = 0`)
+	a.Start()
+	a.AwaitStatus(heard)
 }
 
 // TestResyncsAtRandom: nodes are cut off under load, one after the other, and the others let go of what they lack; or they are
