@@ -109,10 +109,10 @@ func TestWhatASurvivorDoesNotHandOn(t *testing.T) {
 	heal()
 	b.Await(rows, want)
 	b.Await(`SELECT v FROM t WHERE id = 10`, "behind it")
+	dead.Start()
+	dead.Exec(`UPDATE t SET v = 'back' WHERE id = 1`)
+	c.WaitConverged() // and b's bridge has logged what its rows could be seen before
 	if got := resyncs(t, b); got != 1 {
 		t.Errorf("node b was given what it lacked %d times", got)
 	}
-	dead.Start()
-	dead.Exec(`UPDATE t SET v = 'back' WHERE id = 1`)
-	c.WaitConverged()
 }
