@@ -33,6 +33,9 @@ type WAL interface {
 	// Wrote reports whether a local transaction with that commit time was captured, of those that are
 	// not stable yet (R15).
 	Wrote(commitTime origin.Stamp) bool
+	// Before reports whether one with that commit time and id, which Wrote does not know, has a seq of at most seq if it was captured: it
+	// was stable when it was forgotten.
+	Before(commitTime origin.Stamp, xid, seq uint64) bool
 	// Captured is the seq of the last local transaction that has been read.
 	Captured() uint64
 	// Hasten has what is captured published without waiting for more.

@@ -653,6 +653,7 @@ func (quietWAL) Passed() uint64                                         { return
 func (quietWAL) WaitPassed(context.Context, uint64) error               { return nil }
 func (quietWAL) LocalStamp(t origin.Stamp, _ wire.KeyHash) origin.Stamp { return t }
 func (quietWAL) Wrote(origin.Stamp) bool                                { return false }
+func (quietWAL) Before(origin.Stamp, uint64, uint64) bool               { return false }
 func (quietWAL) Captured() uint64                                       { return 0 }
 func (quietWAL) Hasten()                                                {}
 func (quietWAL) MarkFor(uint64) (uint64, bool)                          { return 0, false }

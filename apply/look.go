@@ -471,7 +471,7 @@ func (c *carefulRun) hidden(l look, m *mapping, w writer) (look, error) {
 	if w.genuine { // not known any more: it is stable
 		mark, ok = c.wal.MarkFor(c.t.low.Seq(c.own))
 	}
-	if ok && w.id < mark {
+	if ok && w.id < mark || w.genuine && c.wal.Before(w.stamp, w.id, c.t.low.Seq(c.own)) {
 		l.local = conflict.Local{Ancient: true}
 		return l, nil
 	}

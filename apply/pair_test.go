@@ -76,9 +76,10 @@ func (f *fakeWAL) LocalStamp(s origin.Stamp, k wire.KeyHash) origin.Stamp {
 	}
 	return s
 }
-func (f *fakeWAL) Wrote(origin.Stamp) bool { return true }
-func (f *fakeWAL) Captured() uint64        { return f.local.Load() }
-func (f *fakeWAL) Hasten()                 {}
+func (f *fakeWAL) Wrote(origin.Stamp) bool                  { return true }
+func (f *fakeWAL) Captured() uint64                         { return f.local.Load() }
+func (f *fakeWAL) Hasten()                                  {}
+func (f *fakeWAL) Before(origin.Stamp, uint64, uint64) bool { return false }
 func (f *fakeWAL) MarkWithin(deps origin.Vector, _ origin.Origin) (uint64, bool) {
 	return f.MarkFor(deps.Seq(origin.Origin{Node: "b", Epoch: 1}))
 }

@@ -39,6 +39,9 @@ func (n *simNode) capture() {
 		news := !told.Equal(n.told)
 		n.told = told
 		n.marks = append(n.marks, simMark{wire.Mark{XID: of.XMin, Seq: n.seq}, n.up})
+		if n.live == 0 {
+			n.live = of.XMin
+		}
 		if more || done || news || len(of.Lost) > 0 {
 			n.publish(nil, of.Lost)
 		}
@@ -169,7 +172,7 @@ func (n *simNode) WaitPassed(context.Context, uint64) error { return errUnknown 
 
 func (n *simNode) LocalStamp(at origin.Stamp, k wire.KeyHash) origin.Stamp {
 	found := at
-	for _, t := range n.captured {
+	for _, t := range n.captured[n.from:] {
 		if t.commitTime != at {
 			continue
 		}
@@ -191,7 +194,11 @@ func (n *simNode) LocalStamp(at origin.Stamp, k wire.KeyHash) origin.Stamp {
 }
 
 func (n *simNode) Wrote(at origin.Stamp) bool {
-	return slices.ContainsFunc(n.captured, func(t *simTxn) bool { return t.commitTime == at })
+	return slices.ContainsFunc(n.captured[n.from:], func(t *simTxn) bool { return t.commitTime == at })
+}
+
+func (n *simNode) Before(at origin.Stamp, xid, seq uint64) bool {
+	return !n.Wrote(at) && xid < n.live && n.from <= seq && !n.w.broken.goneHides
 }
 
 func (n *simNode) MarkFor(seq uint64) (uint64, bool) {

@@ -128,6 +128,8 @@ type simNode struct {
 	captured  []*simTxn
 	frames    []*wire.Frame
 	kept      uint64 // own transactions behind it are still in the stream
+	from      uint64 // and were when the bridge started: what capture knows is of those
+	live      uint64 // id of the first marker since then
 
 	books    simBooks
 	start    origin.Vector
@@ -165,6 +167,8 @@ func simOrigin(id int) origin.Origin { return origin.Origin{Node: sim.NodeName(i
 
 // open is what Open and the start of a life do: everything in memory comes from what is durable.
 func (n *simNode) open() {
+	n.from, n.live = n.kept, 0
+	n.marks = slices.DeleteFunc(n.marks, func(m simMark) bool { return m.Seq <= n.from && n.from > 0 })
 	var others []origin.Origin
 	n.absence, n.progress = newAbsence(), newProgress()
 	n.absence.merged = func(t tableName) bool { return n.opts.merges(t.schema, t.name) }
@@ -270,6 +274,9 @@ func (n *simNode) restart() {
 		default:
 			n.pg.Rollback(s.session)
 		}
+	}
+	if n.w.purges { // so that as much as may be is forgotten
+		n.purge()
 	}
 	n.forgetState()
 	n.open()

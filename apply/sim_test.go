@@ -153,6 +153,7 @@ func TestFoundRulesAreNeeded(t *testing.T) {
 		"unsettled-row-is-sent-*.txt":      {sendsUnsettled: true},
 		"owed-to-each-other.txt":           {keepsGone: true},
 		"delete-behind-a-delete-*.txt":     {keepsNoRow: true},
+		"gone-before-a-start-*.txt":        {goneHides: true},
 	} {
 		for file, s := range foundSchedules(t, pattern) {
 			if p.play(t.Context(), s, broken).fault == "" {

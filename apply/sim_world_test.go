@@ -30,6 +30,7 @@ type simBroken struct {
 	markAfter       bool // markers stand behind the commits (R7)
 	noSavedVectors  bool // capture forgets its vectors at a start (R6)
 	lowIsUp         bool // what was announced counts as seen (R8)
+	goneHides       bool // who wrote a row is not known if the frame went before the bridge started (R15)
 	purgeBySide     bool // what every node has applied is forgotten, also if older transactions are on their way (R22)
 	foldByUp        bool // the journal folds what all declare
 	tellsUnsettled  bool // others may forget what a local delete may yet take back of merged rows

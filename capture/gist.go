@@ -220,6 +220,9 @@ func (p *gistParser) written(s *state, seq uint64) {
 		times = append(times, last)
 	}
 	xid := uint32(p.uvarint())
+	if n := uint64(len(times)); n > 0 && n <= seq { // one for each transaction
+		s.written.since(seq - n + 1)
+	}
 	for _, t := range times {
 		s.written.add(t, seq, xid)
 	}

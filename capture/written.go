@@ -26,6 +26,10 @@ type written struct {
 	forgotten origin.Stamp
 	lost      bool // forgotten is set
 	last      uint64
+	// Of transactions with a seq up to from, no commit time is remembered, but for those below forgotten: they were stable when they were
+	// forgotten, or when their frames went. filled: something was added, or came behind what from says.
+	from   uint64
+	filled bool
 }
 
 type writtenPart struct {
@@ -40,12 +44,27 @@ func (w *written) begin(seq uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.last = max(w.last, seq)
+	if !w.filled {
+		w.from = w.last
+	}
+}
+
+// since says that what is added next begins with the transaction seq.
+func (w *written) since(seq uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.filled {
+		w.from, w.filled = seq-1, true
+	}
 }
 
 // add remembers a transaction.
 func (w *written) add(commitTime origin.Stamp, seq uint64, xid uint32) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if !w.filled {
+		w.from, w.filled = seq-1, true
+	}
 	n := len(w.chunks)
 	if n == 0 || len(w.chunks[n-1].times) == writtenChunk {
 		if n > 0 {
@@ -97,9 +116,17 @@ func (w *written) forget(below wire.Mark) {
 	defer w.mu.Unlock()
 	n := 0
 	for n < len(w.chunks) && w.chunks[n].seq <= below.Seq && int32(w.chunks[n].xid-uint32(below.XID)) < 0 {
+		w.from = max(w.from, w.chunks[n].seq)
 		n++
 	}
 	w.chunks = slices.Delete(w.chunks, 0, n)
+}
+
+// below reports whether all transactions of which the commit times are not remembered have a seq of at most seq.
+func (w *written) below(seq uint64) bool {
+	w.mu.RLock()
+	defer w.mu.RUnlock()
+	return w.from <= seq
 }
 
 // captured returns the seq of the last transaction.

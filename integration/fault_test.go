@@ -226,6 +226,7 @@ func (f *faults) play(faults int) {
 		}
 		leave = append(leave, n.Supervise())
 	}
+	f.t.Logf("waiting behind: %s", strings.Join(f.log, "; "))
 	f.c.WaitConverged()
 	requireCounts(f.t, f.c, f.l)
 	for _, leave := range leave {
