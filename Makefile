@@ -48,7 +48,7 @@ SEED ?= 1
 RUN ?= .
 RACE ?=
 
-.PHONY: help build demo test lint unit integration compose fuzz sim soak bench bench-long bench-rivals deb deb-test scale microbench postgres clean
+.PHONY: help build demo test lint unit integration compose browser fuzz sim soak bench bench-long bench-rivals deb deb-test scale microbench postgres clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -91,6 +91,16 @@ integration: postgres ## bridges between real primaries; RUN=TestName picks some
 
 compose: ## docker-compose.yml against the rules of compose itself
 	cd integration/compose && go vet ./... && go test -vet=off -count=1 ./...
+
+# How long is typed in each run of the editor's test, and how many runs there are.
+TYPING ?= 30
+RUNS ?= 1
+
+browser: build $(STATICCHECK) ## what is shown in a browser, in Chromium; RUNS=20 for all of it
+	scripts/postgres.sh 18
+	scripts/chromium.sh
+	cd integration/browser && go vet ./... && $(CURDIR)/$(STATICCHECK) ./... && PGBRIDGE=$(CURDIR)/bin/pgbridge PGBRIDGE_TEST_SECONDS=$(TYPING) \
+		go test -vet=off -count=$(RUNS) -v -timeout 2h -run '$(RUN)' ./...
 
 fuzz: ## each fuzz test for FUZZTIME
 	@for package in $$(go list ./...); do \

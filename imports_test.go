@@ -35,6 +35,7 @@ const (
 	xxh3       = "github.com/zeebo/xxh3"
 	errgroup   = "golang.org/x/sync"
 	prometheus = "github.com/prometheus"
+	diff       = "github.com/sergi/go-diff"
 	sysunix    = "golang.org/x/sys/unix"
 )
 
@@ -56,8 +57,9 @@ func borders() map[string]border {
 		"catalog": {inside: []string{"capture"}, outside: []string{pgx}},
 		"doctor":  {inside: []string{"capture", "catalog", "config", "topology"}, outside: []string{pgx}},
 		"bridge":  {inside: []string{"*"}, outside: []string{pgx, pglogrepl, nats, errgroup, prometheus}},
-		"demo": {inside: []string{"bridge", "config", "integration/pgcluster"},
+		"demo": {inside: []string{"bridge", "config", "demo/editor", "integration/pgcluster"},
 			outside: []string{pgx, errgroup, sysunix}},
+		"demo/editor": {outside: []string{pgx, errgroup, diff}},
 		"cmd/pgbridge": {inside: []string{"bridge", "config", "demo"}, outside: []string{cobra, sysunix}},
 	}
 }

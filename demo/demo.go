@@ -28,10 +28,12 @@ const (
 	Datacenters = "datacenters"
 	// Offline has devices that are mostly offline edit one calendar.
 	Offline = "offline"
+	// Editor serves a page on which people edit one text on all nodes, until ctx ends.
+	Editor = "editor"
 )
 
 // Scenarios are the names of all scenarios; the first is the default.
-var Scenarios = []string{Tour, Datacenters, Offline}
+var Scenarios = []string{Tour, Datacenters, Offline, Editor}
 
 // Topologies are the ways in which Datacenters can link the nodes; the first is the default.
 var Topologies = []string{"ring", "star", "mesh"}
@@ -147,7 +149,7 @@ func prepare(o Options) (*demo, error) {
 
 // play plays the script of the scenario.
 func (d *demo) play(ctx context.Context) error {
-	script := map[string]func(context.Context) error{Tour: d.tour, Datacenters: d.datacenters, Offline: d.offline}[d.opts.Scenario]
+	script := map[string]func(context.Context) error{Tour: d.tour, Datacenters: d.datacenters, Offline: d.offline, Editor: d.editor}[d.opts.Scenario]
 	err := script(ctx)
 	var found *FoundError
 	if d.opts.Keep && (err == nil || errors.As(err, &found)) {

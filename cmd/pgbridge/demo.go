@@ -27,7 +27,8 @@ compare all rows at the end. Nothing is left behind. The exit code is 3 if any r
 
   tour         write on all at once, provoke one conflict, kill one bridge
   datacenters  write on all at once, and lose one for good: how soon do the others go on without it?
-  offline      a laptop, a phone and a tablet edit one calendar offline, and meet at a server at home`,
+  offline      a laptop, a phone and a tablet edit one calendar offline, and meet at a server at home
+  editor       a web page on which one text is edited on all nodes at once, until Ctrl-C`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if opts.Nodes != 0 && (opts.Nodes < demo.LeastNodes || opts.Nodes > demo.MostNodes) {
