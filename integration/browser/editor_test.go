@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"strconv"
 	"testing"
 	"time"
@@ -116,14 +115,9 @@ func editTogether(t *testing.T, nodes int, seed uint64) {
 		go func() { failed <- y.typeUntil(begun.Add(length)) }()
 	}
 	time.Sleep(length / 3) // of typing: nothing is awaited
-	click := func(off bool) {
-		do(t, browser, chromedp.Click(chromedp.Search(`//section[.//h2[text()="node b"]]//input`)))
-		await(t, browser, fmt.Sprintf(`document.querySelectorAll('.pane.off').length === %d`, map[bool]int{true: 1}[off]))
-	}
-	click(true)
+	cutOff(t, browser, "b", true)
 	time.Sleep(length / 3)
-	shoot(t, browser, nodes)
-	click(false)
+	cutOff(t, browser, "b", false)
 	for range typists {
 		if err := <-failed; err != nil {
 			t.Error(err)
@@ -141,6 +135,13 @@ func editTogether(t *testing.T, nodes int, seed uint64) {
 		keys += y.keys
 	}
 	t.Logf("%d keys in %s; all were equal %s later", keys, length, time.Since(ended).Round(time.Millisecond))
+}
+
+// cutOff uses a pane's switch.
+func cutOff(t *testing.T, page context.Context, node string, off bool) {
+	t.Helper()
+	do(t, page, chromedp.Click(chromedp.Search(`//section[.//h2[text()="node `+node+`"]]//input`)))
+	await(t, page, fmt.Sprintf(`document.querySelectorAll('.pane.off').length === %d`, map[bool]int{true: 1}[off]))
 }
 
 func text(t *testing.T, ctx context.Context) string {
@@ -189,24 +190,4 @@ func judge(t *testing.T, typists []*typist, before string) {
 		}
 	}
 	t.Logf("%d characters were typed and not deleted", len(want))
-}
-
-// shoot takes a picture of the page for the docs, if the environment says where to.
-func shoot(t *testing.T, ctx context.Context, nodes int) {
-	t.Helper()
-	dir := os.Getenv("PGBRIDGE_TEST_PICTURES")
-	if dir == "" {
-		return
-	}
-	for _, scheme := range []string{"light", "dark"} {
-		call(t, ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
-			Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}})
-		picture, err := chromedp.Run(ctx, chromedp.CaptureScreenshot())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("editor-%d-%s.png", nodes, scheme)), picture, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
 }
