@@ -36,7 +36,7 @@ export function say(text) {
 	const said = document.getElementById("said");
 	said.textContent = text;
 	clearTimeout(say.timer);
-	say.timer = setTimeout(() => { said.textContent = ""; }, 12000);
+	say.timer = setTimeout(() => { said.textContent = ""; }, 8000);
 }
 
 // ask opens a dialog and gives the form's fields if the person agrees, else null. The field that is first gets the focus.
@@ -46,6 +46,7 @@ export function ask({ title, text, action, fields = [] }) {
 	document.getElementById("ask-text").textContent = text;
 	document.getElementById("ask-yes").textContent = action;
 	document.getElementById("ask-fields").replaceChildren(...fields);
+	document.getElementById("ask-no").onclick = () => dialog.close("no"); // it is no button of the form, which Enter in a field would press
 	dialog.returnValue = "no";
 	dialog.showModal();
 	return new Promise((resolve) => {

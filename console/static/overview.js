@@ -49,7 +49,7 @@ function alarmList(alarms) {
 			h("strong", {}, (alarm.severity === "error" ? "✕ " : "! ") + alarm.code), " ", alarm.text, h("br"), h("span", { class: "mend" }, "Mend: " + alarm.mend)))));
 }
 
-const nodeColumns = ["Node", "How it is", "Lacks of this node", "Its writes here", "Waiting here", "Lag here", "Conflicts here", "Parked here"];
+const nodeColumns = ["Node", "How it is", "Lacks of this node", "Its writes here", "Queued here", "Lag here", "Conflicts here", "Parked here"];
 
 function nodeRows(watched) {
 	const { status, rates } = watched, { report } = status;
@@ -59,7 +59,7 @@ function nodeRows(watched) {
 		const sum = (of) => here.reduce((total, link) => total + of(link), 0);
 		const name = node + (own ? " (this node)" : "") + (role ? " (" + role + ")" : "");
 		if (own) return [name, state.text, "–", rate(rates[report.node]), "–", "–", "–", "–"];
-		return [name, state.text, lacks(there), here.length ? rate(sum((link) => rates[link.origin] ?? 0)) : "–", plural(sum((link) => link.queued), "transaction", "transactions"),
+		return [name, state.text, lacks(there), here.length ? rate(sum((link) => rates[link.origin] ?? 0)) : "–", count(sum((link) => link.queued)),
 			seconds(Math.max(0, ...here.map((link) => link.lag_seconds))), count(sum((link) => link.conflicts)), count(sum((link) => link.parked))];
 	});
 }
@@ -70,11 +70,11 @@ function lacks(node) {
 	return node.transactions ? plural(node.transactions, "transaction", "transactions") + ", " + seconds(node.seconds) : "nothing";
 }
 
-const linkColumns = ["From", "To", "State", "Flow", "Lag", "Waiting"];
+const linkColumns = ["From", "To", "State", "Flow", "Lag", "Queued"];
 
 function linkRows(watched) {
 	return flows(watched).map((way) => [way.from, way.to, stateWord(way.state) + (way.waiting ? ": " + way.waiting : ""), rate(way.rate),
-		way.lag === undefined ? "–" : seconds(way.lag), way.state === "unknown" ? "–" : plural(way.queued, "transaction", "transactions")]);
+		way.lag === undefined ? "–" : seconds(way.lag), way.state === "unknown" ? "–" : count(way.queued)]);
 }
 
 // holds lists what is held back, and lets operators hold back or let go a node.

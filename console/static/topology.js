@@ -82,18 +82,23 @@ export function picture(into) {
 		const ways = flows(watched).filter((way) => names.includes(way.from) && names.includes(way.to));
 		for (const way of ways) {
 			const [x1, y1] = place(way.from), [x2, y2] = place(way.to);
-			const length = Math.hypot(x2 - x1, y2 - y1) || 1, ux = (x2 - x1) / length, uy = (y2 - y1) / length;
-			const ox = -uy * apart, oy = ux * apart, gap = radius + 5;
-			const end = [x2 - ux * gap + ox, y2 - uy * gap + oy];
-			const line = element(lines, "line " + way.from + ">" + way.to, "path");
-			line.setAttribute("class", "way " + way.state + (way.rate > 0 ? " flows" : ""));
-			line.setAttribute("d", `M${x1 + ux * gap + ox} ${y1 + uy * gap + oy}L${end[0]} ${end[1]}m${-ux * 9 + ox} ${-uy * 9 + oy}L${end[0]} ${end[1]}`);
-			if (ways.length > 2 * labelled || way.state === "unknown") continue;
-			const label = element(labels, "label " + way.from + ">" + way.to, "text");
-			const along = length * 0.64;
-			label.setAttribute("x", x1 + ux * along + ox * 2.4);
-			label.setAttribute("y", y1 + uy * along + oy * 2.4 + 4);
-			label.setAttribute("text-anchor", Math.abs(ox) < 3 ? "middle" : ox > 0 ? "start" : "end");
+			const length = Math.hypot(x2 - x1, y2 - y1) || 1, ux = (x2 - x1) / length, uy = (y2 - y1) / length; // along the way
+			const nx = -uy, ny = ux; // across it, to the side on which it is drawn
+			const at = (along, across) => (x1 + ux * along + nx * across).toFixed(1) + " " + (y1 + uy * along + ny * across).toFixed(1);
+			const from = radius + 5, to = length - radius - 5;
+			const key = way.from + ">" + way.to, kind = way.state + (way.rate > 0 ? " flows" : "");
+			const line = element(lines, "line " + key, "path");
+			line.setAttribute("class", "way " + kind);
+			line.setAttribute("d", `M${at(from, apart)}L${at(to - 8, apart)}`);
+			const head = element(lines, "head " + key, "path");
+			head.setAttribute("class", "head " + way.state);
+			head.setAttribute("d", `M${at(to, apart)}L${at(to - 11, apart + 6)}L${at(to - 11, apart - 6)}Z`);
+			if (ways.length > (width < 480 ? 2 : 2 * labelled) || way.state === "unknown") continue;
+			const label = element(labels, "label " + key, "text");
+			const [x, y] = at(length * 0.6, apart + 12).split(" ");
+			label.setAttribute("x", x);
+			label.setAttribute("y", Number(y) + 4 + ny * 5);
+			label.setAttribute("text-anchor", Math.abs(nx) < 0.3 ? "middle" : nx > 0 ? "start" : "end");
 			label.textContent = way.state === "connected" ? rate(way.rate) + ", " + seconds(way.lag) : stateWord(way.state);
 		}
 		for (const { node, role } of status.nodes) {
@@ -110,7 +115,7 @@ export function picture(into) {
 			name.setAttribute("class", "name" + (own ? " own" : ""));
 			name.setAttribute("x", x);
 			name.setAttribute("y", y + radius + 17);
-			name.textContent = node + (own ? " (this node)" : role ? " (" + role + ")" : "");
+			name.textContent = node + (width < 480 ? "" : own ? " (this node)" : role ? " (" + role + ")" : "");
 		}
 		for (const [key, entry] of drawn) {
 			if (entry.fresh) continue;
