@@ -108,17 +108,13 @@ func (b *bridge) askReports(ctx context.Context) ([]consoleOther, error) {
 // Settings implements console.Node.
 func (s *consoleSide) Settings() any { return s.settings.now().Settings() }
 
-// consoleConflicts is a page of the history, with the kinds that there can be.
-type consoleConflicts struct {
-	*ConflictPage
-	Kinds []string `json:"kinds"`
-}
-
 // Conflicts implements console.Conflicts.
 func (s *consoleSide) Conflicts(ctx context.Context, f console.ConflictFilter) (x any, err error) {
 	err = s.withHistory(ctx, func(h *History) error {
 		p, err := h.List(ctx, ConflictFilter{Table: f.Table, Kind: f.Kind, Origin: f.Origin, Before: f.Before, Limit: f.Limit})
-		x = consoleConflicts{p, apply.HistoryKinds()}
+		if err == nil {
+			x = consolePage(p)
+		}
 		return err
 	})
 	return x, err
@@ -127,7 +123,10 @@ func (s *consoleSide) Conflicts(ctx context.Context, f console.ConflictFilter) (
 // Conflict implements console.Conflicts.
 func (s *consoleSide) Conflict(ctx context.Context, id int64) (x any, err error) {
 	err = s.withHistory(ctx, func(h *History) error {
-		x, err = h.Show(ctx, id)
+		d, err := h.Show(ctx, id)
+		if err == nil {
+			x = consoleVersions(d)
+		}
 		return err
 	})
 	return x, err
@@ -136,7 +135,8 @@ func (s *consoleSide) Conflict(ctx context.Context, id int64) (x any, err error)
 // Undo implements console.Conflicts.
 func (s *consoleSide) Undo(ctx context.Context, id int64, o console.UndoOptions) (x any, err error) {
 	err = s.withHistory(ctx, func(h *History) error {
-		x, err = h.Undo(ctx, id, UndoOptions{Force: o.Force, By: o.By})
+		_, err := h.Undo(ctx, id, UndoOptions{Force: o.Force, By: o.By})
+		x = struct{}{} // the page asks for the conflict again
 		return err
 	})
 	return x, err
@@ -155,17 +155,15 @@ func (s *consoleSide) withHistory(ctx context.Context, use func(*History) error)
 // Parked implements console.Parked.
 func (s *consoleSide) Parked(ctx context.Context) (any, error) {
 	all, err := ParkedList(ctx, s.cfg)
-	return append([]ParkedTransaction{}, all...), consoleProblem(err)
+	named := []consoleTransaction{}
+	for i := range all {
+		named = append(named, consoleName(&all[i]))
+	}
+	return named, consoleProblem(err)
 }
 
 // parkedShown is how many changes of a parked transaction the console shows.
 const parkedShown = 200
-
-// consoleParked is a parked transaction with the first of its changes.
-type consoleParked struct {
-	*ParkedTransaction
-	Rows []ParkedChange `json:"rows"`
-}
 
 // ParkedChanges implements console.Parked.
 func (s *consoleSide) ParkedChanges(ctx context.Context, name string) (any, error) {
@@ -173,7 +171,7 @@ func (s *consoleSide) ParkedChanges(ctx context.Context, name string) (any, erro
 	if err != nil {
 		return nil, consoleProblem(err)
 	}
-	return consoleParked{p, append([]ParkedChange{}, changes...)}, nil
+	return consoleChanges(p, changes)
 }
 
 // RequestParked implements console.Parked.

@@ -253,15 +253,15 @@ func consoleConflict(t *testing.T, atA, atB *seat) {
 		Table   string
 		Columns []struct {
 			Name          string
-			Local, Remote json.RawMessage
+			Local, Remote string
 			Differs       bool
 		}
 	}](atB, path)
-	if len(d.Columns) != 2 || d.Columns[0].Differs || !d.Columns[1].Differs || string(d.Columns[1].Local) != "20" || string(d.Columns[1].Remote) != "10" {
+	if len(d.Columns) != 2 || d.Columns[0].Differs || !d.Columns[1].Differs || d.Columns[1].Local != "20" || d.Columns[1].Remote != "10" {
 		t.Errorf("%s is %+v", path, d)
 	}
-	id := string(d.Columns[0].Local)
-	act[map[string]any](atB, path+"/undo", map[string]bool{})
+	id := d.Columns[0].Local
+	act[struct{}](atB, path+"/undo", map[string]bool{})
 	a.Await(`SELECT v FROM r WHERE id = `+id, "10")
 	if by := b.Value(`SELECT undone_by FROM pgbridge.conflict WHERE id = $1`, older.Conflicts[0].ID); !strings.Contains(by, "console@127.0.0.1") {
 		t.Errorf("undone by %s", by)
@@ -281,18 +281,17 @@ func consoleParked(t *testing.T, a *cluster.Node, atB *seat) {
 	b.Exec(`ALTER TABLE r ADD CONSTRAINT small CHECK (v < 100)`)
 	a.Exec(`UPDATE r SET v = 1000 WHERE id = 3`)
 	type parked struct {
-		Origin     string
-		Seq        uint64
-		Constraint string
+		Name, Constraint string
 	}
 	awaitSeen(atB, "parked", func(all []parked) bool { return len(all) == 1 && all[0].Constraint == "small" })
-	p := see[[]parked](atB, "parked")[0]
-	name := fmt.Sprintf("%s:%d", p.Origin, p.Seq)
+	name := see[[]parked](atB, "parked")[0].Name
 	changes := see[struct {
 		Changes int64
-		Rows    []struct{ New map[string]any }
+		Rows    []struct {
+			Columns []struct{ Name, Remote string }
+		}
 	}](atB, "parked/changes?name="+name)
-	if changes.Changes != 1 || len(changes.Rows) != 1 || changes.Rows[0].New["v"] != float64(1000) {
+	if changes.Changes != 1 || len(changes.Rows) != 1 || changes.Rows[0].Columns[1].Name != "v" || changes.Rows[0].Columns[1].Remote != "1000" {
 		t.Errorf("its changes are %+v", changes)
 	}
 	type outcome struct {

@@ -1,11 +1,11 @@
 // The history of conflicts: a list, and one conflict with both versions side by side.
 import { get, post } from "./api.js";
-import { ask, button, h, keyText, plural, say, seconds, shown, table, time } from "./dom.js";
+import { ask, button, h, plural, say, seconds, shown, table, time } from "./dom.js";
 
 const columns = ["ID", "Time", "Table", "Key", "Kind", "Won", "Lost", "Margin", "Undone"];
 
 function rowOf(c) {
-	return [h("a", { href: "#/conflicts/" + c.id, "aria-label": "Conflict " + c.id }, c.id), time(c.at), c.table, keyText(c.key), c.kind, c.winner, c.loser,
+	return [h("a", { href: "#/conflicts/" + c.id, "aria-label": "Conflict " + c.id }, c.id), time(c.at), c.table, c.key || "–", c.kind, c.winner, c.loser,
 		seconds(c.margin_seconds) + (c.close ? ", close" : ""), c.undone_at ? time(c.undone_at) : "–"];
 }
 
@@ -52,11 +52,10 @@ function sides(c) {
 export async function conflict(into, { operator }, id) {
 	const c = await get("conflicts/" + id);
 	const head = sides(c);
-	const gone = (row) => row === null;
 	const mark = (differs) => (differs ? h("strong", { class: "differs" }, "≠ ", h("span", { class: "unseen" }, "differs")) : "");
-	const value = (row, text) => (gone(row) ? h("span", { class: "none" }, "(deleted)") : shown(text));
+	const value = (row, text) => (row ? shown(text) : h("span", { class: "none" }, "(deleted)"));
 	into.append(h("h1", {}, "Conflict " + c.id), h("p", {}, h("a", { href: "#/conflicts" }, "All conflicts")),
-		h("p", {}, c.kind + " in table " + c.table + ", row " + keyText(c.key) + ", decided here at " + time(c.at) + ". " + c.winner + " won by " + seconds(c.margin_seconds) +
+		h("p", {}, c.kind + " in table " + c.table + ", row " + (c.key || "of unknown key") + ", decided here at " + time(c.at) + ". " + c.winner + " won by " + seconds(c.margin_seconds) +
 			(c.close ? ", which is less than clocks can be trusted" : "") + "."),
 		h("p", { id: "undone" }, c.undone_at ? "Undone at " + time(c.undone_at) + " by " + c.undone_by + "." : "Not undone."));
 	if (c.not_recorded) into.append(h("p", { class: "error" }, "The rows were not recorded: " + c.not_recorded));

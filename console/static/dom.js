@@ -110,12 +110,8 @@ export const rate = (x) => (x === undefined ? "–" : (x > 0 && x < 10 ? x.toFix
 // time writes a moment as the logs do, in UTC.
 export const time = (text) => (text ? new Date(text).toISOString().replace("T", " ") : "–");
 
-// shown writes a value of a row.
-export function shown(value) {
-	if (value === undefined) return h("span", { class: "none" }, "(not sent)");
-	if (value === null) return h("span", { class: "none" }, "NULL");
-	return typeof value === "string" ? value : JSON.stringify(value);
+// shown writes a value of a row, which comes as JSON's text, so that no digit is lost.
+export function shown(text) {
+	if (text === undefined) return h("span", { class: "none" }, "(not sent)");
+	return text === "null" ? h("span", { class: "none" }, "NULL") : text;
 }
-
-// keyText writes a row's key.
-export const keyText = (key) => (key ? Object.entries(key).map(([name, value]) => name + "=" + JSON.stringify(value)).join(", ") : "–");

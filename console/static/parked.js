@@ -1,8 +1,6 @@
 // Transactions that were put aside: why, what they change, and trying them again.
 import { get, post } from "./api.js";
-import { ask, button, failure, h, keyText, plural, say, shown, table, time } from "./dom.js";
-
-const nameOf = (p) => p.origin + ":" + p.seq;
+import { ask, button, failure, h, plural, say, shown, table, time } from "./dom.js";
 
 function reason(p) {
 	const parts = [];
@@ -17,7 +15,7 @@ function told(outcome, done) {
 	if (!outcome.running) return "No bridge runs here; it is done when it starts.";
 	const parts = [];
 	if (outcome.done.length) parts.push(outcome.done.join(", ") + " " + done + ".");
-	for (const p of outcome.left) parts.push(nameOf(p) + " is still parked: " + reason(p) + ".");
+	for (const p of outcome.left) parts.push(p.origin + ":" + p.seq + " is still parked: " + reason(p) + ".");
 	return parts.join(" ") || "Nothing is parked.";
 }
 
@@ -54,8 +52,8 @@ export async function parked(into, { operator }) {
 		}
 		list.replaceChildren(table(plural(all.length, "transaction, the oldest first", "transactions, the oldest first"),
 			["Transaction", "Parked", "Table", "Key", "Reason", "Tries", "Act"],
-			all.map((p) => [h("a", { href: "#/parked/" + encodeURIComponent(nameOf(p)) }, nameOf(p)), time(p.at), p.table ?? "–", keyText(p.key), reason(p), p.attempts,
-				acts(nameOf(p), operator, again)]), { id: "parked" }));
+			all.map((p) => [h("a", { href: "#/parked/" + encodeURIComponent(p.name) }, p.name), time(p.at), p.table ?? "–", p.key || "–", reason(p), p.attempts,
+				acts(p.name, operator, again)]), { id: "parked" }));
 		if (operator) list.append(h("p", { class: "buttons" }, button("Retry all", () => retry({ all: true }, again))));
 	};
 	await again();
@@ -72,7 +70,7 @@ export async function parkedChanges(into, { operator }, name) {
 			body.replaceChildren(error.status === 404 ? h("p", {}, "It is not parked any more.") : failure(error));
 			return;
 		}
-		body.replaceChildren(h("p", {}, "Written at " + time(p.stamp) + ", parked at " + time(p.at) + ". " + reason(p)), acts(nameOf(p), operator, again),
+		body.replaceChildren(h("p", {}, "Written at " + time(p.stamp) + ", parked at " + time(p.at) + ". " + reason(p)), acts(p.name, operator, again),
 			...p.rows.map((change, i) => changeTable(change, i + 1)));
 		if (p.changes > p.rows.length) body.append(h("p", {}, "And " + plural(p.changes - p.rows.length, "more change", "more changes") + "; pgbridge parked show has them."));
 	};
@@ -80,8 +78,6 @@ export async function parkedChanges(into, { operator }, name) {
 }
 
 function changeTable(change, n) {
-	const before = change.old ?? {}, after = change.new ?? {};
-	const names = [...new Set([...Object.keys(before), ...Object.keys(after)])];
 	return table(n + ". " + change.kind + " " + change.table + (change.unread ? " (as it came: " + change.unread + ")" : ""), ["Column", "Before", "After"],
-		names.map((name) => [name, name in before ? shown(before[name]) : "–", name in after ? shown(after[name]) : "–"]));
+		change.columns.map((c) => [c.name, c.local === undefined ? "–" : shown(c.local), c.remote === undefined ? "–" : shown(c.remote)]));
 }

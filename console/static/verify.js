@@ -1,6 +1,6 @@
 // Comparing the rows of nodes. A comparison goes on while other sections are looked at, and ends with the page.
 import { lines } from "./api.js";
-import { ask, button, complain, count, h, plural, say, seconds, shown, table, time } from "./dom.js";
+import { ask, button, complain, count, h, plural, say, seconds, table, time } from "./dom.js";
 import { nodeOf } from "./topology.js";
 import { watched, watch } from "./watch.js";
 
@@ -101,7 +101,7 @@ function reportOf(r) {
 function difference(d) {
 	const names = [...new Set(d.nodes.flatMap((node) => Object.keys(node.values ?? {})))];
 	const head = (node) => node.node + (node.node === d.right ? ", right" : "");
-	const value = (node, name) => (node.found ? shown(node.values?.[name]) : h("span", { class: "none" }, "(no row)"));
+	const value = (node, name) => (node.found ? node.values?.[name] ?? h("span", { class: "none" }, "NULL") : h("span", { class: "none" }, "(no row)"));
 	const made = table(d.table + ", row " + d.key + (d.mended ? ": mended" : d.refused ? ": not mended: " + d.refused : ""), ["Column", ...d.nodes.map(head)],
 		[["(version)", ...d.nodes.map((node) => (node.found ? node.version : "–"))], ...names.map((name) => [d.columns.includes(name) ? name + " ≠" : name, ...d.nodes.map((node) => value(node, name))])]);
 	made.querySelectorAll("tbody tr").forEach((row, i) => { if (i > 0 && d.columns.includes(names[i - 1])) row.className = "differing"; });
