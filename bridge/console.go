@@ -66,8 +66,12 @@ type consoleOther struct {
 	Error  string  `json:"error,omitempty"`
 }
 
-// othersEach is for how long what the other nodes say is told again: all who look at the console see one answer.
-const othersEach = 3 * time.Second
+const (
+	// othersEach is for how long what the other nodes say is told again: all who look at the console see one answer.
+	othersEach = 3 * time.Second
+	// othersPatience is how long those who look wait for it.
+	othersPatience = 8 * time.Second
+)
 
 // Others implements console.Node. It asks all at once, and again only if somebody looks.
 func (s *consoleSide) Others(ctx context.Context) any {
@@ -76,22 +80,25 @@ func (s *consoleSide) Others(ctx context.Context) any {
 	if s.heard != nil && time.Since(s.at) < othersEach {
 		return s.heard
 	}
-	heard, err := s.askReports(ctx)
-	if err == nil { // else who asked has gone
+	asked, cancel := context.WithTimeout(ctx, othersPatience)
+	defer cancel()
+	heard := s.askReports(asked)
+	if ctx.Err() == nil { // else who asked has gone
 		s.heard, s.at = heard, time.Now()
 	}
 	return heard
 }
 
 // askReports asks the other nodes' bridges for their reports.
-func (b *bridge) askReports(ctx context.Context) ([]consoleOther, error) {
+func (b *bridge) askReports(ctx context.Context) []consoleOther {
 	names := peerNames(b.cfg)
 	all := make([]consoleOther, len(names))
 	at := map[string]*consoleOther{}
 	for i, node := range names {
 		all[i].Node, at[node] = node, &all[i]
 	}
-	err := b.askOthers(ctx, func(ctx context.Context, node string, k *catalogAsker, err error) {
+	// Nothing that it could fail for is left to it: each node's error is told with the node.
+	_ = b.askOthers(ctx, func(ctx context.Context, node string, k *catalogAsker, err error) {
 		var a *nodeAnswer
 		if err == nil {
 			a, err = k.ask(ctx, askReport)
@@ -102,7 +109,7 @@ func (b *bridge) askReports(ctx context.Context) ([]consoleOther, error) {
 		}
 		at[node].Report = a.Report
 	})
-	return all, errors.Join(err, ctx.Err())
+	return all
 }
 
 // Settings implements console.Node.

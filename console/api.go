@@ -71,7 +71,7 @@ func (c *Console) undo(w http.ResponseWriter, r *http.Request) (any, error) {
 	var asked struct {
 		Force bool `json:"force"`
 	}
-	if err := read(w, r, &asked); err != nil {
+	if err := c.readAct(w, r, &asked); err != nil {
 		return nil, err
 	}
 	return c.o.Conflicts.Undo(r.Context(), id, UndoOptions{Force: asked.Force, By: "console@" + remote(r)})
@@ -98,7 +98,7 @@ func (c *Console) requestParked(w http.ResponseWriter, r *http.Request, request 
 		Name string `json:"name"`
 		All  bool   `json:"all"`
 	}
-	if err := read(w, r, &asked); err != nil {
+	if err := c.readAct(w, r, &asked); err != nil {
 		return nil, err
 	}
 	if asked.All == (asked.Name != "") || asked.All && request == DiscardParked {
@@ -118,7 +118,7 @@ func (c *Console) resume(w http.ResponseWriter, r *http.Request) (any, error) {
 // hold begins or ends one pause.
 func (c *Console) hold(w http.ResponseWriter, r *http.Request, do func(Pause) error) (any, error) {
 	var p Pause
-	if err := read(w, r, &p); err != nil {
+	if err := c.readAct(w, r, &p); err != nil {
 		return nil, err
 	}
 	if (p.Origin == "") == (p.Table == "") {
@@ -139,7 +139,7 @@ const linePatience = time.Minute
 
 func (c *Console) verify(w http.ResponseWriter, r *http.Request) {
 	var o VerifyOptions
-	if err := read(w, r, &o); err != nil {
+	if err := c.readAct(w, r, &o); err != nil {
 		fail(w, r, err)
 		return
 	}

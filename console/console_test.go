@@ -218,6 +218,23 @@ func TestRoles(t *testing.T) {
 	}
 }
 
+// TestActsAreLogged: what is done, to what, and where that came from.
+func TestActsAreLogged(t *testing.T) {
+	s := serve(t, nil)
+	p := s.as(operatorToken)
+	p.do("POST", "api/pause", `{"origin":"b","reason":"odd"}`)
+	p.do("POST", "api/conflicts/12/undo", `{"force":true}`)
+	s.as(viewerToken).do("POST", "api/resume", `{"origin":"b"}`)
+	for _, want := range []string{`act=pause asked="{\"origin\":\"b\",\"table\":\"\",\"reason\":\"odd\"}" remote=127.0.0.1`, `act=conflicts/12/undo asked="{\"force\":true}" remote=127.0.0.1`} {
+		if !strings.Contains(s.log.String(), want) {
+			t.Errorf("%s is not in the log:\n%s", want, s.log)
+		}
+	}
+	if strings.Contains(s.log.String(), "act=resume") {
+		t.Errorf("what was refused is noted as done:\n%s", s.log)
+	}
+}
+
 // TestSignIn: by a token of this node, into a session that ends; what was refused is counted and logged, and the token never is.
 func TestSignIn(t *testing.T) {
 	s := serve(t, nil)

@@ -8,6 +8,7 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -58,9 +59,6 @@ func (c *Console) permit(of route) http.HandlerFunc {
 			fail(w, r, &Problem{http.StatusForbidden, errors.New("viewers may look and change nothing; sign in with the token of operators")})
 			return
 		}
-		if of.role == Operator {
-			c.o.Log.Info("console is used", "act", of.path, "id", r.PathValue("id"), "remote", remote(r))
-		}
 		of.serve(w, r)
 	}
 }
@@ -100,6 +98,19 @@ func read(w http.ResponseWriter, r *http.Request, into any) error {
 	if err != nil {
 		return &Problem{http.StatusBadRequest, fmt.Errorf("the request cannot be read: %w; load the page again", err)}
 	}
+	return nil
+}
+
+// readAct reads what an operator wants to be done, and notes it in the log with where it comes from.
+func (c *Console) readAct(w http.ResponseWriter, r *http.Request, into any) error {
+	if err := read(w, r, into); err != nil {
+		return err
+	}
+	asked, err := json.Marshal(into)
+	if err != nil {
+		return err
+	}
+	c.o.Log.Info("console is used", "act", strings.TrimPrefix(r.URL.Path, Prefix+"api/"), "asked", string(asked), "remote", remote(r))
 	return nil
 }
 

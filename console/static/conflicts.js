@@ -1,6 +1,6 @@
 // The history of conflicts: a list, and one conflict with both versions side by side.
 import { get, post } from "./api.js";
-import { ask, button, h, plural, say, seconds, shown, table, time } from "./dom.js";
+import { ask, button, exact, h, plural, say, seconds, shown, table, time } from "./dom.js";
 
 const columns = ["ID", "Time", "Table", "Key", "Kind", "Won", "Lost", "Margin", "Undone"];
 
@@ -59,7 +59,7 @@ export async function conflict(into, { operator }, id) {
 			(c.close ? ", which is less than clocks can be trusted" : "") + "."),
 		h("p", { id: "undone" }, c.undone_at ? "Undone at " + time(c.undone_at) + " by " + c.undone_by + "." : "Not undone."));
 	if (c.not_recorded) into.append(h("p", { class: "error" }, "The rows were not recorded: " + c.not_recorded));
-	const rows = [["(stamp)", "", time(c.local.stamp), time(c.remote.stamp)],
+	const rows = [["(stamp)", "", exact(c.local.stamp), exact(c.remote.stamp)],
 		...c.columns.map((column) => [column.name, mark(column.differs), value(c.local_row, column.local), value(c.remote_row, column.remote)])];
 	const made = table("Both versions of the row", ["Column", "Differs", head.local, head.remote], rows, { id: "versions" });
 	made.querySelectorAll("tbody tr").forEach((row, i) => { if (i > 0 && c.columns[i - 1].differs) row.className = "differing"; });

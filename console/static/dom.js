@@ -110,6 +110,9 @@ export const rate = (x) => (x === undefined ? "–" : (x > 0 && x < 10 ? x.toFix
 // time writes a moment as the logs do, in UTC.
 export const time = (text) => (text ? new Date(text).toISOString().replace("T", " ") : "–");
 
+// exact writes a stamp with all of its digits: versions may be microseconds apart.
+export const exact = (text) => text.replace("T", " ");
+
 // shown writes a value of a row, which comes as JSON's text, so that no digit is lost.
 export function shown(text) {
 	if (text === undefined) return h("span", { class: "none" }, "(not sent)");
