@@ -1,6 +1,6 @@
 // What is asked of the bridge.
 
-export class Refused extends Error {
+class Refused extends Error {
 	constructor(status, text) {
 		super(text);
 		this.status = status;

@@ -1,7 +1,6 @@
 // Comparing the rows of nodes. A comparison goes on while other sections are looked at, and ends with the page.
 import { lines } from "./api.js";
 import { ask, button, complain, count, h, plural, say, seconds, table, time } from "./dom.js";
-import { nodeOf } from "./topology.js";
 import { watched, watch } from "./watch.js";
 
 // run is the last comparison of this page.
@@ -58,7 +57,7 @@ export function verify(into, { operator }) {
 	const choose = ({ status }) => { // once the nodes are known
 		if (others.querySelector("input")) return;
 		const names = status.nodes.map((x) => x.node);
-		others.append(...names.filter((node) => node !== status.report.node).map((node) => h("label", { class: "check" }, h("input", { type: "checkbox", name: "node", value: node, checked: true }), " " + nodeOf(node))));
+		others.append(...names.filter((node) => node !== status.report.node).map((node) => h("label", { class: "check" }, h("input", { type: "checkbox", name: "node", value: node, checked: true }), " " + node)));
 		from.replaceChildren(h("option", { value: "" }, "the later version"), ...names.map((node) => h("option", { value: node }, "node " + node)));
 	};
 	const show = () => {
