@@ -32,6 +32,9 @@ func TestConflictsAreFound(t *testing.T) {
 	}{
 		{ConflictFilter{}, "7  6 id=6 5  4 id=4 3  2 a=3,b=\"k\\\"\" 1 a=1,b=\"k\\\"\""},
 		{ConflictFilter{Limit: 2}, "7  6 id=6 more"},
+		{ConflictFilter{Before: 6}, "5  4 id=4 3  2 a=3,b=\"k\\\"\" 1 a=1,b=\"k\\\"\""},
+		{ConflictFilter{Before: 6, Limit: 2}, "5  4 id=4 more"},
+		{ConflictFilter{Kind: "unique"}, ""},
 		{ConflictFilter{Limit: 7, Table: "app.*"}, "4 id=4 3  2 a=3,b=\"k\\\"\" 1 a=1,b=\"k\\\"\""},
 		{ConflictFilter{Table: "app.items_2"}, "4 id=4"},
 		{ConflictFilter{Table: "*.item?_*"}, "4 id=4"},

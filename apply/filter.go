@@ -25,6 +25,7 @@ type ConflictFilter struct {
 	Kind         string // as in conflict.Kind
 	Origin       string // of either side: a node's name, or one with its epoch
 	Outcome      string // "remote wins" or "local wins", or the first word of it
+	Before       int64  // only those whose id is smaller, to go on behind a page; zero: all
 	Limit        int    // how many at most, 50 if zero
 }
 
@@ -53,7 +54,10 @@ func KeyValue(v json.RawMessage) string {
 // kinds are those that the history can have.
 var kinds = []string{string(conflict.InsertInsert), string(conflict.InsertDelete), string(conflict.UpdateUpdate), string(conflict.UpdateDelete),
 	string(conflict.DeleteUpdate), string(conflict.DeleteDelete), string(conflict.TruncateUpdate),
-	string(conflict.Undecided), discarded, OrphanKind, RepairKind}
+	string(conflict.Undecided), string(conflict.Unique), discarded, OrphanKind, RepairKind}
+
+// HistoryKinds lists the kinds of conflicts that the history can have.
+func HistoryKinds() []string { return slices.Clone(kinds) }
 
 // likePattern turns a pattern of ours into one for LIKE.
 func likePattern(pattern string) string {
@@ -110,6 +114,9 @@ func (f *ConflictFilter) sql() (string, []any) {
 	}
 	if f.Outcome != "" {
 		add("c.outcome = %[1]s", strings.TrimSuffix(f.Outcome, " wins")+" wins")
+	}
+	if f.Before > 0 {
+		add("c.id < %[1]s", f.Before)
 	}
 	if len(f.Key) > 0 {
 		var cols, values []string

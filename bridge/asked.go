@@ -23,11 +23,12 @@ import (
 //
 //	question = 'c'    what its tables look like, with what follows
 //	         | 'h'    what it has applied, and what its clock says
+//	         | 's'    its report, with that
 //	answer   = 'a' gzip of the JSON of a nodeAnswer
 //	         | 'x' text    why there is none
 const (
-	askCatalog, askHave = 'c', 'h'
-	answerNode          = 'a'
+	askCatalog, askHave, askReport = 'c', 'h', 's'
+	answerNode                     = 'a'
 )
 
 const (
@@ -35,6 +36,8 @@ const (
 	connectPatience = 3 * time.Second
 	// catalogPatience is how long another node may take to answer.
 	catalogPatience = 15 * time.Second
+	// reportPatience is how long a report may take that another node asks for; one says, too, that the database is away.
+	reportPatience = 5 * time.Second
 	// answerLimit bounds an answer when it is unpacked.
 	answerLimit = 64 << 20
 )
@@ -47,6 +50,7 @@ type nodeAnswer struct {
 	Graph  string            `json:"graph"`
 	Policy map[string]string `json:"policy"`
 	Tables *catalog.Summary  `json:"tables,omitempty"`
+	Report *Report           `json:"report,omitempty"`
 }
 
 // answerNodes answers others until ctx ends.
@@ -67,7 +71,7 @@ func (l *life) answerNodes(ctx context.Context) error {
 }
 
 func (l *life) answerNode(ctx context.Context, q []byte) ([]byte, error) {
-	if len(q) != 1 || q[0] != askCatalog && q[0] != askHave {
+	if len(q) != 1 || q[0] != askCatalog && q[0] != askHave && q[0] != askReport {
 		return nil, errors.New("the question is not known here; is this bridge as new as the one that asks?")
 	}
 	a := nodeAnswer{Node: l.cfg.Node, Graph: l.cfg.Graph().String(), Policy: l.cfg.Policies(), Have: map[string]uint64{}}
@@ -78,6 +82,11 @@ func (l *life) answerNode(ctx context.Context, q []byte) ([]byte, error) {
 		if a.Tables, err = readCatalog(ctx, l.cfg); err != nil {
 			return nil, err
 		}
+	}
+	if q[0] == askReport {
+		ctx, cancel := context.WithTimeout(ctx, reportPatience)
+		defer cancel()
+		a.Report = l.report(ctx)
 	}
 	for _, o := range l.applier.Status() {
 		a.Have[o.Origin.Node] = o.Seq

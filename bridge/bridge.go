@@ -15,6 +15,7 @@ import (
 	"github.com/pgbridge/pgbridge/apply"
 	"github.com/pgbridge/pgbridge/capture"
 	"github.com/pgbridge/pgbridge/config"
+	"github.com/pgbridge/pgbridge/console"
 	"github.com/pgbridge/pgbridge/stream"
 )
 
@@ -78,6 +79,7 @@ type bridge struct {
 	lack     lack
 	links    links
 	verify   verifies
+	console  *console.Console // nil: there is none
 }
 
 const (

@@ -53,6 +53,7 @@ var (
 	metricLetGo       = describe("let_go_transactions", "Own transactions that a node lacks which was let go.", "peer")
 	metricClock       = describe("clock_ahead_seconds", "How far another node's clock is ahead of this one's.", "peer")
 	metricClockWithin = describe("clock_within_seconds", "How exactly that is known.", "peer")
+	metricSignIns     = describe("console_refused_sign_ins_total", "Sign-ins to the console that were refused.")
 	metricAlarm       = describe("alarm", "How many alarms of that code status has.", "code", "severity")
 )
 
@@ -60,7 +61,7 @@ var (
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{metricInfo, metricRunning, metricStreaming, metricSeq, metricDurable, metricWAL, metricInFlight, metricStream, metricStreamLimit,
 		metricConnected, metricApplied, metricQueued, metricLag, metricParked, metricLosses, metricKinds, metricAway, metricQuarantined, metricOwed, metricLetGo, metricClock,
-		metricClockWithin, metricAlarm} {
+		metricClockWithin, metricSignIns, metricAlarm} {
 		ch <- d
 	}
 }
@@ -79,6 +80,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(metricInfo, 1, r.Cluster, r.Node)
 	gauge(metricRunning, one(r.Waiting == ""))
 	gauge(metricWAL, float64(r.Slot.WALHeldBytes))
+	count(metricSignIns, r.SignInsRefused)
 	for _, a := range alarmCounts(r.Alarms) {
 		gauge(metricAlarm, a.n, a.code, string(a.severity))
 	}

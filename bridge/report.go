@@ -52,6 +52,9 @@ type Report struct {
 	// Clocks are the other nodes whose clocks were compared with this one's lately, by name.
 	Clocks []ClockReport `json:"clocks,omitempty"`
 
+	// SignInsRefused is how many sign-ins to the console were refused since the bridge started.
+	SignInsRefused uint64 `json:"sign_ins_refused,omitempty"`
+
 	Links  []LinkReport `json:"links"`  // one per node that is read from, by name
 	Alarms []Alarm      `json:"alarms"` // what a person should look at, gravest first
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/pgbridge/pgbridge/capture"
+	"github.com/pgbridge/pgbridge/console"
 )
 
 // socketPath is where a running bridge answers status. A Unix socket's path holds about a hundred bytes;
@@ -48,6 +49,10 @@ func (b *bridge) serveStatus() (stop func(), err error) {
 		mux := b.handler()
 		if b.cfg.HTTP.Pprof {
 			serveProfiles(mux)
+		}
+		if b.cfg.Console() {
+			b.console = newConsole(b)
+			mux.Handle(console.Prefix, b.console)
 		}
 		listeners, handlers = append(listeners, l), append(handlers, mux)
 	}

@@ -102,6 +102,9 @@ func (b *bridge) report(ctx context.Context) *Report {
 	r.Stream.Stream = fmt.Sprintf("PGB_%s_%s", b.cfg.Cluster, b.cfg.Node)
 	r.Slot.Slot = slotName(b.cfg)
 	b.reportSlot(ctx, r)
+	if b.console != nil {
+		r.SignInsRefused = b.console.Refused()
+	}
 	if b.settings != nil { // else nothing runs
 		if a := b.settings.alarm(); a != nil {
 			r.Alarms = append(r.Alarms, *a)

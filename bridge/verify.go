@@ -29,6 +29,9 @@ type VerifyOptions struct {
 	Limit  int    // how many rows are shown; 0: none
 }
 
+// VerifyRate is the bound on the rows of each node in a second where a person has nodes compared and names none.
+const VerifyRate = 50_000
+
 // VerifyReport is what a comparison has found. Its JSON is that of "pgbridge verify --json".
 type VerifyReport struct {
 	At          time.Time       `json:"at"` // when it began

@@ -142,11 +142,21 @@ type verifyLine struct {
 // tellEach is how often progress is told.
 const tellEach = 500 * time.Millisecond
 
+// nowAndThen tells the first progress, and one in each tellEach.
+func nowAndThen(tell func(VerifyProgress)) func(VerifyProgress) {
+	var told time.Time
+	return func(p VerifyProgress) {
+		if time.Since(told) >= tellEach {
+			told = time.Now()
+			tell(p)
+		}
+	}
+}
+
 // serveVerify answers on the status socket only: whoever can reach that may write.
 func (b *bridge) serveVerify(w http.ResponseWriter, r *http.Request) {
 	o, err := parseVerify(r)
 	enc, control := json.NewEncoder(w), http.NewResponseController(w)
-	var told time.Time
 	send := func(l verifyLine) {
 		_ = control.SetWriteDeadline(time.Now().Add(time.Minute)) // else the answer ends with the server's own
 		_ = enc.Encode(l)                                         // who has gone ends the request's context
@@ -155,12 +165,7 @@ func (b *bridge) serveVerify(w http.ResponseWriter, r *http.Request) {
 	var report *VerifyReport
 	if err == nil {
 		send(verifyLine{Progress: &VerifyProgress{}})
-		report, err = b.compare(r.Context(), o, true, func(p VerifyProgress) {
-			if time.Since(told) >= tellEach {
-				told = time.Now()
-				send(verifyLine{Progress: &p})
-			}
-		})
+		report, err = b.compare(r.Context(), o, true, nowAndThen(func(p VerifyProgress) { send(verifyLine{Progress: &p}) }))
 	}
 	if err != nil {
 		var exit interface{ ExitCode() int }

@@ -179,10 +179,16 @@ type Verify struct {
 	RowsPerSecond int
 }
 
-// HTTP configures the listener for status and health.
+// HTTP configures the listener for status, health and the console.
 type HTTP struct {
 	// Listen is host:port; empty means no listener.
 	Listen string
+	// ViewerToken and OperatorToken are what people sign in to the console with; empty means that nobody has that role, and
+	// both that there is no console. After Load they are set also when they came from the files.
+	ViewerToken, OperatorToken         string
+	ViewerTokenFile, OperatorTokenFile string
+	// AllowPlaintext permits the console on a listener that other machines reach.
+	AllowPlaintext bool
 	// Pprof serves the profiles of the Go runtime there, too.
 	Pprof bool
 }
@@ -195,3 +201,11 @@ type Log struct {
 
 // Embedded reports whether this node's stream lives in the server inside the bridge.
 func (c *Config) Embedded() bool { return c.NATS.URL == "" }
+
+// Console reports whether the console is served at http.listen.
+func (c *Config) Console() bool {
+	return c.HTTP.Listen != "" && (c.HTTP.ViewerToken != "" || c.HTTP.OperatorToken != "")
+}
+
+// LocalHTTP reports whether only this machine reaches http.listen.
+func (c *Config) LocalHTTP() bool { return isLoopback(c.HTTP.Listen) }

@@ -83,6 +83,7 @@ func TestOverrideBeatsEnvironmentBeatsFile(t *testing.T) {
 // TestEveryKeyFromEnvironment: a container needs no file, and each key has its variable.
 func TestEveryKeyFromEnvironment(t *testing.T) {
 	token := write(t, "token", "s3cret\n")
+	viewer := write(t, "viewer", "viewers-may-look-on\n")
 	values := map[string]string{
 		"cluster": "shop", "node": "b", "mode": "shadow", "data_dir": "/data", "tables": "app.*, !app.log", "shutdown_timeout": "7s",
 		"postgres.dsn": "host=/tmp dbname=app", "postgres.auto_setup": "false", "postgres.failover": "true",
@@ -98,9 +99,10 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 		"conflict.foreign_keys": "app.item.*=restore, app.*.fk=keep",
 		"conflict.home":         "app.item=region", "conflict.home_nodes": "eu=a, us=b",
 		"verify.every": "6h", "verify.rows_per_second": "70",
-		"http.listen": "127.0.0.1:8080", "http.pprof": "true", "log.level": "warn", "log.format": "json",
+		"http.listen": "127.0.0.1:8080", "http.viewer_token_file": viewer, "http.operator_token": "operators-may-act", "http.allow_plaintext": "true", "http.pprof": "true", "log.level": "warn", "log.format": "json",
 	}
-	elsewhere := map[string]bool{"postgres.dsn_file": true, "topology.center": true, "nats.token": true, "nats.url": true, "nats.creds_file": true, "nats.keys_dir": true}
+	elsewhere := map[string]bool{"postgres.dsn_file": true, "topology.center": true, "nats.token": true, "nats.url": true, "nats.creds_file": true, "nats.keys_dir": true,
+		"http.viewer_token": true, "http.operator_token_file": true}
 	for _, k := range keys() {
 		if values[k.name] == "" && !elsewhere[k.name] {
 			t.Errorf("%s is not tried", k.name)
@@ -128,8 +130,9 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 			{Match: "app.doc", Columns: []ColumnPolicy{{Names: []string{"body"}, Policy: "text_merge"}}}}, ForeignKeys: []string{"app.item.*=restore", "app.*.fk=keep"},
 			Home: []string{"app.item=region"}, HomeNodes: []string{"eu=a", "us=b"}},
 		Verify: Verify{Every: 6 * time.Hour, RowsPerSecond: 70},
-		HTTP:   HTTP{Listen: "127.0.0.1:8080", Pprof: true},
-		Log:    Log{Level: "warn", Format: "json"},
+		HTTP: HTTP{Listen: "127.0.0.1:8080", ViewerToken: "viewers-may-look-on", ViewerTokenFile: viewer, OperatorToken: "operators-may-act",
+			AllowPlaintext: true, Pprof: true},
+		Log: Log{Level: "warn", Format: "json"},
 	}
 	if !reflect.DeepEqual(cfg, want) {
 		t.Errorf("got\n%+v\nwant\n%+v", *cfg, *want)
@@ -203,9 +206,10 @@ func TestRedacted(t *testing.T) {
 		"topology.nodes": "a=nats://me:hunter2@127.0.0.1:4222,b=nats://hunter2@127.0.0.1:4223",
 		"nats.token":     "hunter2",
 		"postgres.dsn":   "postgres://u:hunter2@127.0.0.1/app?sslpassword=hunter2",
+		"http.listen":    "127.0.0.1:8080", "http.viewer_token": "hunter2 may only look", "http.operator_token": "hunter2 may also act",
 	})
-	if text := cfg.String(); strings.Contains(text, "hunter2") || strings.Count(text, hidden) != 5 {
-		t.Errorf("secrets show, or are not hidden five times:\n%s", text)
+	if text := cfg.String(); strings.Contains(text, "hunter2") || strings.Count(text, hidden) != 7 {
+		t.Errorf("secrets show, or are not hidden seven times:\n%s", text)
 	}
 	external := load(t, tenLines, map[string]string{"nats.url": "nats://me:hunter2@127.0.0.1:4222"})
 	if got, want := external.Redacted().NATS.URL, "nats://me:xxxxx@127.0.0.1:4222"; got != want {
@@ -244,5 +248,27 @@ func TestRedactDSN(t *testing.T) {
 		if got := redactURL(text); got != want {
 			t.Errorf("redactURL(%q) = %q; want %q", text, got, want)
 		}
+	}
+}
+
+// TestSettings: those that are not as by default are told apart, and no secret is among them.
+func TestSettings(t *testing.T) {
+	cfg := load(t, tenLines, map[string]string{"apply.rate": "3MiB", "log.level": "info", "http.listen": "127.0.0.1:8080", "http.operator_token": "hunter2 may also act"})
+	var set []string
+	for _, s := range cfg.Settings() {
+		if s.Set {
+			set = append(set, s.Key+"="+s.Value)
+		}
+		if s.Why == "" || strings.Contains(s.Value, "hunter2") {
+			t.Errorf("%+v", s)
+		}
+		if s.Key == "apply.rate" && !s.Live {
+			t.Errorf("%s is not said to be taken over by a reload", s.Key)
+		}
+	}
+	want := "cluster=shop node=a postgres.dsn=" + cfg.Postgres.DSN + " topology.nodes=a=nats://127.0.0.1:4222,b=nats://127.0.0.1:4223,c=nats://127.0.0.1:4224 " +
+		"apply.rate=3MiB http.listen=127.0.0.1:8080 http.operator_token=xxxxx"
+	if got := strings.Join(set, " "); got != want {
+		t.Errorf("set are %s\nwant %s", got, want)
 	}
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"maps"
 	"net/url"
 	"regexp"
@@ -17,6 +18,7 @@ func (c *Config) Redacted() *Config {
 	r.Postgres.DSN = redactDSN(c.Postgres.DSN)
 	r.NATS.URL = redactURL(c.NATS.URL)
 	r.NATS.Token = hide(c.NATS.Token)
+	r.HTTP.ViewerToken, r.HTTP.OperatorToken = hide(c.HTTP.ViewerToken), hide(c.HTTP.OperatorToken)
 	r.NATS.Links = maps.Clone(c.NATS.Links)
 	for name, a := range r.NATS.Links {
 		a.URL = redactURL(a.URL)
@@ -40,12 +42,35 @@ func hide(secret string) string {
 
 // String lists every key with its value, one per line, redacted.
 func (c *Config) String() string {
-	r := c.Redacted()
 	var b strings.Builder
-	for _, k := range keys() {
-		b.WriteString(k.name + ": " + encode(k.field(r)) + "\n")
+	for _, s := range c.Settings() {
+		b.WriteString(s.Key + ": " + s.Value + "\n")
 	}
 	return b.String()
+}
+
+// Setting is a key with its value, as it would be written and without secrets.
+type Setting struct {
+	Key   string `json:"key"`
+	Value string `json:"value"`
+	// Default is what counts where nothing is written, in words where it depends on other keys; empty: there is none.
+	Default string `json:"default"`
+	// Set says that the value is another one.
+	Set  bool   `json:"set"`
+	Live bool   `json:"live"` // a reload changes it while the bridge runs
+	Why  string `json:"why"`
+}
+
+// Settings lists every key with its value, redacted, in the order of the documentation.
+func (c *Config) Settings() []Setting {
+	r, plain := c.Redacted(), new(Config)
+	var all []Setting
+	for _, k := range keys() {
+		_ = decode(k.field(plain), k.initial) // TestExampleHoldsTheDefaults reads every one; "" of a key without default is its zero
+		all = append(all, Setting{Key: k.name, Value: encode(k.field(r)), Default: cmp.Or(k.initial, k.derived), Live: k.live, Why: k.why,
+			Set: k.derived == "" && encode(k.field(r)) != encode(k.field(plain))})
+	}
+	return all
 }
 
 // redactURL hides the passwords of a list of URLs.

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/pgbridge/pgbridge/topology"
 )
@@ -53,9 +54,7 @@ func (c *Config) problems() problems {
 	c.checkPolicies(&ps)
 	c.checkForeignKeys(&ps)
 	c.checkHomes(&ps)
-	if c.HTTP.Listen != "" {
-		ps.checkListen("http.listen", c.HTTP.Listen)
-	}
+	c.checkHTTP(&ps)
 	return ps
 }
 
@@ -260,6 +259,35 @@ func (c *Config) checkBroker(ps *problems) {
 	}
 	if c.NATS.CredsFile != "" && c.NATS.Token != "" {
 		ps.add("nats.creds_file", "given together with a token; keep one of them")
+	}
+}
+
+// leastToken is how many characters the token of a person has at least: nobody guesses that many.
+const leastToken = 16
+
+// checkHTTP checks the listener, and who may sign in to the console there.
+func (c *Config) checkHTTP(ps *problems) {
+	h := c.HTTP
+	listens := h.Listen != "" && ps.checkListen("http.listen", h.Listen)
+	for _, t := range []struct{ key, token, file string }{
+		{"http.viewer_token", h.ViewerToken, h.ViewerTokenFile}, {"http.operator_token", h.OperatorToken, h.OperatorTokenFile}} {
+		if t.file != "" {
+			t.key += "_file"
+		}
+		switch length := utf8.RuneCountInString(t.token); {
+		case length == 0:
+		case length < leastToken:
+			ps.add(t.key, "the token has %d characters; use %d or more, such as openssl rand -hex 24 prints", length, leastToken)
+		case h.Listen == "":
+			ps.add(t.key, "is for the console, which is served at http.listen, and that is empty; set http.listen: 127.0.0.1:8080, or remove the token")
+		}
+	}
+	switch {
+	case h.OperatorToken != "" && h.OperatorToken == h.ViewerToken:
+		ps.add("http.viewer_token", "is that of operators, too, so that nobody could only look; use another one for one of the roles")
+	case listens && c.Console() && !isLoopback(h.Listen) && !h.AllowPlaintext:
+		ps.add("http.listen", "other machines can reach %s, and tokens would go there without TLS; "+
+			"listen on 127.0.0.1, behind a proxy that has TLS, or set http.allow_plaintext: true in a network you trust", h.Listen)
 	}
 }
 

@@ -88,8 +88,10 @@ func TestHTTP(t *testing.T) {
 	if code, body := get("/status"); code != http.StatusOK || json.Unmarshal([]byte(body), &r) != nil || r.Node != "a" || r.Slot.Slot == "" {
 		t.Errorf("/status: %d %s", code, body)
 	}
-	if code, _ := get("/"); code != http.StatusNotFound {
-		t.Errorf("/: %d", code)
+	for _, path := range []string{"/", "/console/", "/console/api/session"} { // there is no console without a token
+		if code, _ := get(path); code != http.StatusNotFound {
+			t.Errorf("%s: %d", path, code)
+		}
 	}
 	const heap, command = "/debug/pprof/heap?debug=1", "/debug/pprof/cmdline"
 	if code, _ := get(heap); code != http.StatusNotFound {

@@ -13,9 +13,6 @@ import (
 	"github.com/pgbridge/pgbridge/bridge"
 )
 
-// verifyRate is how many rows of each node are read in a second unless --rate says otherwise.
-const verifyRate = 50_000
-
 func newVerify(b backend, c terminal) *cobra.Command {
 	var flags configFlags
 	var asJSON bool
@@ -61,7 +58,7 @@ repair). The exit code is 3 if rows differ that are not mended, or if a table co
 	cmd.Flags().StringSliceVar(&o.Nodes, "node", nil, "compare with this `node` only; may be repeated")
 	cmd.Flags().BoolVar(&o.Repair, "repair", false, "mend the rows that differ")
 	cmd.Flags().StringVar(&o.From, "from", "", "with --repair: the `node` whose rows are right")
-	cmd.Flags().IntVar(&o.Rate, "rate", verifyRate, "read so many rows of each node in a second, a `number`; 0 is no bound")
+	cmd.Flags().IntVar(&o.Rate, "rate", bridge.VerifyRate, "read so many rows of each node in a second, a `number`; 0 is no bound")
 	cmd.Flags().IntVar(&o.Limit, "limit", 20, "show at most so many rows, a `number`")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, with the keys of the log")
 	return cmd

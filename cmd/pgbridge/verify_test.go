@@ -61,7 +61,7 @@ func TestVerify(t *testing.T) {
 	if got.code != exitFound || got.err != "shop.items: 70 rows, compared\npgbridge: 3 rows differ\n" {
 		t.Errorf("found: %d, %q", got.code, got.err)
 	}
-	if want := (bridge.VerifyOptions{Rate: verifyRate, Limit: 3}); !reflect.DeepEqual(f.asked, want) {
+	if want := (bridge.VerifyOptions{Rate: bridge.VerifyRate, Limit: 3}); !reflect.DeepEqual(f.asked, want) {
 		t.Errorf("asked for %+v", f.asked)
 	}
 	got = call(t, f.backend(), "verify", "-c", path, "--json", "--node", "b", "--node", "c", "--table", "shop.*", "--repair", "--from", "b", "--rate", "0")
