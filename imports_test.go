@@ -59,7 +59,7 @@ func borders() map[string]border {
 		"bridge":  {inside: []string{"*"}, outside: []string{pgx, pglogrepl, nats, errgroup, prometheus}},
 		"demo": {inside: []string{"bridge", "config", "demo/editor", "integration/pgcluster"},
 			outside: []string{pgx, errgroup, sysunix}},
-		"demo/editor": {outside: []string{pgx, errgroup, diff}},
+		"demo/editor":  {outside: []string{pgx, errgroup, diff}},
 		"cmd/pgbridge": {inside: []string{"bridge", "config", "demo"}, outside: []string{cobra, sysunix}},
 	}
 }

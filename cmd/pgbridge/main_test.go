@@ -186,7 +186,7 @@ func TestWrongUsage(t *testing.T) {
 		{[]string{"conflicts", "undo", "1", "-c"}, `flag needs an argument: 'c' in -c; "pgbridge conflicts undo --help" lists the flags`},
 		{[]string{"conflicts", "undo", "1", "x"}, `"x" is not the id of a conflict; "pgbridge conflicts list" shows them`},
 		{[]string{"demo", "--nodes", "1"}, `--nodes 1 is out of range; use 2 to 9`},
-		{[]string{"demo", "--scenario", "opera"}, `--scenario "opera" is not known; use tour, datacenters, offline`},
+		{[]string{"demo", "--scenario", "opera"}, `--scenario "opera" is not known; use tour, datacenters, offline, editor`},
 		{[]string{"demo", "--topology", "star"}, `--topology "star" cannot be; use ring, star, mesh, with --scenario datacenters`},
 		{[]string{"demo", "--seconds", "0"}, `--seconds 0 is out of range; use 1 to 3600`},
 		{[]string{"demo", "--nodes", "many"},

@@ -59,7 +59,7 @@ func Serve(ctx context.Context, l net.Listener, nodes []Node) error {
 		}
 		return nil
 	})
-	<-ctx.Done() // also of what failed
+	<-ctx.Done()                                    // also of what failed
 	err := web.Shutdown(context.WithoutCancel(ctx)) // requests end with ctx
 	if failed := group.Wait(); asked.Err() == nil {
 		err = errors.Join(failed, err)
