@@ -198,7 +198,7 @@ func TestOptionsAreChecked(t *testing.T) {
 	}{
 		{Options{Nodes: 1}, "demonstration with 1 nodes: use 2 to 9"},
 		{Options{Nodes: 10}, "demonstration with 10 nodes: use 2 to 9"},
-		{Options{Scenario: "opera"}, `demonstration "opera": use one of tour, datacenters, offline`},
+		{Options{Scenario: "opera"}, `demonstration "opera": use one of tour, datacenters, offline, editor`},
 		{Options{Topology: "star"}, `topology "star": use one of ring, star, mesh, with the scenario datacenters`},
 		{Options{Scenario: Datacenters, Topology: "line"}, `topology "line": use one of ring, star, mesh, with the scenario datacenters`},
 		{Options{Scenario: Datacenters, Nodes: 2}, "demonstration with 2 nodes: use 3 to 9"},
