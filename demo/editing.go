@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync"
 
 	"github.com/jackc/pgx/v5"
 
@@ -58,15 +59,26 @@ func (d *demo) serveEditor(ctx context.Context) error {
 	d.screen.title("Everybody edits one text")
 	d.screen.say("Open http://%s in a browser: a pane for each node.", l.Addr())
 	d.screen.say("Ctrl-C ends it: then the texts are compared, and everything is removed.")
+	var mu sync.Mutex
+	var refused []string // guarded by mu
 	var nodes []editor.Node
 	for _, n := range d.nodes {
 		nodes = append(nodes, editor.Node{Name: n.name,
 			Connect:   func(ctx context.Context) (*pgx.Conn, error) { return n.connect(ctx) },
 			Committed: func() { n.ledger.note(tally{updates: 1}) },
-			Cut:       func(ctx context.Context, off bool) error { return d.cutOff(ctx, n, off) },
+			Refused: func(err error) {
+				mu.Lock()
+				defer mu.Unlock()
+				refused = append(refused, fmt.Sprintf("node %s did not take what was typed: %v", n.name, err))
+			},
+			Cut: func(ctx context.Context, off bool) error { return d.cutOff(ctx, n, off) },
 		})
 	}
-	return editor.Serve(ctx, l, nodes)
+	err = editor.Serve(ctx, l, nodes)
+	for _, why := range refused {
+		d.screen.say("%s", why)
+	}
+	return err
 }
 
 // cutOff stops a node's bridge, or starts it again. Its server runs on.

@@ -26,8 +26,10 @@ type Node struct {
 	Name string
 	// Connect opens a session in its database. Two are open for as long as Serve runs.
 	Connect func(context.Context) (*pgx.Conn, error)
-	// Committed is called for each transaction that Serve has committed there. Calls may come from several goroutines, one after the other.
+	// Committed is called for each transaction that Serve has committed there, from any goroutine.
 	Committed func()
+	// Refused is called with why something that was typed could not be committed: it is lost, and pages show the row's text again.
+	Refused func(error)
 	// Cut cuts the node off from the others, or brings it back; it may take seconds.
 	Cut func(ctx context.Context, off bool) error
 }
@@ -170,6 +172,7 @@ func (s *server) edit(w http.ResponseWriter, r *http.Request) {
 	case errors.Is(err, errStale):
 		http.Error(w, err.Error(), http.StatusConflict)
 	case err != nil:
+		o.Refused(err)
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 	default:
 		if written {
