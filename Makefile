@@ -48,7 +48,7 @@ SEED ?= 1
 RUN ?= .
 RACE ?=
 
-.PHONY: help build demo test lint unit integration compose browser fuzz sim soak bench bench-long bench-rivals deb deb-test scale microbench postgres clean
+.PHONY: help build demo test lint unit integration compose browser pictures fuzz sim soak bench bench-long bench-rivals deb deb-test scale microbench postgres clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -99,8 +99,13 @@ RUNS ?= 1
 browser: build $(STATICCHECK) ## what is shown in a browser, in Chromium; RUNS=20 for all of it
 	scripts/postgres.sh 18
 	scripts/chromium.sh
-	cd integration/browser && go vet ./... && $(CURDIR)/$(STATICCHECK) ./... && PGBRIDGE=$(CURDIR)/bin/pgbridge PGBRIDGE_TEST_SECONDS=$(TYPING) \
+	cd integration/browser && go vet -tags pictures ./... && $(CURDIR)/$(STATICCHECK) ./... && PGBRIDGE=$(CURDIR)/bin/pgbridge PGBRIDGE_TEST_SECONDS=$(TYPING) \
 		go test -vet=off -count=$(RUNS) -v -timeout 2h -run '$(RUN)' ./...
+
+pictures: build ## makes the pictures in docs/images again
+	scripts/postgres.sh 18
+	scripts/chromium.sh
+	cd integration/browser && PGBRIDGE=$(CURDIR)/bin/pgbridge PGBRIDGE_TEST_PICTURES=$(CURDIR)/docs/images go test -vet=off -count=1 -tags pictures -run Picture ./...
 
 fuzz: ## each fuzz test for FUZZTIME
 	@for package in $$(go list ./...); do \

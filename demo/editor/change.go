@@ -33,37 +33,23 @@ func (s splice) change(length int) (change, error) {
 	return c.keep(s.At).cut(s.Cut).put([]rune(s.Put)).keep(length - s.At - s.Cut), nil
 }
 
-func (c change) keep(n int) change {
-	switch last := len(c) - 1; {
-	case n == 0:
-	case last >= 0 && c[last].keep > 0:
-		c[last].keep += n
-	default:
-		c = append(c, part{keep: n})
-	}
-	return c
-}
+func (c change) keep(n int) change      { return c.add(part{keep: n}) }
+func (c change) cut(n int) change       { return c.add(part{cut: n}) }
+func (c change) put(text []rune) change { return c.add(part{put: text}) }
 
-func (c change) cut(n int) change {
-	switch last := len(c) - 1; {
-	case n == 0:
-	case last >= 0 && c[last].cut > 0:
-		c[last].cut += n
-	default:
-		c = append(c, part{cut: n})
+// add makes it longer by a part, which goes on with the last one if that is of its kind.
+func (c change) add(p part) change {
+	if p.keep+p.cut+len(p.put) == 0 {
+		return c
 	}
-	return c
-}
-
-func (c change) put(text []rune) change {
-	switch last := len(c) - 1; {
-	case len(text) == 0:
-	case last >= 0 && len(c[last].put) > 0:
-		c[last].put = slices.Concat(c[last].put, text)
-	default:
-		c = append(c, part{put: text})
+	if n := len(c); n > 0 {
+		last := &c[n-1]
+		if last.keep > 0 == (p.keep > 0) && last.cut > 0 == (p.cut > 0) {
+			*last = part{last.keep + p.keep, last.cut + p.cut, slices.Concat(last.put, p.put)}
+			return c
+		}
 	}
-	return c
+	return append(c, p)
 }
 
 // idle reports whether it changes nothing.

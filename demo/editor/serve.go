@@ -144,30 +144,28 @@ func (s *server) routes(addr string) http.Handler {
 // bodyLimit bounds what a page may send at once.
 const bodyLimit = 1 << 20
 
-// take reads a request's JSON.
-func take(w http.ResponseWriter, r *http.Request, v any) bool {
-	err := json.NewDecoder(io.LimitReader(r.Body, bodyLimit)).Decode(v)
-	if err != nil {
+// asked reads what a request asks of a node, whose name is then in node; nil if that cannot be, which is answered.
+func (s *server) asked(w http.ResponseWriter, r *http.Request, what any, node *string) *own {
+	if err := json.NewDecoder(io.LimitReader(r.Body, bodyLimit)).Decode(what); err != nil {
 		http.Error(w, "the request cannot be read: "+err.Error(), http.StatusBadRequest)
+		return nil
 	}
-	return err == nil
+	o := s.node(*node)
+	if o == nil {
+		http.Error(w, "there is no node "+*node, http.StatusNotFound)
+	}
+	return o
 }
 
 func (s *server) edit(w http.ResponseWriter, r *http.Request) {
 	var b batch
-	if !take(w, r, &b) {
-		return
-	}
-	o := s.node(b.Node)
+	o := s.asked(w, r, &b, &b.Node)
 	if o == nil {
-		http.Error(w, "there is no node "+b.Node, http.StatusNotFound)
 		return
 	}
 	// The page may have gone: what it has typed is written nevertheless.
 	ctx := context.WithoutCancel(r.Context())
-	written, err := o.row.write(ctx, func(text string) (string, error) { return o.desk.edit(&b, text) }, func(text string) {
-		o.desk.forget(text)
-	})
+	written, err := o.row.write(ctx, func(text string) (string, error) { return o.desk.edit(&b, text) }, o.desk.forget)
 	switch {
 	case errors.Is(err, errStale):
 		http.Error(w, err.Error(), http.StatusConflict)
@@ -187,12 +185,8 @@ func (s *server) cut(w http.ResponseWriter, r *http.Request) {
 		Node string `json:"node"`
 		Off  bool   `json:"off"`
 	}
-	if !take(w, r, &q) {
-		return
-	}
-	o := s.node(q.Node)
+	o := s.asked(w, r, &q, &q.Node)
 	if o == nil {
-		http.Error(w, "there is no node "+q.Node, http.StatusNotFound)
 		return
 	}
 	if err := o.cut(context.WithoutCancel(r.Context()), q.Off); err != nil {

@@ -69,7 +69,8 @@ func (y *typist) typeUntil(end time.Time) error {
 		if err := y.key(); err != nil {
 			return fmt.Errorf("node %s: %w", y.node, err)
 		}
-		time.Sleep(time.Duration(y.rng.IntN(60)) * time.Millisecond) // a person's speed
+		// Part of the load, and nothing is waited for: without it a browser types hundreds of keys a second, which nobody does.
+		time.Sleep(time.Duration(y.rng.IntN(60)) * time.Millisecond)
 	}
 	return nil
 }
@@ -110,13 +111,20 @@ func editTogether(t *testing.T, nodes int, seed uint64) {
 
 	length := duration(t)
 	begun := time.Now()
-	failed := make(chan error)
+	failed := make(chan error, nodes)
 	for _, y := range typists {
 		go func() { failed <- y.typeUntil(begun.Add(length)) }()
 	}
-	time.Sleep(length / 3) // of typing: nothing is awaited
+	third := func() {
+		select {
+		case <-time.After(length / 3):
+		case err := <-failed:
+			t.Fatalf("typing ended early: %v", err)
+		}
+	}
+	third()
 	cutOff(t, browser, "b", true)
-	time.Sleep(length / 3)
+	third()
 	cutOff(t, browser, "b", false)
 	for range typists {
 		if err := <-failed; err != nil {

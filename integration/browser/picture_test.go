@@ -1,3 +1,5 @@
+//go:build pictures
+
 package browser
 
 import (
@@ -32,7 +34,7 @@ func shoot(t *testing.T, ctx context.Context, name, scheme string) {
 // TestPictureOfTheEditor makes the picture in docs/demo.md: a node is cut off, and two write on.
 func TestPictureOfTheEditor(t *testing.T) {
 	if picturesDir() == "" {
-		t.Skip("PGBRIDGE_TEST_PICTURES does not say where pictures go")
+		t.Fatal("PGBRIDGE_TEST_PICTURES does not say where pictures go; run make pictures")
 	}
 	demo := start(t, "demo", "--scenario", "editor", "--nodes", "3")
 	url := demo.await(t, `http://[\d.:]+`)
