@@ -116,6 +116,7 @@ type Node struct {
 	Epoch         uint32
 	WriterEpoch   uint64
 	FirstXID      uint64
+	NextXID       uint64 // of transactions that begin behind this look at the database
 	Published     uint64
 	Secret        string // with which pgbridge.ddl signs
 	Timeline      uint32 // of the server that Open has found
@@ -142,13 +143,13 @@ func HasRun(ctx context.Context, conn *pgx.Conn) (bool, error) {
 
 func readNode(ctx context.Context, conn *pgx.Conn) (*Node, error) {
 	n := &Node{}
-	var epoch, writer, first, published, restored, local, again, back int64
+	var epoch, writer, first, next, published, restored, local, again, back int64
 	// Through jsonb for what a version before this one has not set up.
-	err := conn.QueryRow(ctx, `SELECT cluster, node, epoch, writer_epoch, first_xid, published, coalesce((j ->> 'published_stamp')::int8, 0),
+	err := conn.QueryRow(ctx, `SELECT cluster, node, epoch, writer_epoch, first_xid, pg_snapshot_xmax(pg_current_snapshot())::text::int8, published, coalesce((j ->> 'published_stamp')::int8, 0),
 		coalesce((j ->> 'restoring')::bool, false), coalesce((j ->> 'restored_lsn')::int8, 0), coalesce((j ->> 'local_xid')::int8, 0),
 		coalesce((j ->> 'again_lsn')::int8, 0), coalesce((j ->> 'restored_seq')::int8, 0)
 		FROM pgbridge.node n, to_jsonb(n) j`).
-		Scan(&n.Cluster, &n.Name, &epoch, &writer, &first, &published, (*int64)(&n.PublishedStamp), &n.Restoring, &restored, &local, &again, &back)
+		Scan(&n.Cluster, &n.Name, &epoch, &writer, &first, &next, &published, (*int64)(&n.PublishedStamp), &n.Restoring, &restored, &local, &again, &back)
 	if hasCode(err, "42P01", "3F000") || errors.Is(err, pgx.ErrNoRows) {
 		return nil, ErrNotSetUp
 	}
@@ -156,6 +157,7 @@ func readNode(ctx context.Context, conn *pgx.Conn) (*Node, error) {
 		return nil, fmt.Errorf("read pgbridge.node: %w", explain(err))
 	}
 	n.Epoch, n.WriterEpoch, n.FirstXID, n.Published = uint32(epoch), uint64(writer), uint64(first), uint64(published)
+	n.NextXID = uint64(next)
 	n.RestoredLSN, n.LocalXID, n.AgainLSN, n.RestoredSeq = uint64(restored), uint64(local), uint64(again), uint64(back)
 	return n, nil
 }

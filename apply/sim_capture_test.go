@@ -39,9 +39,6 @@ func (n *simNode) capture() {
 		news := !told.Equal(n.told)
 		n.told = told
 		n.marks = append(n.marks, simMark{wire.Mark{XID: of.XMin, Seq: n.seq}, n.up})
-		if n.live == 0 {
-			n.live = of.XMin
-		}
 		if more || done || news || len(of.Lost) > 0 {
 			n.publish(nil, of.Lost)
 		}
@@ -198,7 +195,7 @@ func (n *simNode) Wrote(at origin.Stamp) bool {
 }
 
 func (n *simNode) Before(at origin.Stamp, xid, seq uint64) bool {
-	return !n.Wrote(at) && xid < n.live && n.from <= seq && !n.w.broken.goneHides
+	return !n.Wrote(at) && xid < n.next && n.from <= seq && !n.w.broken.goneHides
 }
 
 func (n *simNode) MarkFor(seq uint64) (uint64, bool) {

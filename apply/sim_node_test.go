@@ -129,7 +129,7 @@ type simNode struct {
 	frames    []*wire.Frame
 	kept      uint64 // own transactions behind it are still in the stream
 	from      uint64 // and were when the bridge started: what capture knows is of those
-	live      uint64 // id of the first marker since then
+	next      uint64 // the first id that was given out since then
 
 	books    simBooks
 	start    origin.Vector
@@ -167,7 +167,7 @@ func simOrigin(id int) origin.Origin { return origin.Origin{Node: sim.NodeName(i
 
 // open is what Open and the start of a life do: everything in memory comes from what is durable.
 func (n *simNode) open() {
-	n.from, n.live = n.kept, 0
+	n.from, n.next = n.kept, uint64(n.pg.Next())
 	n.marks = slices.DeleteFunc(n.marks, func(m simMark) bool { return m.Seq <= n.from && n.from > 0 })
 	var others []origin.Origin
 	n.absence, n.progress = newAbsence(), newProgress()

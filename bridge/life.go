@@ -324,7 +324,7 @@ func (l *life) openCapture(ctx context.Context) error {
 		DSN: l.cfg.Postgres.DSN, Cluster: l.cfg.Cluster, Node: l.cfg.Node, Origin: o, WriterEpoch: node.WriterEpoch,
 		SystemID: info.SystemID, Timeline: info.Timeline, Slot: slotName(l.cfg), Publication: slotName(l.cfg),
 		FrameBytes: int(l.cfg.Capture.FrameBytes), Linger: l.cfg.Capture.Linger, StatusInterval: l.cfg.Capture.StatusInterval,
-		SpoolDir: filepath.Join(l.cfg.DataDir, "spool"), AgainLSN: l.applier.Node().AgainLSN, Logger: l.log, Secret: l.node.Secret,
+		SpoolDir: filepath.Join(l.cfg.DataDir, "spool"), AgainLSN: l.applier.Node().AgainLSN, StartXID: l.applier.Node().NextXID, Logger: l.log, Secret: l.node.Secret,
 	}, l.outbox, deletes{l.applier, l.outbox}, fence)
 	if err != nil {
 		return err

@@ -149,7 +149,7 @@ func (c *Capture) Wrote(commitTime origin.Stamp) bool {
 // Before reports whether a local transaction with that commit time and id, which Wrote does not know, has a seq of at most seq if it was
 // captured: it began before this Capture, and what that did not find in frames any more lies there.
 func (c *Capture) Before(commitTime origin.Stamp, xid, seq uint64) bool {
-	return !c.state.written.has(commitTime) && c.state.marks.older(xid) && c.state.written.below(seq)
+	return !c.state.written.has(commitTime) && xid < c.opts.StartXID && c.state.written.below(seq)
 }
 
 // Captured returns the seq of the last local transaction that has been read.

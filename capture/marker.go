@@ -83,7 +83,7 @@ func (t *tagger) marker(m wire.Marker) {
 	}
 	if m.XMin > t.mark.XID {
 		t.mark = wire.Mark{XID: m.XMin, Seq: t.seq}
-		t.state.marks.lives(t.mark, t.up)
+		t.state.marks.add(t.mark, t.up)
 		t.state.recents.ended(m.XMin)
 	}
 }

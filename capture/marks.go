@@ -19,7 +19,6 @@ const fullMarksLimit = 4096
 // marks is the list of markers that capture has met (PROOF.md R11). XID and Seq rise along it.
 type marks struct {
 	mu   sync.RWMutex
-	live uint64      // id of the first marker that Run has read; 0: none yet
 	list []wire.Mark // guarded by mu
 	full []fullMark  // likewise; up rises, too
 }
@@ -37,23 +36,6 @@ func (m *marks) add(x wire.Mark, up origin.Vector) {
 	defer m.mu.Unlock()
 	m.addFull(fullMark{x, up})
 	m.addShort(x)
-}
-
-// lives takes in a marker that Run has read.
-func (m *marks) lives(x wire.Mark, up origin.Vector) {
-	m.add(x, up)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.live == 0 {
-		m.live = x.XID
-	}
-}
-
-// older reports whether a transaction with that id began before Run had read a marker.
-func (m *marks) older(xid uint64) bool {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	return xid < m.live
 }
 
 // addShort and addFull need mu held.

@@ -34,6 +34,8 @@ type Options struct {
 	// AgainLSN is up to where the WAL may hold a transaction of the bridge's own in which it has written rows again for this node
 	// (wire.AgainPrefix); 0: nowhere.
 	AgainLSN uint64
+	// StartXID is above the id of each local transaction that had ended when this Capture was made; 0: not known.
+	StartXID uint64
 	Secret   string // with which pgbridge.ddl signs schema changes; empty: none is taken
 	// HomeColumn names the column of a table that says at which node a row should be written, AtHome whether that is this one; ""
 	// for a table whose rows have no home. Both nil: none has one.

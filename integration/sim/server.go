@@ -106,6 +106,9 @@ func (s *Server) XID(t *Session) uint32 {
 	return t.xid
 }
 
+// Next is the id that is given out next.
+func (s *Server) Next() uint32 { return s.next }
+
 // XMin is the oldest id that a snapshot of now shows as running.
 func (s *Server) XMin() uint32 {
 	x := s.next
