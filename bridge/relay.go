@@ -39,10 +39,12 @@ type relay struct {
 	bytes   int64
 	changed chan struct{}
 	last    uint64 // the origin's seq behind what was taken last
+	open    bool   // a run, behind what was taken last of this reading
 	reading uint64 // raised whenever reading begins anew: stream sequences of before say nothing then
 
-	// Touched by run only: where frames from the oldest open run on stand.
+	// Touched by run only: where frames from the oldest open run on stand, and what was handed on last.
 	places places
+	head   wire.Header
 
 	givenUp atomic.Bool // frames that not every node has, for want of room
 }
@@ -89,7 +91,7 @@ func (r *relay) fence(ctx context.Context) error {
 		f.Fence, f.WriterEpoch, f.Back, f.FirstSeq = true, r.node.WriterEpoch, 0, 0
 		last, err := r.pub.Fence(ctx, f)
 		if !errors.Is(err, stream.ErrTailMoved) {
-			r.fenced, r.handed = last, last
+			r.fenced, r.handed, r.head = last, last, f.Header
 			return err
 		}
 	}
@@ -101,6 +103,7 @@ func (r *relay) begin() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.reading++
+	r.open = false
 }
 
 // upTo is the origin's seq behind what was taken last.
@@ -124,8 +127,9 @@ func (r *relay) take(ctx context.Context, seq uint64, f *wire.Frame) error {
 	if slices.Contains(f.Hops, r.cfg.Node) && f.LastSeq <= r.last {
 		return nil
 	}
-	// Reading that begins anew brings again what was taken. Only where a run is open is that needed, for the place of its begin.
-	if f.FirstSeq != 0 && f.LastSeq <= r.last && f.Back == 0 {
+	// Reading that begins anew brings again what was taken. Only where a run is open is that needed, for the place of its begin, and
+	// where it ends.
+	if f.FirstSeq != 0 && f.LastSeq <= r.last && f.Back == 0 && !r.open {
 		return nil
 	}
 	if err := r.await(ctx, func() bool { return len(r.queue) == 0 || r.bytes+size <= relayBytes }); err != nil {
@@ -133,7 +137,7 @@ func (r *relay) take(ctx context.Context, seq uint64, f *wire.Frame) error {
 	}
 	r.queue = append(r.queue, received{r.reading, seq, f})
 	r.bytes += size
-	r.last = max(r.last, f.LastSeq)
+	r.last, r.open = max(r.last, f.LastSeq), f.Back != 0
 	r.signal()
 	return nil
 }
@@ -211,15 +215,19 @@ func (r *relay) next(ctx context.Context) (received, error) {
 	return x, nil
 }
 
-// handOn publishes the frame as ours: its records as they are, its places as they are here.
+// handOn publishes the frame as ours: its records as they are, unless they were handed on, its places as they are here.
 func (r *relay) handOn(ctx context.Context, x received) error {
 	f := *x.frame
+	if err := goOn(&f, &r.head); err != nil {
+		return err
+	}
 	f.OriginWriter = x.frame.RunWriter()
 	f.Hops = append(slices.Clone(x.frame.Hops), x.frame.Sender)
 	f.Sender, f.WriterEpoch = r.cfg.Node, r.node.WriterEpoch
 	f.Back = r.places.handedOn(x.seq, r.pub.Next(), x.frame.Back)
 	seq, err := r.pub.Publish(ctx, &f)
 	if err == nil {
+		r.head = f.Header
 		r.mu.Lock()
 		r.current, r.handed = nil, seq
 		r.mu.Unlock()
