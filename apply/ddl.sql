@@ -263,6 +263,16 @@ DO $do$ BEGIN
         END LOOP;
     END $body$;
 
+    -- Writes down which tables were left where they were by what this transaction has done to them, though that has changed their rows in
+    -- pg_class: was is pgbridge.ddl_shape() before it, or as much of that as file and xmin. capture/refuse.go calls it, too.
+    CREATE OR REPLACE FUNCTION pgbridge.left_in_place(was jsonb) RETURNS void LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+    INSERT INTO pgbridge.unrewritten (tab, file, until, since)
+    SELECT c.oid, c.relfilenode, c.xmin, coalesce(u.since, (k.value ->> 'xmin')::xid)
+    FROM jsonb_each(was) k JOIN pg_class c ON c.oid = k.key::oid AND c.relfilenode = (k.value ->> 'file')::oid AND c.xmin <> (k.value ->> 'xmin')::xid
+        LEFT JOIN pgbridge.unrewritten u ON u.tab = c.oid AND u.file = c.relfilenode AND u.until = (k.value ->> 'xmin')::xid
+    ON CONFLICT ON CONSTRAINT unrewritten_pkey DO UPDATE SET file = EXCLUDED.file, until = EXCLUDED.until, since = EXCLUDED.since
+    $body$;
+
     -- Publishes new tables that the configuration chooses, and writes down what was changed. The number of the change, and of the one before.
     CREATE OR REPLACE FUNCTION pgbridge.ddl_note(was jsonb, changes jsonb, summary text[], fresh oid[], made_by text, made_in int, made_as bigint, made_role text, made_path text, made_sql text, OUT id bigint, OUT before bigint)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
@@ -290,11 +300,7 @@ DO $do$ BEGIN
                       UNION ALL SELECT a.key, a.value, 10000 FROM jsonb_each_text(t.value -> 'added') a) k WHERE k.name IS NOT NULL)
             WHERE q.schema = t.value ->> 'schema' AND q.name = t.value ->> 'name';
         END LOOP;
-        INSERT INTO pgbridge.unrewritten (tab, file, until, since)
-        SELECT c.oid, c.relfilenode, c.xmin, coalesce(u.since, (k.value ->> 'xmin')::xid)
-        FROM jsonb_each(was) k JOIN pg_class c ON c.oid = k.key::oid AND c.relfilenode = (k.value ->> 'file')::oid AND c.xmin <> (k.value ->> 'xmin')::xid
-            LEFT JOIN pgbridge.unrewritten u ON u.tab = c.oid AND u.file = c.relfilenode AND u.until = (k.value ->> 'xmin')::xid
-        ON CONFLICT ON CONSTRAINT unrewritten_pkey DO UPDATE SET file = EXCLUDED.file, until = EXCLUDED.until, since = EXCLUDED.since;
+        PERFORM pgbridge.left_in_place(was);
         LOCK TABLE pgbridge.ddl IN SHARE ROW EXCLUSIVE MODE;
         SELECT coalesce(max(d.id), 0) INTO before FROM pgbridge.ddl d;
         id := before + 1;
@@ -368,7 +374,7 @@ DO $do$ BEGIN
         RETURN pgbridge.ddl_emit(before, after, effort, path, sql, breaking);
     END $body$;
 
-    REVOKE EXECUTE ON FUNCTION pgbridge.ddl_shape(), pgbridge.ddl_effort(), pgbridge.ddl_fill(oid, name, boolean), pgbridge.ddl_compare(jsonb, jsonb),
+    REVOKE EXECUTE ON FUNCTION pgbridge.ddl_shape(), pgbridge.ddl_effort(), pgbridge.ddl_fill(oid, name, boolean), pgbridge.ddl_compare(jsonb, jsonb), pgbridge.left_in_place(jsonb),
         pgbridge.ddl_note(jsonb, jsonb, text[], oid[], text, int, bigint, text, text, text), pgbridge.ddl_seen(), pgbridge.ddl_emit(jsonb, jsonb, bigint, text, text, boolean), pgbridge.ddl(text, boolean) FROM PUBLIC;
     IF to_regprocedure('pgbridge.ddl_emit(jsonb, bigint, text, text, boolean)') IS NOT NULL THEN
         DROP FUNCTION pgbridge.ddl_emit(jsonb, bigint, text, text, boolean);

@@ -69,6 +69,20 @@ func (g guarded) closeSQL(node string) string {
 		refusing, g, strings.Replace(refuseFunction, "()", "("+literal(node)+")", 1))
 }
 
+// closeInPlaceSQL is closeSQL for a role that may call pgbridge's functions. The first trigger of a table changes its row in pg_class, by
+// which apply would take the table's own rows for rewritten ones (PROOF.md F8).
+func (g guarded) closeInPlaceSQL(node string) string {
+	if g.there {
+		return g.closeSQL(node)
+	}
+	return fmt.Sprintf(`DO $do$ DECLARE was jsonb; BEGIN
+LOCK TABLE %[1]s IN SHARE ROW EXCLUSIVE MODE;
+SELECT jsonb_build_object(oid, jsonb_build_object('file', relfilenode, 'xmin', xmin)) INTO was FROM pg_catalog.pg_class WHERE oid = %[2]s::regclass;
+%[3]s;
+IF has_function_privilege(to_regprocedure('pgbridge.left_in_place(jsonb)'), 'EXECUTE') THEN PERFORM pgbridge.left_in_place(was); END IF;
+END $do$`, g, literal(g.String()), g.closeSQL(node))
+}
+
 // refuseSQL returns what lets users write exactly the tables that they may: all of them, but on a reader those that are replicated.
 func refuseSQL(ctx context.Context, conn *pgx.Conn, o SetupOptions, replicated []uint32) (sql []string, err error) {
 	if !o.Reader {
@@ -88,7 +102,7 @@ func refuseSQL(ctx context.Context, conn *pgx.Conn, o SetupOptions, replicated [
 		}
 	}
 	for _, g := range open {
-		sql = append(sql, g.closeSQL(o.Node))
+		sql = append(sql, g.closeInPlaceSQL(o.Node))
 	}
 	closed, err := listGuarded(ctx, conn, closedSQL, replicated)
 	for _, g := range closed {
@@ -131,7 +145,7 @@ func (w *TableWatch) refuse(ctx context.Context, conn *pgx.Conn) (found []Findin
 	for _, g := range open {
 		err := errNotAsked
 		if w.publish {
-			_, err = conn.Exec(ctx, g.closeSQL(w.opts.Node))
+			_, err = conn.Exec(ctx, g.closeInPlaceSQL(w.opts.Node))
 		}
 		if isLost(err) {
 			return nil, err
