@@ -83,6 +83,8 @@ type Options struct {
 	// nodes.
 	Merge    []MergePolicy
 	Priority []string
+	// Writers says who writes which tables. The same on all nodes.
+	Writers Writers
 	// ForeignKeys says what becomes of orphans; for a foreign key the first counts that is for it. The same on all nodes.
 	ForeignKeys []ForeignKeyPolicy
 	// Chosen, Excluded and Merged are regular expressions over a table's schema and name, one a line: which tables are

@@ -54,6 +54,9 @@ func (w *worker) changeSchema(ctx context.Context, t *txn) error {
 	if ok, err := w.alone(ctx, t); !ok {
 		return err
 	}
+	if w.opts.Writers.Bar(w.origin.Node) {
+		return blocked("transaction %d changes the schema, and node %s does not write all tables (topology.writers): its SQL is not run here; make the change by hand and run pgbridge ddl --done, or let that node write them", t.Seq, w.origin.Node)
+	}
 	if err := w.beforeParked(t); err != nil {
 		return err
 	}

@@ -226,7 +226,7 @@ func (t *table) relation(id uint32) *wire.Relation {
 // selfMapping fits a table to itself.
 func (w *worker) selfMapping(t *table) (*mapping, error) {
 	r := t.relation(t.oid)
-	return w.mapping(r, r.ID)
+	return w.mappingOf(r, r.ID)
 }
 
 // table writes the rows of one table that the other node lacks.

@@ -91,7 +91,7 @@ func (f *foreseen) want(rec wire.Record, relations map[uint32]*wire.Relation) er
 	if err != nil {
 		return err
 	}
-	m, err := f.w.mapping(relations[id], id)
+	m, err := f.w.mappingOf(relations[id], id)
 	if isBlocked(err) || isLocked(err) || err == nil && !m.local.hasher.Served() {
 		return nil
 	}

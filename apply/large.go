@@ -128,7 +128,7 @@ func (w *worker) claimRun(ctx context.Context, t *txn) (h *held, surprise bool, 
 		}
 		if r := relations[id]; r == nil {
 			return nil, false, fmt.Errorf("%w: relation %d is not described", wire.ErrCorrupt, id)
-		} else if w.opts.merges(r.Schema, r.Name) {
+		} else if w.opts.merges(r.Schema, r.Name) || !w.opts.Writers.MayWrite(w.origin.Node, r.Schema, r.Name) {
 			surprise = true
 			tables[tableName{r.Schema, r.Name}] = true
 		} else if rec.Kind != wire.KindUpdate || len(tuples) > 0 && tuples[0] != 'N' {

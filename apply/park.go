@@ -128,7 +128,7 @@ func (w *worker) reach(t *txn, pack bool) (*reach, *packed, error) {
 	}
 	err = eachChange(&changes, func(rec wire.Record, rels []*wire.Relation, ch *wire.Change) error {
 		for _, rel := range rels {
-			m, err := w.mapping(rel, rel.ID)
+			m, err := w.mappingOf(rel, rel.ID)
 			if err != nil {
 				return err
 			}

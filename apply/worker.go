@@ -274,6 +274,11 @@ func (w *worker) step(ctx context.Context) error {
 		return w.carefully(ctx, t)
 	case errors.As(err, &busy):
 		return w.yield(ctx, busy)
+	case isBarred(err):
+		if ok, err := w.alone(ctx, t); !ok {
+			return err
+		}
+		return w.orPark(ctx, t, err)
 	case err != nil: // what is in front of t may have failed, and then it comes first
 		if ok, err := w.alone(ctx, t); !ok {
 			return err
@@ -410,6 +415,15 @@ func (w *worker) unsettled(m *mapping, k wire.KeyHash, t *txn) bool {
 
 // mapping returns how the origin's relation fits the local table.
 func (w *worker) mapping(r *wire.Relation, id uint32) (*mapping, error) {
+	m, err := w.mappingOf(r, id)
+	if err == nil && !w.opts.Writers.MayWrite(w.origin.Node, r.Schema, r.Name) {
+		return nil, barred(w.origin.Node, r.Schema, r.Name)
+	}
+	return m, err
+}
+
+// mappingOf is mapping, also of a table that the origin may not write.
+func (w *worker) mappingOf(r *wire.Relation, id uint32) (*mapping, error) {
 	if r == nil {
 		return nil, fmt.Errorf("%w: relation %d is not described", wire.ErrCorrupt, id)
 	}

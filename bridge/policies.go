@@ -50,6 +50,16 @@ func mergePolicies(cfg *config.Config) []apply.MergePolicy {
 	return all
 }
 
+// writersOf says who writes which tables.
+func writersOf(cfg *config.Config) (all apply.Writers) {
+	for _, s := range cfg.Topology.Writers {
+		pattern, nodes := config.SplitWriters(s)
+		all = append(all, apply.TableWriters{Nodes: nodes,
+			Match: func(schema, table string) bool { return capture.Matches(pattern, schema, table) }})
+	}
+	return all
+}
+
 // ruleOf is the rule of a policy that was checked, with its function; none means that the later write wins.
 func ruleOf(policy string) (conflict.Rule, string) {
 	if policy == "" {

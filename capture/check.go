@@ -233,13 +233,13 @@ func (c *check) tables(ctx context.Context, p *publication, chosen []candidate) 
 			absent = append(absent, t.String())
 		}
 	}
-	if c.opts.Reader {
-		open, err := listGuarded(ctx, c.conn, openSQL, oidsOf(chosen))
+	if c.opts.refuses() {
+		open, err := listGuarded(ctx, c.conn, openSQL, c.opts.refused(chosen))
 		if err != nil {
 			return err
 		}
 		for _, g := range open {
-			c.findings = append(c.findings, writable(g, c.opts.Node, nil))
+			c.findings = append(c.findings, writable(g, &c.opts, nil))
 		}
 	}
 	if len(absent) > 0 {

@@ -8,8 +8,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Users of a reader do not write to tables that are replicated. A trigger refuses that, which fires for each statement of a user
-// and not in apply's sessions, whose session_replication_role is replica. Whoever gets past it, as a superuser can, has written as on
+// Users of a reader do not write to tables that are replicated, and those of other nodes not to tables that only some nodes write. A
+// trigger refuses that, which fires for each statement of a user and not in apply's sessions, whose session_replication_role is replica. Whoever gets past it, as a superuser can, has written as on
 // any other node: nothing is lost, no rows differ, and there is an alarm.
 
 // refusing is the name of the trigger, and refuseFunction that of what it calls.
@@ -18,12 +18,14 @@ const (
 	refuseFunction = "pgbridge.refuse_write()"
 )
 
-// refuseFunctionSQL creates it. TG_ARGV has the node.
-const refuseFunctionSQL = `CREATE FUNCTION ` + refuseFunction + ` RETURNS trigger LANGUAGE plpgsql AS $$
+// refuseFunctionSQL creates it. TG_ARGV has the node, and, unless it is a reader, which setting says so.
+const refuseFunctionSQL = `CREATE OR REPLACE FUNCTION ` + refuseFunction + ` RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
   RAISE EXCEPTION USING ERRCODE = 'read_only_sql_transaction',
-    MESSAGE = pg_catalog.format('table %I.%I cannot be written on node %s, which is a reader', TG_TABLE_SCHEMA, TG_TABLE_NAME, TG_ARGV[0]),
-    HINT = 'Write on another node: it is replicated to here. To write here, take the node out of topology.roles on every node.';
+    MESSAGE = pg_catalog.format('table %I.%I cannot be written on node %s, %s', TG_TABLE_SCHEMA, TG_TABLE_NAME, TG_ARGV[0],
+      CASE WHEN TG_NARGS > 1 THEN 'since ' || TG_ARGV[1] || ' names others' ELSE 'which is a reader' END),
+    HINT = pg_catalog.format('Write on another node: it is replicated to here. To write here, change %s on every node.',
+      CASE WHEN TG_NARGS > 1 THEN TG_ARGV[1] ELSE 'topology.roles' END);
 END $$`
 
 // openSQL lists the tables among those of $1, and their partitions, that users can write.
@@ -61,34 +63,49 @@ func listGuarded(ctx context.Context, conn *pgx.Conn, sql string, oids []uint32)
 }
 
 // closeSQL returns what makes users unable to write a table.
-func (g guarded) closeSQL(node string) string {
+func (g guarded) closeSQL(o *SetupOptions) string {
 	if g.there { // as somebody has changed it
 		return fmt.Sprintf("ALTER TABLE %s ENABLE TRIGGER %s", g, refusing)
 	}
+	arguments := literal(o.Node)
+	if !o.Reader {
+		arguments += ", 'topology.writers'"
+	}
 	return fmt.Sprintf("CREATE TRIGGER %s BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s\nFOR EACH STATEMENT EXECUTE FUNCTION %s",
-		refusing, g, strings.Replace(refuseFunction, "()", "("+literal(node)+")", 1))
+		refusing, g, strings.Replace(refuseFunction, "()", "("+arguments+")", 1))
 }
 
 // closeInPlaceSQL is closeSQL for a role that may call pgbridge's functions. The first trigger of a table changes its row in pg_class, by
 // which apply would take the table's own rows for rewritten ones (PROOF.md F8).
-func (g guarded) closeInPlaceSQL(node string) string {
+func (g guarded) closeInPlaceSQL(o *SetupOptions) string {
 	if g.there {
-		return g.closeSQL(node)
+		return g.closeSQL(o)
 	}
 	return fmt.Sprintf(`DO $do$ DECLARE was jsonb; BEGIN
 LOCK TABLE %[1]s IN SHARE ROW EXCLUSIVE MODE;
 SELECT jsonb_build_object(oid, jsonb_build_object('file', relfilenode, 'xmin', xmin)) INTO was FROM pg_catalog.pg_class WHERE oid = %[2]s::regclass;
 %[3]s;
 IF has_function_privilege(to_regprocedure('pgbridge.left_in_place(jsonb)'), 'EXECUTE') THEN PERFORM pgbridge.left_in_place(was); END IF;
-END $do$`, g, literal(g.String()), g.closeSQL(node))
+END $do$`, g, literal(g.String()), g.closeSQL(o))
 }
 
-// refuseSQL returns what lets users write exactly the tables that they may: all of them, but on a reader those that are replicated.
-func refuseSQL(ctx context.Context, conn *pgx.Conn, o SetupOptions, replicated []uint32) (sql []string, err error) {
-	if !o.Reader {
-		replicated = nil
+// refuses reports whether there are tables that users do not write.
+func (o *SetupOptions) refuses() bool { return o.Reader || o.MayWrite != nil }
+
+// refused lists, of tables that are replicated if their rows can be told apart, those that users do not write.
+func (o *SetupOptions) refused(tables []candidate) (oids []uint32) {
+	for _, t := range tables {
+		if t.usable() && (o.Reader || o.MayWrite != nil && !o.MayWrite(t.Schema, t.Name)) {
+			oids = append(oids, t.oid)
+		}
 	}
-	open, err := listGuarded(ctx, conn, openSQL, replicated)
+	return oids
+}
+
+// refuseSQL returns what lets users write exactly the tables that they may.
+func refuseSQL(ctx context.Context, conn *pgx.Conn, o SetupOptions, tables []candidate) (sql []string, err error) {
+	refused := o.refused(tables)
+	open, err := listGuarded(ctx, conn, openSQL, refused)
 	if err != nil {
 		return nil, err
 	}
@@ -102,59 +119,52 @@ func refuseSQL(ctx context.Context, conn *pgx.Conn, o SetupOptions, replicated [
 		}
 	}
 	for _, g := range open {
-		sql = append(sql, g.closeInPlaceSQL(o.Node))
+		sql = append(sql, g.closeInPlaceSQL(&o))
 	}
-	closed, err := listGuarded(ctx, conn, closedSQL, replicated)
+	closed, err := listGuarded(ctx, conn, closedSQL, refused)
 	for _, g := range closed {
 		sql = append(sql, fmt.Sprintf("DROP TRIGGER %s ON %s", refusing, g))
 	}
 	return sql, err
 }
 
-// writable is what to say of a table of a reader that users can write; err is why that could not be mended.
-func writable(g guarded, node string, err error) Finding {
+// writable is what to say of a table that users can write and should not; err is why that could not be mended.
+func writable(g guarded, o *SetupOptions, err error) Finding {
 	fault := "can be written by users, though this node is a reader"
+	if !o.Reader {
+		fault = "can be written by users, though topology.writers names other nodes"
+	}
 	if err != nil {
 		fault += " (" + oneLine(err) + ")"
 	}
 	return Finding{CodeReaderWritable, "table " + g.String(), fault,
-		"run pgbridge setup, or as the table's owner " + strings.ReplaceAll(g.closeSQL(node), "\n", " ")}
-}
-
-// oidsOf lists the tables that are replicated if their rows can be told apart.
-func oidsOf(tables []candidate) (oids []uint32) {
-	for _, t := range tables {
-		if t.usable() {
-			oids = append(oids, t.oid)
-		}
-	}
-	return oids
+		"run pgbridge setup, or as the table's owner " + strings.ReplaceAll(g.closeSQL(o), "\n", " ")}
 }
 
 // refuse has users refused what a reader's users cannot do, in tables that came or were changed since Setup, and returns where that
 // cannot be done.
 func (w *TableWatch) refuse(ctx context.Context, conn *pgx.Conn) (found []Finding, err error) {
-	if !w.opts.Reader {
+	if !w.opts.refuses() {
 		return nil, nil
 	}
 	tables, err := listTables(ctx, conn, w.opts.Tables)
 	if err != nil {
 		return nil, err
 	}
-	open, err := listGuarded(ctx, conn, openSQL, oidsOf(tables))
+	open, err := listGuarded(ctx, conn, openSQL, w.opts.refused(tables))
 	for _, g := range open {
 		err := errNotAsked
 		if w.publish {
-			_, err = conn.Exec(ctx, g.closeInPlaceSQL(w.opts.Node))
+			_, err = conn.Exec(ctx, g.closeInPlaceSQL(&w.opts))
 		}
 		if isLost(err) {
 			return nil, err
 		}
 		if err != nil {
-			found = append(found, writable(g, w.opts.Node, err))
+			found = append(found, writable(g, &w.opts, err))
 			continue
 		}
-		w.log.Warn("table of a reader could be written by users until now", "table", g.String())
+		w.log.Warn("table could be written by users until now, which is for other nodes", "table", g.String())
 	}
 	return found, err
 }

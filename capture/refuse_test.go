@@ -58,6 +58,7 @@ CREATE TABLE private (id int PRIMARY KEY)`)
 		}
 		every := []string{`INSERT INTO t VALUES (2)`, `UPDATE t SET id = 3`, `DELETE FROM t`, `TRUNCATE t`, `INSERT INTO parted VALUES (1)`,
 			`INSERT INTO parted_1 VALUES (1)`, `TRUNCATE parted`, `MERGE INTO t USING (SELECT 5 AS id) s ON t.id = s.id WHEN NOT MATCHED THEN INSERT VALUES (s.id)`}
+		why := "which is a reader"
 		refused := func(sql string) bool {
 			t.Helper()
 			_, err := conn.Exec(t.Context(), "BEGIN; SET LOCAL search_path = public; "+sql)
@@ -65,7 +66,7 @@ CREATE TABLE private (id int PRIMARY KEY)`)
 				t.Fatal(late)
 			}
 			var pg *pgconn.PgError
-			if err != nil && (!errors.As(err, &pg) || pg.Code != "25006" || !strings.Contains(pg.Message, "cannot be written on node "+o.Node+", which is a reader")) {
+			if err != nil && (!errors.As(err, &pg) || pg.Code != "25006" || !strings.Contains(pg.Message, "cannot be written on node "+o.Node+", "+why)) {
 				t.Fatalf("%s: %v", sql, err)
 			}
 			return err != nil
@@ -123,6 +124,23 @@ CREATE TABLE private (id int PRIMARY KEY)`)
 			if refused(sql) {
 				t.Errorf("%s is refused though this is no reader any more", sql)
 			}
+		}
+
+		o.MayWrite, why = func(schema, table string) bool { return schema != "public" || table != "parted" }, "since topology.writers names others"
+		if want := `reader-writable table "public"."parted", reader-writable table "public"."parted_1"`; found() != want {
+			t.Errorf("found %s, want %s", found(), want)
+		}
+		if n := setup(); n != 2 || found() != "" {
+			t.Errorf("%d statements, want two triggers; then %s", n, found())
+		}
+		for _, sql := range every {
+			if refused(sql) != strings.Contains(sql, "parted") {
+				t.Errorf("%s: refused is %t", sql, refused(sql))
+			}
+		}
+		o.MayWrite = nil
+		if n := setup(); n != 2 || refused(every[4]) {
+			t.Errorf("%d statements, want two triggers to go", n)
 		}
 	})
 }

@@ -26,6 +26,8 @@ type SetupOptions struct {
 	Failover bool
 	// Reader says that users do not write to the tables here: a trigger refuses it.
 	Reader bool
+	// MayWrite says which tables they write where they do not write all; nil: they do.
+	MayWrite func(schema, table string) bool
 	// Waits is told, now and then, for whom the creation of the slot waits; nil if nobody wants to know.
 	Waits func(text string)
 	// Running says that capture goes on after an interruption: a table that cannot be captured, or is not yet,
@@ -149,7 +151,7 @@ func setupSQL(ctx context.Context, conn *pgx.Conn, o SetupOptions) ([]string, er
 		}
 	}
 	statements := publicationSQL(pub, names)
-	refuse, err := refuseSQL(ctx, conn, o, oidsOf(chosen))
+	refuse, err := refuseSQL(ctx, conn, o, chosen)
 	if err != nil {
 		return nil, err
 	}

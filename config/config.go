@@ -61,6 +61,9 @@ type Topology struct {
 	Nodes map[string]string
 	// Roles are of nodes that have one: one of package topology's.
 	Roles map[string]string
+	// Writers are "pattern=node node", the pattern over "schema.table": only these nodes write such tables; the first that matches a
+	// table counts. SplitWriters takes them apart.
+	Writers []string
 }
 
 // NATS says where this node's stream lives: in the embedded server, or at URL.

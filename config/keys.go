@@ -83,6 +83,9 @@ func nodeKeys() []key {
 		{name: "topology.roles",
 			why:   "Nodes that are reader (users do not write), edge (dials out only, not in nodes) or edge_reader; the same on every node.",
 			field: func(c *Config) any { return &c.Topology.Roles }},
+		{name: "topology.writers",
+			why:   "Tables that only some nodes write, such as shop.price=a b; others' writes are parked. The same on every node. See docs/security.md.",
+			field: func(c *Config) any { return &c.Topology.Writers }},
 	}
 }
 

@@ -19,6 +19,39 @@ func (c *Config) Edge(node string) bool { return topology.IsEdge(c.Topology.Role
 // Reader reports whether users of the node do not write.
 func (c *Config) Reader(node string) bool { return topology.IsReader(c.Topology.Roles[node]) }
 
+// writersKey is the setting that says who writes which tables.
+const writersKey = "topology.writers"
+
+// SplitWriters takes an element of Topology.Writers apart.
+func SplitWriters(s string) (pattern string, nodes []string) {
+	pattern, list, _ := strings.Cut(s, "=")
+	return strings.TrimSpace(pattern), strings.Fields(list)
+}
+
+func (c *Config) checkWriters(ps *problems) {
+	seen := map[string]bool{}
+	for _, s := range c.Topology.Writers {
+		pattern, nodes := SplitWriters(s)
+		schema, table, qualified := strings.Cut(pattern, ".")
+		switch {
+		case len(nodes) == 0 || !qualified || schema == "" || table == "":
+			ps.add(writersKey, "%q is not schema.table=nodes; write it like %q", s, "shop.price=a b")
+		case seen[pattern]:
+			ps.add(writersKey, "%q is given twice; keep one", pattern)
+		}
+		seen[pattern] = true
+		for _, node := range nodes {
+			_, known := c.Topology.Nodes[node]
+			switch {
+			case !known && len(c.Topology.Nodes) > 0:
+				ps.add(writersKey, "%q in %q is not in topology.nodes; the names there are %s", node, s, c.nodeNames())
+			case c.Reader(node):
+				ps.add(writersKey, "%q in %q is a reader (topology.roles), whose users do not write; leave it out", node, s)
+			}
+		}
+	}
+}
+
 // nodeNames lists the nodes for errors.
 func (c *Config) nodeNames() string {
 	return strings.Join(slices.Sorted(maps.Keys(c.Topology.Nodes)), ", ")

@@ -54,6 +54,7 @@ func (c *Config) problems() problems {
 	c.checkPolicies(&ps)
 	c.checkForeignKeys(&ps)
 	c.checkHomes(&ps)
+	c.checkWriters(&ps)
 	c.checkHTTP(&ps)
 	return ps
 }

@@ -12,15 +12,49 @@ import (
 	"github.com/pgbridge/pgbridge/integration/pgtest"
 )
 
-// convergeTime is how long all nodes may take to become equal after the last write.
+// convergeTime is how long nothing may move before all nodes are equal: how long they take as long as it does is the machine's affair.
 const convergeTime = 3 * time.Minute
+
+// patience returns a context that ends when nothing has moved on any node for convergeTime.
+func (c *Cluster) patience() (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		for seen := ""; ; {
+			select {
+			case <-time.After(convergeTime):
+			case <-ctx.Done():
+				return
+			}
+			last := seen
+			if seen = c.moved(ctx); seen == last {
+				cancel()
+			}
+		}
+	}()
+	return ctx, cancel
+}
+
+// moved is another text when transactions of others were applied meanwhile, or rows written.
+func (c *Cluster) moved(ctx context.Context) (all string) {
+	for _, n := range c.Nodes {
+		var text string
+		conn, err := pgx.Connect(ctx, n.DSN)
+		if err == nil {
+			err = conn.QueryRow(ctx, `SELECT concat_ws(' ', (SELECT sum(seq) FROM pgbridge.position), (SELECT count(*) FROM pgbridge.parked),
+				(SELECT sum(n_tup_ins + n_tup_upd + n_tup_del) FROM pg_stat_user_tables WHERE schemaname <> 'pgbridge'))`).Scan(&text)
+			conn.Close(ctx)
+		}
+		all += fmt.Sprintln(n.Name, text, err)
+	}
+	return all
+}
 
 // WaitConverged waits until everything that was committed before on any node is applied on all of them,
 // and then requires that all tables hold the same rows. It judges from outside: it knows nothing of
 // positions or vectors.
 func (c *Cluster) WaitConverged() {
 	c.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), convergeTime)
+	ctx, cancel := c.patience()
 	defer cancel()
 	c.awaitSentinels(ctx)
 	var diff string
@@ -39,7 +73,7 @@ func (c *Cluster) WaitConverged() {
 // AwaitSent waits until every node has what all have written by now. It does not compare them.
 func (c *Cluster) AwaitSent() {
 	c.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), convergeTime)
+	ctx, cancel := c.patience()
 	defer cancel()
 	c.awaitSentinels(ctx)
 }
