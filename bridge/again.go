@@ -18,7 +18,9 @@ func goOn(f *wire.Frame, h *wire.Header) error {
 		if err != nil {
 			return err
 		}
-		f.Body, f.FirstSeq = body, h.LastSeq+1
+		if f.Body, f.FirstSeq = body, h.LastSeq+1; f.FirstSeq > f.LastSeq { // none is left
+			f.FirstSeq, f.FirstCommitTime = 0, 0
+		}
 	}
 	same := f.SystemID == h.SystemID && f.Timeline == h.Timeline
 	if f.LastSeq > h.LastSeq || f.LastSeq == h.LastSeq && !(same && f.ResumeLSN < h.ResumeLSN) {

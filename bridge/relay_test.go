@@ -162,7 +162,7 @@ func TestWhatComesAgainGoesOn(t *testing.T) {
 	var last wire.Header
 	begun, ended, runs, relations := map[uint64]int{}, map[uint64]uint64{}, map[uint64]bool{}, 0
 	err := r.pub.Scan(t.Context(), r.fenced+1, r.handed, func(seq uint64, f *wire.Frame) error {
-		if f.LastSeq < last.LastSeq || f.LastStamp < last.LastStamp || f.ResumeLSN < last.ResumeLSN || f.FirstSeq != 0 && f.FirstSeq != last.LastSeq+1 {
+		if f.LastSeq < last.LastSeq || f.LastStamp < last.LastStamp || f.ResumeLSN < last.ResumeLSN || f.FirstSeq > f.LastSeq || f.FirstSeq != 0 && f.FirstSeq != last.LastSeq+1 {
 			t.Errorf("frame %d: transactions %d to %d, from WAL up to %d, behind %d and %d", seq, f.FirstSeq, f.LastSeq, f.ResumeLSN, last.LastSeq, last.ResumeLSN)
 		}
 		last = f.Header
