@@ -73,7 +73,7 @@ DELETE FROM t WHERE id = 151`)
 }
 
 // TestNewWriterEpochVoidsRuns: run ids count within a writer epoch; a run that an earlier writer left open is
-// not the one of the same id that follows.
+// not the one of the same id that follows. Also in a stream that was made again, whose frames have one writer and say who began their runs.
 func TestNewWriterEpochVoidsRuns(t *testing.T) {
 	var frames []*wire.Frame
 	for epoch, keys := range [][]uint32{{1, 400}, {1001, 1300}} {
@@ -92,15 +92,20 @@ func TestNewWriterEpochVoidsRuns(t *testing.T) {
 		}
 		frames = append(frames, w.pub.all()...)
 	}
-	w := newWorkbench(t, MinFrameBytes)
-	w.restore.keys = map[uint32][]keyColumn{}
-	for _, f := range frames {
-		if err := w.Restore(f); err != nil {
-			t.Fatal(err)
+	for _, again := range []bool{false, true} {
+		w := newWorkbench(t, MinFrameBytes)
+		w.restore.keys = map[uint32][]keyColumn{}
+		for _, f := range frames {
+			if again {
+				f.OriginWriter, f.WriterEpoch = f.RunWriter(), 9
+			}
+			if err := w.Restore(f); err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
-	told := w.deletes.told()
-	if len(told) != 300 || told[0] != "1 delete public.t id=1001" || told[299] != "1 delete public.t id=1300" {
-		t.Errorf("%d deletes: %q", len(told), told)
+		told := w.deletes.told()
+		if len(told) != 300 || told[0] != "1 delete public.t id=1001" || told[299] != "1 delete public.t id=1300" {
+			t.Errorf("made again %t: %d deletes: %q", again, len(told), told)
+		}
 	}
 }
