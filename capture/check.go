@@ -234,7 +234,7 @@ func (c *check) tables(ctx context.Context, p *publication, chosen []candidate) 
 		}
 	}
 	if c.opts.refuses() {
-		open, err := listGuarded(ctx, c.conn, openSQL, c.opts.refused(chosen))
+		open, err := listOpen(ctx, c.conn, &c.opts, chosen)
 		if err != nil {
 			return err
 		}

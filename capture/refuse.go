@@ -28,59 +28,60 @@ BEGIN
       CASE WHEN TG_NARGS > 1 THEN TG_ARGV[1] ELSE 'topology.roles' END);
 END $$`
 
-// openSQL lists the tables among those of $1, and their partitions, that users can write.
+// openSQL lists the tables among those of $1, and their partitions, that users can write, or that tell them another reason: one with
+// another number of arguments than $2.
 const openSQL = `
-SELECT n.nspname::text, c.relname::text, EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgname = '` + refusing + `')
+SELECT n.nspname::text, c.relname::text
 FROM (SELECT DISTINCT coalesce(p.relid, t) AS oid FROM unnest($1::oid[]) t LEFT JOIN LATERAL pg_partition_tree(t) p ON true) x
      JOIN pg_class c ON c.oid = x.oid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p')
-  AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgname = '` + refusing + `' AND g.tgenabled = 'O')
+  AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgname = '` + refusing + `' AND g.tgenabled = 'O' AND g.tgnargs = $2)
 ORDER BY 1, 2`
 
 // closedSQL lists the tables that have the trigger, and are not among those of $1 and their partitions.
 const closedSQL = `
-SELECT n.nspname::text, c.relname::text, true
+SELECT n.nspname::text, c.relname::text
 FROM pg_trigger g JOIN pg_class c ON c.oid = g.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE g.tgname = '` + refusing + `' AND g.tgparentid = 0
   AND NOT EXISTS (SELECT FROM unnest($1::oid[]) t LEFT JOIN LATERAL pg_partition_tree(t) p ON true WHERE coalesce(p.relid, t) = c.oid)
 ORDER BY 1, 2`
 
-// guarded is a table, and whether it has the trigger, in whatever state.
-type guarded struct {
-	TableName
-	there bool
+// guarded is a table that has the trigger, or should.
+type guarded struct{ TableName }
+
+// listOpen lists what openSQL does.
+func listOpen(ctx context.Context, conn *pgx.Conn, o *SetupOptions, tables []candidate) ([]guarded, error) {
+	return listGuarded(ctx, conn, openSQL, o.refused(tables), len(o.reason()))
 }
 
-func listGuarded(ctx context.Context, conn *pgx.Conn, sql string, oids []uint32) ([]guarded, error) {
-	rows, err := conn.Query(ctx, sql, oids)
+func listGuarded(ctx context.Context, conn *pgx.Conn, sql string, args ...any) ([]guarded, error) {
+	rows, err := conn.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, classify(err, "list triggers")
 	}
 	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (g guarded, err error) {
-		return g, row.Scan(&g.Schema, &g.Name, &g.there)
+		return g, row.Scan(&g.Schema, &g.Name)
 	})
 	return all, classify(err, "list triggers")
 }
 
-// closeSQL returns what makes users unable to write a table.
+// reason is what the trigger is told of why it refuses: its arguments.
+func (o *SetupOptions) reason() []string {
+	if o.Reader {
+		return []string{literal(o.Node)}
+	}
+	return []string{literal(o.Node), "'topology.writers'"}
+}
+
+// closeSQL returns what makes users unable to write a table, whatever somebody has made of the trigger.
 func (g guarded) closeSQL(o *SetupOptions) string {
-	if g.there { // as somebody has changed it
-		return fmt.Sprintf("ALTER TABLE %s ENABLE TRIGGER %s", g, refusing)
-	}
-	arguments := literal(o.Node)
-	if !o.Reader {
-		arguments += ", 'topology.writers'"
-	}
-	return fmt.Sprintf("CREATE TRIGGER %s BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s\nFOR EACH STATEMENT EXECUTE FUNCTION %s",
-		refusing, g, strings.Replace(refuseFunction, "()", "("+arguments+")", 1))
+	return fmt.Sprintf("CREATE OR REPLACE TRIGGER %s BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s\nFOR EACH STATEMENT EXECUTE FUNCTION %s",
+		refusing, g, strings.Replace(refuseFunction, "()", "("+strings.Join(o.reason(), ", ")+")", 1))
 }
 
 // closeInPlaceSQL is closeSQL for a role that may call pgbridge's functions. The first trigger of a table changes its row in pg_class, by
 // which apply would take the table's own rows for rewritten ones (PROOF.md F8).
 func (g guarded) closeInPlaceSQL(o *SetupOptions) string {
-	if g.there {
-		return g.closeSQL(o)
-	}
 	return fmt.Sprintf(`DO $do$ DECLARE was jsonb; BEGIN
 LOCK TABLE %[1]s IN SHARE ROW EXCLUSIVE MODE;
 SELECT jsonb_build_object(oid, jsonb_build_object('file', relfilenode, 'xmin', xmin)) INTO was FROM pg_catalog.pg_class WHERE oid = %[2]s::regclass;
@@ -104,8 +105,7 @@ func (o *SetupOptions) refused(tables []candidate) (oids []uint32) {
 
 // refuseSQL returns what lets users write exactly the tables that they may.
 func refuseSQL(ctx context.Context, conn *pgx.Conn, o SetupOptions, tables []candidate) (sql []string, err error) {
-	refused := o.refused(tables)
-	open, err := listGuarded(ctx, conn, openSQL, refused)
+	open, err := listOpen(ctx, conn, &o, tables)
 	if err != nil {
 		return nil, err
 	}
@@ -121,7 +121,7 @@ func refuseSQL(ctx context.Context, conn *pgx.Conn, o SetupOptions, tables []can
 	for _, g := range open {
 		sql = append(sql, g.closeInPlaceSQL(&o))
 	}
-	closed, err := listGuarded(ctx, conn, closedSQL, refused)
+	closed, err := listGuarded(ctx, conn, closedSQL, o.refused(tables))
 	for _, g := range closed {
 		sql = append(sql, fmt.Sprintf("DROP TRIGGER %s ON %s", refusing, g))
 	}
@@ -151,7 +151,7 @@ func (w *TableWatch) refuse(ctx context.Context, conn *pgx.Conn) (found []Findin
 	if err != nil {
 		return nil, err
 	}
-	open, err := listGuarded(ctx, conn, openSQL, w.opts.refused(tables))
+	open, err := listOpen(ctx, conn, &w.opts, tables)
 	for _, g := range open {
 		err := errNotAsked
 		if w.publish {

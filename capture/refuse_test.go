@@ -113,7 +113,11 @@ CREATE TABLE private (id int PRIMARY KEY)`)
 			t.Errorf("not mended: %q", got)
 		}
 
-		o.Reader = false
+		o.Reader, o.MayWrite, why = false, func(string, string) bool { return false }, "since topology.writers names others"
+		if n := setup(); n != 5 || !refused(every[0]) {
+			t.Errorf("%d statements, want five triggers with another reason", n)
+		}
+		o.MayWrite = nil
 		if n := setup(); n != 5 {
 			t.Errorf("%d statements, want five triggers to go", n)
 		}
@@ -126,7 +130,7 @@ CREATE TABLE private (id int PRIMARY KEY)`)
 			}
 		}
 
-		o.MayWrite, why = func(schema, table string) bool { return schema != "public" || table != "parted" }, "since topology.writers names others"
+		o.MayWrite = func(schema, table string) bool { return schema != "public" || table != "parted" }
 		if want := `reader-writable table "public"."parted", reader-writable table "public"."parted_1"`; found() != want {
 			t.Errorf("found %s, want %s", found(), want)
 		}
