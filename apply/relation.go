@@ -100,6 +100,7 @@ type mapping struct {
 	// given is the relation as the origin wrote it; of one whose author lacked schema changes, lag, remote is how it would be with
 	// them, and fills are the values of its last columns.
 	given  *wire.Relation
+	barred bool // the origin does not write the table (barred.go)
 	lag    lag
 	fills  []wire.Value
 	usable bool  // a key that the origin's old images carry

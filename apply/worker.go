@@ -262,11 +262,11 @@ func (w *worker) step(ctx context.Context) error {
 	var busy *busyError
 	var depends *dependsError
 	switch {
-	case errors.As(err, &depends):
+	case errors.As(err, &depends), isBarred(err):
 		if ok, err := w.alone(ctx, t); !ok {
 			return err
 		}
-		return w.orPark(ctx, t, depends)
+		return w.orPark(ctx, t, err)
 	case errors.Is(err, errSurprise):
 		if ok, err := w.alone(ctx, t); !ok {
 			return err
@@ -274,11 +274,6 @@ func (w *worker) step(ctx context.Context) error {
 		return w.carefully(ctx, t)
 	case errors.As(err, &busy):
 		return w.yield(ctx, busy)
-	case isBarred(err):
-		if ok, err := w.alone(ctx, t); !ok {
-			return err
-		}
-		return w.orPark(ctx, t, err)
 	case err != nil: // what is in front of t may have failed, and then it comes first
 		if ok, err := w.alone(ctx, t); !ok {
 			return err
@@ -416,7 +411,7 @@ func (w *worker) unsettled(m *mapping, k wire.KeyHash, t *txn) bool {
 // mapping returns how the origin's relation fits the local table.
 func (w *worker) mapping(r *wire.Relation, id uint32) (*mapping, error) {
 	m, err := w.mappingOf(r, id)
-	if err == nil && !w.opts.Writers.MayWrite(w.origin.Node, r.Schema, r.Name) {
+	if err == nil && m.barred {
 		return nil, barred(w.origin.Node, r.Schema, r.Name)
 	}
 	return m, err
@@ -451,6 +446,7 @@ func (w *worker) mappingOf(r *wire.Relation, id uint32) (*mapping, error) {
 		return nil, err
 	}
 	m.given, m.lag, m.fills = r, l, fills
+	m.barred = !w.opts.Writers.MayWrite(w.origin.Node, r.Schema, r.Name)
 	w.retire(id)
 	w.mapped++
 	m.id = w.mapped
