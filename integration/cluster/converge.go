@@ -15,11 +15,16 @@ import (
 // convergeTime is how long nothing may move before all nodes are equal: how long they take as long as it does is the machine's affair.
 const convergeTime = 3 * time.Minute
 
-// patience returns a context that ends when nothing has moved on any node for convergeTime.
+// mostTimes is how often convergeTime may pass while something moves: what still does then comes to no end.
+const mostTimes = 5
+
+// patience returns a context that ends when nothing has moved on any node for convergeTime, or has for mostTimes as long.
 func (c *Cluster) patience() (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
-		for seen := ""; ; {
+		defer cancel()
+		seen := c.moved(ctx)
+		for range mostTimes {
 			select {
 			case <-time.After(convergeTime):
 			case <-ctx.Done():
@@ -27,7 +32,7 @@ func (c *Cluster) patience() (context.Context, context.CancelFunc) {
 			}
 			last := seen
 			if seen = c.moved(ctx); seen == last {
-				cancel()
+				return
 			}
 		}
 	}()
