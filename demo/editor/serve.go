@@ -95,6 +95,9 @@ func (s *server) add(ctx context.Context, n Node) (*own, error) {
 	}
 	o := &own{Node: n, desk: &desk{pages: map[string]*pane{}}, row: &row{conn: conn}}
 	s.nodes = append(s.nodes, o)
+	if err := o.row.look(ctx, o.desk.look); err != nil { // before a page begins with it
+		return nil, fmt.Errorf("node %s: %w", n.Name, err)
+	}
 	return o, nil
 }
 

@@ -1,15 +1,22 @@
 package editor
 
 import (
+	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgbridge/pgbridge/integration/pgtest"
 )
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
 
 // TestStrangersAreRefused: pages of other sites, and names of theirs that lead here.
 func TestStrangersAreRefused(t *testing.T) {
@@ -52,6 +59,46 @@ func TestStrangersAreRefused(t *testing.T) {
 		if answer.StatusCode != c.want {
 			t.Errorf("%s: %s", name, answer.Status)
 		}
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("at the end: %v", err)
+	}
+}
+
+// TestPagesBeginWithTheText: also one that is opened before a node's changes are listened to. What is typed at its front stands there.
+func TestPagesBeginWithTheText(t *testing.T) {
+	db := pgtest.New(t)
+	db.Exec(t, Schema)
+	db.Exec(t, `INSERT INTO editor.document (id, body) VALUES (1, 'the text')`)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	begun, connections := make(chan struct{}), atomic.Int32{}
+	n := Node{Name: "a", Committed: func() {}, Connect: func(ctx context.Context) (*pgx.Conn, error) {
+		if connections.Add(1) > 1 {
+			<-begun
+		}
+		return pgx.Connect(ctx, db.DSN)
+	}}
+	ended := make(chan error, 1)
+	go func() { ended <- Serve(ctx, l, []Node{n}) }()
+	answer, err := http.Get("http://" + l.Addr().String() + "/events?page=p")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	var told delivery
+	for lines := bufio.NewScanner(answer.Body); told.Text == nil && lines.Scan(); {
+		if text, ok := strings.CutPrefix(lines.Text(), "data: "); ok {
+			_ = json.Unmarshal([]byte(text), &told) // the state is another shape
+		}
+	}
+	close(begun)
+	if told.Text == nil || *told.Text != "the text" {
+		t.Errorf("the page begins with %+v", told)
 	}
 	cancel()
 	if err := <-ended; err != nil {
