@@ -12,7 +12,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -66,6 +68,25 @@ func TestEmbeddedServer(t *testing.T) {
 	if s.Healthy() == nil || s.Restart() == nil {
 		t.Error("a closed server is healthy or can be restarted")
 	}
+}
+
+// TestBusyServerIsHealthy: that a machine is too busy to answer at once is no failure of the store.
+func TestBusyServerIsHealthy(t *testing.T) {
+	s := startServer(t, ServerOptions{})
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	// The scheduler takes the processor away wherever one is; some of that many times, while a millisecond is measured.
+	var asks sync.WaitGroup
+	for range 8 {
+		asks.Go(func() {
+			for range 20_000 {
+				if err := s.Healthy(); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	asks.Wait()
 }
 
 // TestRestartedServer restarts the server under a publisher that is connected in the process, and under a
