@@ -182,7 +182,7 @@ func (b *inbox) open(seq uint64, f *wire.Frame) ([]*txn, error) {
 	if f.Origin != b.origin {
 		return nil, fmt.Errorf("frame %d is of origin %s, expected %s", seq, f.Origin, b.origin)
 	}
-	if f.RunWriter() > b.runWriter {
+	if !f.Fence && f.RunWriter() > b.runWriter {
 		for id, r := range b.runs { // a new writer begins its runs anew
 			r.remove()
 			delete(b.runs, id)
@@ -454,17 +454,12 @@ func (b *inbox) unpack(f *wire.Frame, resume uint64, ahead bool) ([]*txn, error)
 				need.Advance(origin.Entry{Origin: f.Origin, Seq: f.LastSeq, Stamp: f.LastStamp})
 				err = b.resends.hearAnswer(rec.Payload, need)
 			}
-		case wire.KindChunk:
-			err = b.chunk(rec.Payload)
-		case wire.KindRunAbort:
-			var id uint64
-			if id, err = wire.ParseNumber(rec.Payload); err == nil && b.runs[id] != nil {
-				b.runs[id].remove()
-				delete(b.runs, id)
+		case wire.KindChunk, wire.KindRunAbort, wire.KindLargeCommit:
+			if f.RunWriter() < b.runWriter {
+				break // what comes again; a later writer's runs have the same ids
 			}
-		case wire.KindLargeCommit:
 			var t *txn
-			if t, err = b.commit(rec.Payload); t != nil {
+			if t, err = b.ofRun(rec); t != nil {
 				t.origin, t.up, t.low, t.resume = f.Origin, up, low, resume
 				txns = append(txns, t)
 			}
@@ -525,6 +520,22 @@ func withRelation(m map[uint32]*wire.Relation, r *wire.Relation) map[uint32]*wir
 	}
 	c[r.ID] = r
 	return c
+}
+
+// ofRun takes a record of a run; one that ends it may give its transaction.
+func (b *inbox) ofRun(rec wire.Record) (*txn, error) {
+	switch rec.Kind {
+	case wire.KindChunk:
+		return nil, b.chunk(rec.Payload)
+	case wire.KindLargeCommit:
+		return b.commit(rec.Payload)
+	}
+	id, err := wire.ParseNumber(rec.Payload)
+	if err == nil && b.runs[id] != nil {
+		b.runs[id].remove()
+		delete(b.runs, id)
+	}
+	return nil, err
 }
 
 // chunk writes a piece of a run to its file. A chunk of a run whose beginning was not read belongs to a

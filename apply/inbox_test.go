@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -58,6 +59,50 @@ func TestRunIsReadAgainBesideItself(t *testing.T) {
 	}
 	if _, err := c.record(); err != io.EOF {
 		t.Errorf("behind the row: %v", err)
+	}
+}
+
+// TestRunsOfAnOlderWriterComeAgain: a stream that was copied, or is handed on, begins with the fence of who did that. In between the frames of a run come again those of one with the same id and length that an earlier
+// bridge of the origin had begun. A run is made of its own writer's pieces, wherever others stand.
+func TestRunsOfAnOlderWriterComeAgain(t *testing.T) {
+	b := testInbox(t)
+	push := func(seq, writer uint64, body []byte) { // of writer 0: a fence
+		t.Helper()
+		h := wire.Header{Fence: writer == 0, Origin: nodeA, WriterEpoch: 5, OriginWriter: writer}
+		if err := b.push(t.Context(), seq, &wire.Frame{Header: h, Body: body}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pieces := func(seq uint64, value byte) (first, second, third, end []byte) {
+		row := wire.AppendChange(nil, wire.KindInsert, 1, bytes.Repeat([]byte{value}, 900))
+		cut := func(from, to int) []byte { return wire.AppendChunk(nil, 1, uint64(from), row[from:to]) }
+		return cut(0, 300), cut(300, 600), cut(600, len(row)), wire.AppendLargeCommit(nil, wire.LargeCommit{Begin: wire.Begin{Seq: seq}, Run: 1, Length: uint64(len(row)), Changes: 1})
+	}
+	old1, old2, old3, oldEnd := pieces(1, 'o')
+	new1, new2, new3, newEnd := pieces(2, 'n')
+	for i, x := range []struct {
+		writer uint64
+		body   []byte
+	}{{0, nil}, {1, old1}, {0, nil}, {1, old2}, {1, old3}, {1, oldEnd}, {3, nil}, {1, old1}, {3, new1}, {1, old1}, {1, old2}, {3, new2}, {1, wire.AppendNumber(nil, wire.KindRunAbort, 1)}, {1, old3}, {1, oldEnd}, {3, new3}, {3, newEnd}} {
+		push(uint64(i+1), x.writer, x.body)
+	}
+	for seq, want := range []byte{1: 'o', 2: 'n'} {
+		if seq == 0 {
+			continue
+		}
+		x, _ := b.peek(func(*txn) {})
+		if x == nil || x.Seq != uint64(seq) {
+			t.Fatalf("transaction %d: %+v", seq, x)
+		}
+		c, err := newChanges(x)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rec, err := c.record(); err != nil || bytes.Count(rec.Payload, []byte{want}) != 900 {
+			t.Errorf("transaction %d holds %d bytes of %q in a row of %d, %v", seq, bytes.Count(rec.Payload, []byte{want}), want, len(rec.Payload), err)
+		}
+		b.take()
+		b.landed(1, func(*txn) {})
 	}
 }
 

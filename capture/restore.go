@@ -46,7 +46,7 @@ func newRestorer(o *Options, del Deletes, s *state) *restorer {
 }
 
 func (r *restorer) frame(f *wire.Frame) error {
-	if f.RunWriter() != r.epoch { // voids every open run
+	if !f.Fence && f.RunWriter() != r.epoch { // voids every open run
 		r.epoch = f.RunWriter()
 		for _, x := range r.runs {
 			x.graves.close()

@@ -73,7 +73,8 @@ DELETE FROM t WHERE id = 151`)
 }
 
 // TestNewWriterEpochVoidsRuns: run ids count within a writer epoch; a run that an earlier writer left open is
-// not the one of the same id that follows. Also in a stream that was made again, whose frames have one writer and say who began their runs.
+// not the one of the same id that follows. Also in a stream that was made again, whose frames have one writer and say who began their runs,
+// and which its writer may have fenced anywhere.
 func TestNewWriterEpochVoidsRuns(t *testing.T) {
 	var frames []*wire.Frame
 	for epoch, keys := range [][]uint32{{1, 400}, {1001, 1300}} {
@@ -97,6 +98,11 @@ func TestNewWriterEpochVoidsRuns(t *testing.T) {
 		w.restore.keys = map[uint32][]keyColumn{}
 		for _, f := range frames {
 			if again {
+				fence := *f
+				fence.Fence, fence.WriterEpoch, fence.Body = true, 9, nil
+				if err := w.Restore(&fence); err != nil {
+					t.Fatal(err)
+				}
 				f.OriginWriter, f.WriterEpoch = f.RunWriter(), 9
 			}
 			if err := w.Restore(f); err != nil {

@@ -61,7 +61,8 @@ type Header struct {
 	Standbys        string
 }
 
-// RunWriter is the writer epoch of the bridge that began the frame's runs.
+// RunWriter is the writer epoch of the bridge that began the frame's runs. A fence says nothing of runs: its epoch is that of its sender,
+// who may hand on, or have copied, what stands around it.
 func (h *Header) RunWriter() uint64 {
 	if h.OriginWriter != 0 {
 		return h.OriginWriter
