@@ -273,7 +273,7 @@ func (b *comeback) changes(ctx context.Context) error {
 }
 
 const nodeBackSQL = `WITH j AS (UPDATE pgbridge.journal_state SET seq = $3, stamp = $4)
-	UPDATE pgbridge.node SET restoring = false, restored_lsn = $1, local_xid = $2, published = $3, published_stamp = $4, restored_seq = $3, again_lsn = $5`
+	UPDATE pgbridge.node SET restoring = false, restored_lsn = $1, local_xid = $2, published = $3, published_stamp = $4, restored_seq = $3, again_lsn = $5, beginning = NULL`
 
 // place asks from where on what users do will be captured. None of them is at work on the tables, and all who were have committed.
 func (b *comeback) place(ctx context.Context) error {

@@ -115,6 +115,24 @@ func (a *Applier) NotePublished(ctx context.Context, seq uint64, stamp origin.St
 	return nil
 }
 
+// NoteBeginning remembers the state, which stands in a frame of the own stream, with which that begins anew if the broker loses it before
+// any transaction is known to be durable there: the slot must not be confirmed beyond its LSN until then.
+func (a *Applier) NoteBeginning(ctx context.Context, h *wire.Header) error {
+	b, err := new(wire.Encoder).Append(nil, &wire.Frame{Header: *h})
+	if err != nil {
+		return err
+	}
+	a.catalog.mu.Lock()
+	defer a.catalog.mu.Unlock()
+	if _, err := a.catalog.conn.Exec(ctx, `UPDATE pgbridge.node SET beginning = $1`, b); err != nil {
+		return fmt.Errorf("note where the own stream begins: %w", err)
+	}
+	a.nodeMu.Lock()
+	defer a.nodeMu.Unlock()
+	a.node.Beginning = h
+	return nil
+}
+
 // Published takes in a frame of the own stream, in order, also if it is not durable yet. Frame and body may be used again
 // when it returns.
 func (a *Applier) Published(ctx context.Context, f *wire.Frame) {

@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/pgbridge/pgbridge/integration/pgtest"
+	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/wire"
 )
 
 // TestNodeIsReadWhileItIsNoted is for the race detector: status reads the node's row at any time.
@@ -27,6 +29,23 @@ func TestNodeIsReadWhileItIsNoted(t *testing.T) {
 		before = now
 	}
 	notes.Wait()
+}
+
+// TestBeginningIsNoted: the state with which the own stream begins anew is read back as it was, until the node is brought back.
+func TestBeginningIsNoted(t *testing.T) {
+	p := newPair(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT)
+	h := &wire.Header{Fence: true, Cluster: "c", Sender: "a", Origin: origin.Origin{Node: "a", Epoch: 1}, WriterEpoch: 3, ResumeLSN: 100,
+		Up: origin.Vector{{Origin: origin.Origin{Node: "b", Epoch: 1}, Seq: 7, Stamp: 8}}}
+	if err := p.a.NoteBeginning(t.Context(), h); err != nil {
+		t.Fatal(err)
+	}
+	n, err := readNode(t.Context(), pgtest.Connect(t, p.a.opts.DSN))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := n.Beginning; got == nil || !got.Up.Equal(h.Up) || got.ResumeLSN != h.ResumeLSN || got.Origin != h.Origin || p.a.Node().Beginning != h {
+		t.Errorf("%+v was noted, %+v is read", h, got)
+	}
 }
 
 // TestWriterEpochJumpsOnAnotherTimeline: a standby that took over may not know the last ones.

@@ -15,14 +15,16 @@ CREATE TABLE IF NOT EXISTS pgbridge.node (
 -- Of a node whose data were set back (comeback.go): whether it is to be given what it lacks, and then from where on its WAL counts,
 -- until its new stream has begun. Local rows below local_xid every node has seen, and its own transactions up to restored_seq were given
 -- back. Up to again_lsn stand the rows in the WAL that were written again then; 0: there were none. published_stamp is that of published.
+-- beginning is the frame with which the own stream begins anew while none of its transactions is known to be durable there.
 -- ALTER TABLE would wait for all who look at the table, such as pgbridge.wait, even where there is nothing to add.
 DO $do$ BEGIN
-    IF (SELECT count(*) < 7 FROM pg_attribute WHERE attrelid = 'pgbridge.node'::regclass AND NOT attisdropped
-        AND attname IN ('timeline', 'restoring', 'restored_lsn', 'local_xid', 'published_stamp', 'restored_seq', 'again_lsn')) THEN
+    IF (SELECT count(*) < 8 FROM pg_attribute WHERE attrelid = 'pgbridge.node'::regclass AND NOT attisdropped
+        AND attname IN ('timeline', 'restoring', 'restored_lsn', 'local_xid', 'published_stamp', 'restored_seq', 'again_lsn', 'beginning')) THEN
         ALTER TABLE pgbridge.node ADD COLUMN IF NOT EXISTS timeline int NOT NULL DEFAULT 0,
             ADD COLUMN IF NOT EXISTS restoring boolean NOT NULL DEFAULT false, ADD COLUMN IF NOT EXISTS restored_lsn bigint NOT NULL DEFAULT 0,
             ADD COLUMN IF NOT EXISTS local_xid bigint NOT NULL DEFAULT 0, ADD COLUMN IF NOT EXISTS published_stamp bigint NOT NULL DEFAULT 0,
-            ADD COLUMN IF NOT EXISTS restored_seq bigint NOT NULL DEFAULT 0, ADD COLUMN IF NOT EXISTS again_lsn bigint NOT NULL DEFAULT 0;
+            ADD COLUMN IF NOT EXISTS restored_seq bigint NOT NULL DEFAULT 0, ADD COLUMN IF NOT EXISTS again_lsn bigint NOT NULL DEFAULT 0,
+            ADD COLUMN IF NOT EXISTS beginning bytea;
     END IF;
 END $do$;
 

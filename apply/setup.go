@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/wire"
 )
 
 //go:embed schema.sql
@@ -127,6 +128,7 @@ type Node struct {
 	LocalXID       uint64       // local rows of older transactions every node has seen
 	RestoredSeq    uint64       // up to here its own transactions were given back
 	AgainLSN       uint64       // up to here the WAL may hold rows that were written again; 0: there are none
+	Beginning      *wire.Header // what NoteBeginning was told last; nil: nothing
 }
 
 // ErrNotSetUp means that the database has no schema pgbridge yet; run pgbridge setup.
@@ -144,12 +146,13 @@ func HasRun(ctx context.Context, conn *pgx.Conn) (bool, error) {
 func readNode(ctx context.Context, conn *pgx.Conn) (*Node, error) {
 	n := &Node{}
 	var epoch, writer, first, next, published, restored, local, again, back int64
+	var beginning []byte
 	// Through jsonb for what a version before this one has not set up.
 	err := conn.QueryRow(ctx, `SELECT cluster, node, epoch, writer_epoch, first_xid, pg_snapshot_xmax(pg_current_snapshot())::text::int8, published, coalesce((j ->> 'published_stamp')::int8, 0),
 		coalesce((j ->> 'restoring')::bool, false), coalesce((j ->> 'restored_lsn')::int8, 0), coalesce((j ->> 'local_xid')::int8, 0),
-		coalesce((j ->> 'again_lsn')::int8, 0), coalesce((j ->> 'restored_seq')::int8, 0)
+		coalesce((j ->> 'again_lsn')::int8, 0), coalesce((j ->> 'restored_seq')::int8, 0), (j ->> 'beginning')::bytea
 		FROM pgbridge.node n, to_jsonb(n) j`).
-		Scan(&n.Cluster, &n.Name, &epoch, &writer, &first, &next, &published, (*int64)(&n.PublishedStamp), &n.Restoring, &restored, &local, &again, &back)
+		Scan(&n.Cluster, &n.Name, &epoch, &writer, &first, &next, &published, (*int64)(&n.PublishedStamp), &n.Restoring, &restored, &local, &again, &back, &beginning)
 	if hasCode(err, "42P01", "3F000") || errors.Is(err, pgx.ErrNoRows) {
 		return nil, ErrNotSetUp
 	}
@@ -159,6 +162,13 @@ func readNode(ctx context.Context, conn *pgx.Conn) (*Node, error) {
 	n.Epoch, n.WriterEpoch, n.FirstXID, n.Published = uint32(epoch), uint64(writer), uint64(first), uint64(published)
 	n.NextXID = uint64(next)
 	n.RestoredLSN, n.LocalXID, n.AgainLSN, n.RestoredSeq = uint64(restored), uint64(local), uint64(again), uint64(back)
+	if beginning != nil {
+		f, err := new(wire.Decoder).Decode(beginning)
+		if err != nil {
+			return nil, fmt.Errorf("read pgbridge.node.beginning: %w", err)
+		}
+		n.Beginning = &f.Header
+	}
 	return n, nil
 }
 

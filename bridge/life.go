@@ -318,6 +318,9 @@ func (l *life) openCapture(ctx context.Context) error {
 		return err
 	}
 	l.outbox = &outbox{Publisher: l.publisher, published: l.applier.Published, lsn: fence.ResumeLSN}
+	if fence.LastSeq == 0 {
+		l.outbox.before = &fence.Header
+	}
 	column, at := homes(l.cfg)
 	l.capture, err = capture.New(capture.Options{
 		HomeColumn: column, AtHome: func(value []byte) bool { return at(l.cfg.Node, value) },
@@ -456,6 +459,13 @@ func (l *life) retain(ctx context.Context) error {
 		published, stamp := l.outbox.durableLast()
 		if err := l.applier.NotePublished(ctx, published, stamp); err != nil {
 			return err
+		}
+		if n := l.applier.Node(); n.Published == 0 {
+			if h := l.outbox.beginning(n.Beginning); h != nil {
+				if err := l.applier.NoteBeginning(ctx, h); err != nil {
+					return err
+				}
+			}
 		}
 	}
 }

@@ -24,7 +24,8 @@ type outbox struct {
 	sum       uint64 // of their bytes, and of those before
 	back      uint64 // of the last frame
 	lsn       uint64 // up to which frames hold all commits; the fence's before there are any
-	begins    uint64 // from there on commits may be in frames that hold transactions; 0: there are none
+	// before is the last state in front of the node's first transaction; nil: that is not known, or long ago.
+	before *wire.Header
 	// told is what a durable frame said, next what one says that will be, and newest what the last one says.
 	told, next, newest told
 }
@@ -63,8 +64,9 @@ func (o *outbox) note(seq uint64, f *wire.Frame) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.newest = told{seq, f.LastSeq, f.Low}
-	if f.LastSeq > 0 && o.begins == 0 {
-		o.begins = o.lsn
+	if f.LastSeq == 0 {
+		h := f.Header
+		o.before = &h
 	}
 	o.lsn = f.ResumeLSN
 	if o.next.stream <= o.told.stream {
@@ -155,6 +157,21 @@ func (o *outbox) beforeLSN(lsn uint64) uint64 {
 	return 0
 }
 
+// beginningStep is how many bytes of WAL may be held for the state that is noted, if nothing else in it has changed.
+const beginningStep = 1 << 20
+
+// beginning returns the state to note in place of noted, with which the stream begins anew as long as none of its transactions is
+// known to be durable; nil: noted will do.
+func (o *outbox) beginning(noted *wire.Header) *wire.Header {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	h := o.before
+	if h == nil || noted != nil && h.ResumeLSN < noted.ResumeLSN+beginningStep && h.Up.Equal(noted.Up) && h.Low.Equal(noted.Low) {
+		return nil
+	}
+	return h
+}
+
 // behind returns the stream sequence at which reading must begin to meet all own transactions behind seq
 // whole, 0 for the stream's first frame.
 func (o *outbox) behind(seq uint64) uint64 {
@@ -210,14 +227,18 @@ type deletes struct {
 
 // HoldLSN implements capture.Deletes: for apply, and for the node's first transactions, which the WAL must bring again until the
 // database knows that some were published. A stream that is empty then tells of a broker that has lost it; before, of a new node.
-func (d deletes) HoldLSN() uint64 {
-	hold := d.Applier.HoldLSN()
-	if d.Applier.Node().Published > 0 {
+func (d deletes) HoldLSN() uint64 { return holdFirst(d.Applier.Node(), d.Applier.HoldLSN()) }
+
+// holdFirst is hold, or the LSN at which the own stream begins anew if that is lower, or if nothing else is held.
+func holdFirst(n apply.Node, hold uint64) uint64 {
+	if n.Published > 0 {
 		return hold
 	}
-	d.outbox.mu.Lock()
-	defer d.outbox.mu.Unlock()
-	if begins := d.outbox.begins; begins != 0 && (hold == 0 || begins < hold) {
+	begins := uint64(1)
+	if n.Beginning != nil {
+		begins = n.Beginning.ResumeLSN
+	}
+	if hold == 0 || begins < hold {
 		return begins
 	}
 	return hold

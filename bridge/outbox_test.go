@@ -3,6 +3,8 @@ package bridge
 import (
 	"testing"
 
+	"github.com/pgbridge/pgbridge/apply"
+	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/wire"
 )
 
@@ -53,5 +55,52 @@ func TestLettingGoStopsWhereItMay(t *testing.T) {
 		if got := o.toward(x.want, x.stable, x.hold); got != x.below {
 			t.Errorf("%s: everything below frame %d goes; want %d", x.name, got, x.below)
 		}
+	}
+}
+
+// TestNewNodeBeginsAnewWithWhatItHadSeen: as long as the database does not know of a published transaction, the stream begins anew with
+// the state in front of the first one, from where on the slot still has all.
+func TestNewNodeBeginsAnewWithWhatItHadSeen(t *testing.T) {
+	seen := func(seq uint64) origin.Vector {
+		return origin.Vector{{Origin: origin.Origin{Node: "b", Epoch: 1}, Seq: seq}}
+	}
+	o := &outbox{}
+	var node apply.Node
+	note := func(stream, last, lsn uint64, up origin.Vector) {
+		t.Helper()
+		o.note(stream, &wire.Frame{Header: wire.Header{LastSeq: last, ResumeLSN: lsn, Up: up}})
+		if h := o.beginning(node.Beginning); h != nil {
+			node.Beginning = h
+		}
+	}
+	holds := func(what string, hold, want uint64) {
+		t.Helper()
+		if got := holdFirst(node, hold); got != want {
+			t.Errorf("%s: WAL is held from %d on, want %d", what, got, want)
+		}
+	}
+	holds("nothing is noted", 0, 1)
+	note(1, 0, 100, nil)
+	holds("the first frame", 0, 100)
+	holds("a delete in front of it", 50, 50)
+	holds("a delete behind it", 150, 100)
+	note(2, 0, 200, nil)
+	holds("nothing was seen", 0, 100)
+	note(3, 0, 100+beginningStep, nil)
+	holds("much WAL", 0, 100+beginningStep)
+	note(4, 0, 300+beginningStep, seen(7))
+	holds("others' transactions", 0, 300+beginningStep)
+	note(5, 2, 400+2*beginningStep, seen(8))
+	note(6, 3, 500+4*beginningStep, seen(9))
+	holds("own transactions", 0, 300+beginningStep)
+	f := beginning(node)
+	if f == nil || f.LastSeq != 0 || f.ResumeLSN != 300+beginningStep || !f.Up.Equal(seen(7)) {
+		t.Errorf("the stream begins anew behind %+v", f)
+	}
+	node.Published = 1
+	holds("it is known", 0, 0)
+	holds("it is known, and a delete is held", 350, 350)
+	if f := beginning(node); f != nil {
+		t.Errorf("what was published is known, and the stream begins anew behind %+v", f)
 	}
 }

@@ -46,6 +46,9 @@ func (l *life) fence(ctx context.Context, node apply.Node, info capture.SlotInfo
 		if err := l.checkHistory(ctx, seq, node); err != nil {
 			return nil, err
 		}
+		if tail == nil {
+			tail = beginning(node)
+		}
 		f := l.fenceFrame(tail, node, info, o)
 		round, cancel := context.WithTimeout(ctx, fenceRound)
 		_, err := l.publisher.Fence(round, f)
@@ -60,6 +63,15 @@ func (l *life) fence(ctx context.Context, node apply.Node, info capture.SlotInfo
 			return f, named("fence own stream", err)
 		}
 	}
+}
+
+// beginning is the frame behind which the own stream begins anew, if the broker has lost it before anything is known to have been
+// published: other nodes may have transactions of it, and get them again as they were. nil: the node is new.
+func beginning(node apply.Node) *wire.Frame {
+	if node.Published > 0 || node.Beginning == nil {
+		return nil
+	}
+	return &wire.Frame{Header: *node.Beginning}
 }
 
 func (l *life) fenceFrame(tail *wire.Frame, node apply.Node, info capture.SlotInfo, o origin.Origin) *wire.Frame {

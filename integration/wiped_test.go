@@ -64,10 +64,7 @@ func TestWipedBrokerOfANewNode(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Nodes: 2, Processes: true, Schema: `CREATE TABLE t (id int PRIMARY KEY)`,
 		Config: map[string]string{"capture.status_interval": "1s"}})
 	a, b := c.Node("a"), c.Node("b")
-	lock := pgtest.Connect(t, a.DSN)
-	if _, err := lock.Exec(t.Context(), `BEGIN; SELECT FROM pgbridge.node FOR UPDATE`); err != nil {
-		t.Fatal(err)
-	}
+	unlock := lockPublished(t, a)
 	for i := range 3 {
 		a.Exec(`INSERT INTO t VALUES ($1)`, i)
 	}
@@ -75,21 +72,42 @@ func TestWipedBrokerOfANewNode(t *testing.T) {
 	const told = `SELECT coalesce(r.reply_time, 'epoch') FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid WHERE s.database = current_database()`
 	a.Await(fmt.Sprintf(`SELECT (%s) > timestamptz '%s' + interval '6 s'`, told, a.Value(`SELECT clock_timestamp()`)), "t") // a slot is confirmed sooner
 	a.Kill()
-	const noting = `FROM pg_stat_activity WHERE application_name = 'pgbridge a catalog' AND datname = current_database()`
-	a.Query(`SELECT pg_terminate_backend(pid) ` + noting)
-	a.Await(`SELECT count(*) `+noting, "0")
-	if got := a.Value(`SELECT published FROM pgbridge.node`); got != "0" {
-		t.Fatalf("it is known that %s transactions were published", got)
-	}
-	if _, err := lock.Exec(t.Context(), `ROLLBACK`); err != nil {
-		t.Fatal(err)
-	}
+	unlock()
 	wipe(t, a)
 	a.Start()
 	a.Exec(`INSERT INTO t VALUES (3)`)
 	written := a.Value(`SELECT pg_current_wal_lsn()`)
 	c.WaitConverged()
 	a.Await(fmt.Sprintf(`SELECT confirmed_flush_lsn >= '%s' FROM pg_replication_slots WHERE database = current_database()`, written), "t")
+}
+
+// lockPublished keeps a bridge from noting in its database what is published. unlock ends that, when the bridge has been killed, and
+// makes sure that nothing was.
+func lockPublished(t *testing.T, n *cluster.Node) (unlock func()) {
+	t.Helper()
+	lock := pgtest.Connect(t, n.DSN)
+	if _, err := lock.Exec(t.Context(), `
+		CREATE FUNCTION pgbridge.held() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+			PERFORM pg_advisory_xact_lock(1);
+			RETURN NEW;
+		END $$;
+		CREATE TRIGGER held BEFORE UPDATE ON pgbridge.node FOR EACH ROW WHEN (NEW.published <> OLD.published) EXECUTE FUNCTION pgbridge.held();
+		ALTER TABLE pgbridge.node ENABLE ALWAYS TRIGGER held;
+		SELECT pg_advisory_lock(1)`); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		t.Helper()
+		const noting = `FROM pg_stat_activity WHERE application_name LIKE 'pgbridge % catalog' AND datname = current_database()`
+		n.Query(`SELECT pg_terminate_backend(pid) ` + noting)
+		n.Await(`SELECT count(*) `+noting, "0")
+		if got := n.Value(`SELECT published FROM pgbridge.node`); got != "0" {
+			t.Fatalf("it is known that %s transactions were published", got)
+		}
+		if _, err := lock.Exec(t.Context(), `DROP FUNCTION pgbridge.held CASCADE; SELECT pg_advisory_unlock(1)`); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // awaitHandedOn waits until node b has what a's slot has been confirmed for.
