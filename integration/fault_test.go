@@ -115,7 +115,7 @@ type faults struct {
 }
 
 // TestRandomFaults plays schedules of random faults on random topologies, most of them with an edge and a reader: bridges and
-// servers are killed and come back, links are cut, muted, slow, and heal, clocks step, brokers lose their disks, and nodes are away until
+// servers are killed and come back, also with a large transaction on its way, links are cut, muted, slow, and heal, clocks step, brokers lose their disks, and nodes are away until
 // the others let them go, all under load. In the end all nodes hold the same rows, and each acknowledged write is there.
 func TestRandomFaults(t *testing.T) {
 	t.Parallel()
@@ -134,7 +134,8 @@ func playFaults(t *testing.T, nodes, schedules, least int) {
 	t.Logf("%d nodes, %d schedules from seed %d", nodes, schedules, s)
 	f := &faults{t: t, kinds: letGoConfig()}
 	f.kinds["stream.absent_bytes"] = "256KiB"
-	f.c = cluster.New(t, cluster.Options{Nodes: nodes, Schema: loadSchema + fullSchema, Own: true, Clocks: true, Processes: true, Config: f.kinds})
+	f.c = cluster.New(t, cluster.Options{Nodes: nodes, Schema: loadSchema + fullSchema, Own: true, Clocks: true, Processes: true, Config: f.kinds,
+		Settings: map[string]string{"logical_decoding_work_mem": "64kB"}})
 	f.l = newLoad(t, f.c, 1, s)
 	every := min(schedules/2, 5) // schedules on one topology
 	for i := range schedules {
@@ -212,6 +213,8 @@ func (f *faults) play(faults int) {
 		f.log = append(f.log, f.letGo())
 	case 1:
 		f.log = append(f.log, f.wipe())
+	case 2, 3:
+		f.log = append(f.log, f.killInARun())
 	}
 	for range faults {
 		f.log = append(f.log, f.fault())
@@ -234,6 +237,44 @@ func (f *faults) play(faults int) {
 	}
 }
 
+// insertLarge writes eight large rows of a node, numbered from one on: a run, as long as any other of its node.
+const insertLarge = `INSERT INTO big SELECT $1, $2 + k, decode(repeat(md5(($2 + k)::text), 4096), 'hex') FROM generate_series(1, 8) k`
+
+// killInARun kills a bridge, and starts it again, while a large transaction is on its way; then that is committed, or rolled back and
+// followed by another one, which is as long and has the same id on its way.
+func (f *faults) killInARun() string {
+	n := f.node()
+	for n.Reader() {
+		n = f.node()
+	}
+	f.large++
+	ctx := f.t.Context()
+	conn := pgtest.Connect(f.t, n.DSN)
+	defer conn.Close(ctx)
+	tx, err := conn.Begin(ctx)
+	if err == nil {
+		_, err = tx.Exec(ctx, insertLarge, n.Name, 100*f.large)
+	}
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	during(time.Duration(f.r.Intn(300)) * time.Millisecond) // the random moment
+	n.Kill()
+	what := "kill " + n.Name + " in a run"
+	if f.r.Intn(2) == 0 {
+		err = tx.Commit(ctx)
+	} else if err = tx.Rollback(ctx); err == nil {
+		what += " that is rolled back"
+		n.Exec(insertLarge, n.Name, 100*f.large+8)
+	}
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.l.others[n.Name]++
+	n.Launch()
+	return what
+}
+
 // letGo kills the bridge of a node until all others have let the node go.
 func (f *faults) letGo() string {
 	away := f.node()
@@ -244,7 +285,7 @@ func (f *faults) letGo() string {
 			continue
 		}
 		for i := range 4 {
-			n.Exec(`INSERT INTO big SELECT $1, $2 + k, decode(repeat(md5(k::text), 4096), 'hex') FROM generate_series(1, 8) k`, n.Name, 100*f.large+8*i)
+			n.Exec(insertLarge, n.Name, 100*f.large+8*i)
 			f.l.others[n.Name]++
 		}
 	}
