@@ -228,8 +228,13 @@ func (h *history) cuts(places []int32) []int32 {
 	return marks
 }
 
-// guesses bounds how many sets of seen writes are tried for one write; beyond, it is taken by its word.
-const guesses = 64
+const (
+	// guesses is how many sets of seen writes are tried for one write at least before it is taken by its word, and guessWork bounds what
+	// trying more may cost: the elements that are looked at, some 10 ms. Many are needed where a node applies what came in while it was
+	// away: hundreds of writes are announced there before the row has the first of them.
+	guesses   = 64
+	guessWork = 1 << 21
+)
 
 // guess looks for what the author of p has really seen. Up over-approximates: a remote write may have been
 // announced to his node and not have been in the row yet. It tries sets of lanes' prefixes, as counts by
@@ -239,7 +244,10 @@ const guesses = 64
 //
 // Fewest first makes the search blind to folding: if all that is left in the log has really seen what was
 // folded, each set that contains the folded writes comes before each that does not.
-func (h *history) guess(p int32, lanes [][]int32, counts []int32, fits func(counts []int32) bool) bool {
+//
+// cost is how many elements a try looks at.
+func (h *history) guess(p int32, lanes [][]int32, counts []int32, cost int, fits func(counts []int32) bool) bool {
+	most := max(guesses, guessWork/max(cost, 1))
 	own := int(h.org[p])
 	for o, lane := range lanes {
 		counts[o] = h.within(lane, h.seen(int(p))[o])
@@ -252,7 +260,7 @@ func (h *history) guess(p int32, lanes [][]int32, counts []int32, fits func(coun
 	for o, lane := range lanes {
 		n := counts[o]
 		steps[o] = append(steps[o], n)
-		for o != own && n > 0 && len(steps[o]) <= guesses {
+		for o != own && n > 0 && len(steps[o]) <= most {
 			seq := h.at(int(lane[n-1])).Seq
 			for n > 0 && h.at(int(lane[n-1])).Seq == seq {
 				n--
@@ -276,13 +284,13 @@ func (h *history) guess(p int32, lanes [][]int32, counts []int32, fits func(coun
 			if descend(o+1, left-d) {
 				return true
 			}
-			if tries >= guesses || looks >= 64*guesses {
+			if tries >= most || looks >= 64*most {
 				break
 			}
 		}
 		return false
 	}
-	for left := 1; left <= total && tries < guesses && looks < 64*guesses; left++ {
+	for left := 1; left <= total && tries < most && looks < 64*most; left++ {
 		if descend(0, left) {
 			return true
 		}

@@ -235,6 +235,36 @@ func TestDeclaredIsNotSeen(t *testing.T) {
 	}
 }
 
+// TestManyDeclaredAreNotSeen: so many of a's writes were announced on b, which catches up, before its row had more than the first few.
+func TestManyDeclaredAreNotSeen(t *testing.T) {
+	rules := &Rules{Width: 1, Units: []Unit{{Columns: []int{0}, Rule: TextMerge, Type: TextType}}}
+	const many = 600
+	for _, had := range []int{0, 1, 300, many - 1, many} {
+		text := []string{"world"}
+		var writes []Logged
+		for i := range many {
+			text = append(text, string(rune(0x4e00+i))+text[i])
+			writes = append(writes, Logged{Origin: origin.Origin{Node: "a", Epoch: 1}, Seq: uint64(i + 1), Stamp: origin.Stamp(i + 1), Kind: Update})
+		}
+		diff := func(w *Logged, before, after string) {
+			var err error
+			if w.Ops, err = rules.Diff([]Cell{asText(before)}, []Cell{asText(after)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i := range writes {
+			diff(&writes[i], text[i], text[i+1])
+		}
+		b := Logged{Origin: origin.Origin{Node: "b", Epoch: 1}, Seq: 1, Stamp: many + 1, Kind: Update,
+			Up: origin.Vector{{Origin: writes[0].Origin, Seq: many, Stamp: many}}}
+		diff(&b, text[had], strings.Replace(text[had], "ld", "lds", 1)[len(text[had])-len("world"):])
+		m, err := rules.Merge([]Cell{asText("world")}, append(writes, b))
+		if want := text[many][:len(text[many])-len(text[had])] + "worlds"; err != nil || string(m.Row[0].Data) != want {
+			t.Errorf("b had %d: got %s, want %s, %v", had, m.Row[0].Data, want, err)
+		}
+	}
+}
+
 func TestValidate(t *testing.T) {
 	for want, r := range map[string]Rules{
 		"":                      {Width: 3, Units: []Unit{{Columns: []int{2, 0}, Rule: Latest, Type: Opaque}, {Columns: []int{1}, Rule: Delta, Type: Int4}}},
