@@ -460,14 +460,23 @@ func (l *life) retain(ctx context.Context) error {
 		if err := l.applier.NotePublished(ctx, published, stamp); err != nil {
 			return err
 		}
-		if n := l.applier.Node(); n.Published == 0 {
-			if h := l.outbox.beginning(n.Beginning); h != nil {
-				if err := l.applier.NoteBeginning(ctx, h); err != nil {
-					return err
-				}
-			}
+		if err := l.noteBeginning(ctx); err != nil {
+			return err
 		}
 	}
+}
+
+// noteBeginning notes with which state the own stream begins anew, as long as nothing is known to be published.
+func (l *life) noteBeginning(ctx context.Context) error {
+	n := l.applier.Node()
+	if n.Published > 0 {
+		return nil
+	}
+	h := l.outbox.beginning(n.Beginning)
+	if h == nil {
+		return nil
+	}
+	return l.applier.NoteBeginning(ctx, h)
 }
 
 // purge is what of the own stream goes when the standbys have the WAL up to lsn.
