@@ -228,13 +228,10 @@ func (h *history) cuts(places []int32) []int32 {
 	return marks
 }
 
-const (
-	// guesses is how many sets of seen writes are tried for one write at least before it is taken by its word, and guessWork bounds what
-	// trying more may cost: the elements that are looked at, some 10 ms. Many are needed where a node applies what came in while it was
-	// away: hundreds of writes are announced there before the row has the first of them.
-	guesses   = 64
-	guessWork = 1 << 21
-)
+// guesses bounds how many sets of seen writes are tried for one write; beyond, it is taken by its word. A node that applies what came
+// in while it was away announces some hundred writes before its row has the first of them. It is one number for all rows: what one node
+// finds, all must find, also one that has folded more and so has fewer elements.
+const guesses = 512
 
 // guess looks for what the author of p has really seen. Up over-approximates: a remote write may have been
 // announced to his node and not have been in the row yet. It tries sets of lanes' prefixes, as counts by
@@ -244,10 +241,7 @@ const (
 //
 // Fewest first makes the search blind to folding: if all that is left in the log has really seen what was
 // folded, each set that contains the folded writes comes before each that does not.
-//
-// cost is how many elements a try looks at.
-func (h *history) guess(p int32, lanes [][]int32, counts []int32, cost int, fits func(counts []int32) bool) bool {
-	most := max(guesses, guessWork/max(cost, 1))
+func (h *history) guess(p int32, lanes [][]int32, counts []int32, fits func(counts []int32) bool) bool {
 	own := int(h.org[p])
 	for o, lane := range lanes {
 		counts[o] = h.within(lane, h.seen(int(p))[o])
@@ -260,7 +254,7 @@ func (h *history) guess(p int32, lanes [][]int32, counts []int32, cost int, fits
 	for o, lane := range lanes {
 		n := counts[o]
 		steps[o] = append(steps[o], n)
-		for o != own && n > 0 && len(steps[o]) <= most {
+		for o != own && n > 0 && len(steps[o]) <= guesses {
 			seq := h.at(int(lane[n-1])).Seq
 			for n > 0 && h.at(int(lane[n-1])).Seq == seq {
 				n--
@@ -269,28 +263,32 @@ func (h *history) guess(p int32, lanes [][]int32, counts []int32, cost int, fits
 		}
 		total += len(steps[o]) - 1
 	}
+	later := make([]int, len(lanes)) // by origin: how many the lanes behind its own can leave out
+	for o := len(lanes) - 2; o >= 0; o-- {
+		later[o] = later[o+1] + len(steps[o+1]) - 1
+	}
 	tries, looks := 1, 0
 	var descend func(o, left int) bool
 	descend = func(o, left int) bool {
 		if o == len(lanes) {
-			if looks++; left > 0 || !h.closed(lanes, counts, own) {
+			if looks++; !h.closed(lanes, counts, own) {
 				return false
 			}
 			tries++
 			return fits(counts)
 		}
-		for d := 0; d < len(steps[o]) && d <= left; d++ {
+		for d := max(0, left-later[o]); d < len(steps[o]) && d <= left; d++ {
 			counts[o] = steps[o][d]
 			if descend(o+1, left-d) {
 				return true
 			}
-			if tries >= most || looks >= 64*most {
+			if tries >= guesses || looks >= 64*guesses {
 				break
 			}
 		}
 		return false
 	}
-	for left := 1; left <= total && tries < most && looks < 64*most; left++ {
+	for left := 1; left <= total && tries < guesses && looks < 64*guesses; left++ {
 		if descend(0, left) {
 			return true
 		}

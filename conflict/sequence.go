@@ -413,7 +413,7 @@ func (s *sequence) seenBy(op int32, was state) (*view, bool) {
 	exact := false
 	if was == stateAbsent {
 		all := make([]int32, len(s.lanes))
-		exact = h.guess(p, h.lanes, all, len(h.order), func(c []int32) bool {
+		exact = h.guess(p, h.lanes, all, func(c []int32) bool {
 			exists, _ := h.exists(s.m.rules.Deletes, s.m.base, c)
 			return !exists || s.m.rules.trusting
 		})
@@ -422,7 +422,7 @@ func (s *sequence) seenBy(op int32, was state) (*view, bool) {
 		}
 	} else {
 		var made view
-		exact = h.guess(p, s.lanes, counts, len(s.elements), func(c []int32) bool {
+		exact = h.guess(p, s.lanes, counts, func(c []int32) bool {
 			if v = s.known(c); v == nil {
 				made = s.view(c)
 				v = &made
