@@ -317,7 +317,7 @@ func (l *life) openCapture(ctx context.Context) error {
 	if err := l.applier.CheckDeletesFrom(ctx, from); err != nil {
 		return err
 	}
-	l.outbox = &outbox{Publisher: l.publisher, published: l.applier.Published, lsn: fence.ResumeLSN}
+	l.outbox = &outbox{Publisher: l.publisher, published: l.applier.Published}
 	if fence.LastSeq == 0 {
 		l.outbox.before = &fence.Header
 	}

@@ -23,7 +23,6 @@ type outbox struct {
 	frames    []sent // oldest first
 	sum       uint64 // of their bytes, and of those before
 	back      uint64 // of the last frame
-	lsn       uint64 // up to which frames hold all commits; the fence's before there are any
 	// before is the last state in front of the node's first transaction; nil: that is not known, or long ago.
 	before *wire.Header
 	// told is what a durable frame said, next what one says that will be, and newest what the last one says.
@@ -68,7 +67,6 @@ func (o *outbox) note(seq uint64, f *wire.Frame) {
 		h := f.Header
 		o.before = &h
 	}
-	o.lsn = f.ResumeLSN
 	if o.next.stream <= o.told.stream {
 		o.next = o.newest
 	}
