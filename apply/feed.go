@@ -2,6 +2,7 @@ package apply
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 
@@ -124,7 +125,11 @@ func (a *Applier) NoteBeginning(ctx context.Context, h *wire.Header) error {
 	}
 	a.catalog.mu.Lock()
 	defer a.catalog.mu.Unlock()
-	if _, err := a.catalog.conn.Exec(ctx, `UPDATE pgbridge.node SET beginning = $1`, b); err != nil {
+	_, err = a.catalog.conn.Exec(ctx, `UPDATE pgbridge.node SET beginning = $1`, b)
+	switch {
+	case hasCode(err, "42703"):
+		return &refusal{errors.New("the table pgbridge.node is of an earlier version, without the column beginning"), "run pgbridge setup"}
+	case err != nil:
 		return fmt.Errorf("note where the own stream begins: %w", err)
 	}
 	a.nodeMu.Lock()

@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"strings"
 	"sync"
 	"testing"
 
@@ -45,6 +46,13 @@ func TestBeginningIsNoted(t *testing.T) {
 	}
 	if got := n.Beginning; got == nil || !got.Up.Equal(h.Up) || got.ResumeLSN != h.ResumeLSN || got.Origin != h.Origin || p.a.Node().Beginning != h {
 		t.Errorf("%+v was noted, %+v is read", h, got)
+	}
+	pgtest.Exec(t, p.a.opts.DSN, `ALTER TABLE pgbridge.node DROP COLUMN beginning`) // as before an earlier version is set up anew
+	if n, err := readNode(t.Context(), pgtest.Connect(t, p.a.opts.DSN)); err != nil || n.Beginning != nil {
+		t.Errorf("without the column %+v is read: %v", n, err)
+	}
+	if err := p.a.NoteBeginning(t.Context(), h); err == nil || !strings.Contains(err.Error(), "run pgbridge setup") {
+		t.Errorf("without the column: %v", err)
 	}
 }
 
