@@ -455,8 +455,8 @@ func (b *inbox) unpack(f *wire.Frame, resume uint64, ahead bool) ([]*txn, error)
 				err = b.resends.hearAnswer(rec.Payload, need)
 			}
 		case wire.KindChunk, wire.KindRunAbort, wire.KindLargeCommit:
-			if f.RunWriter() < b.runWriter {
-				break // what comes again; a later writer's runs have the same ids
+			if f.RunWriter() < b.runWriter { // it comes again, and a later writer's runs have the same ids
+				continue
 			}
 			var t *txn
 			if t, err = b.ofRun(rec); t != nil {

@@ -45,6 +45,8 @@
 // none; whoever wants to read on behind this frame must begin there to have all the chunks. A node that
 // hands another one's frame on puts itself down as the sender and its own writer epoch, keeps the origin's as
 // origin_writer, which is 0 in the origin's own stream, and adds who sent it to it to hops; back is then of its own stream.
+// The ids of runs count within the writer epoch of the origin's bridge that began them: origin_writer, or if that is 0 writer_epoch. A
+// higher one voids the runs that are open; behind it, what a lower one says of runs comes again, and is passed over. A fence says nothing of that.
 // standbys: the physical slots without whose standbys nobody was shown anything of the origin's that is not in this frame or an
 // earlier one, names divided by commas; empty if that is not so.
 //
