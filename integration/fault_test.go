@@ -115,8 +115,8 @@ type faults struct {
 }
 
 // TestRandomFaults plays schedules of random faults on random topologies, most of them with an edge and a reader: bridges and
-// servers are killed and come back, also with a large transaction on its way, links are cut, muted, slow, and heal, clocks step, brokers lose their disks, and nodes are away until
-// the others let them go, all under load. In the end all nodes hold the same rows, and each acknowledged write is there.
+// servers are killed and come back, also with a large transaction on its way, links are cut, muted, slow, and heal, clocks step, brokers
+// lose their disks, and nodes are away until the others let them go, all under load. In the end all nodes hold the same rows, and each acknowledged write is there.
 func TestRandomFaults(t *testing.T) {
 	t.Parallel()
 	nodes, schedules, least := []int{4}, 4, 2
