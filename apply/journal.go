@@ -264,11 +264,17 @@ func (j *journal) advance(e origin.Entry) {
 	}
 }
 
-// read takes in own transactions up to one that is in the stream.
+// read takes in own transactions up to one that is in the stream. Those that are gone from it every node has seen.
 func (j *journal) read(ctx context.Context, upTo uint64) error {
 	b := newInbox(j.own, j.opts, j.upTo())
 	defer b.restart()
-	return j.streams.Reread(ctx, j.own, j.upTo(), upTo, func(f *wire.Frame) error { return j.open(ctx, b, f) })
+	return j.streams.Reread(ctx, j.own, j.upTo(), upTo, func(f *wire.Frame) error {
+		if err := j.open(ctx, b, f); err != nil {
+			return err
+		}
+		j.advance(origin.Entry{Origin: j.own, Seq: f.LastSeq, Stamp: f.LastStamp})
+		return nil
+	})
 }
 
 // open takes a frame apart and its transactions in.
