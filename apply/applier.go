@@ -85,6 +85,8 @@ type Options struct {
 	Priority []string
 	// Writers says who writes which tables. The same on all nodes.
 	Writers Writers
+	// Elsewhere tells of tables that are not on this node, though others have them: changes of theirs are left out. nil: there are none.
+	Elsewhere func(schema, table string) bool
 	// ForeignKeys says what becomes of orphans; for a foreign key the first counts that is for it. The same on all nodes.
 	ForeignKeys []ForeignKeyPolicy
 	// Chosen, Excluded and Merged are regular expressions over a table's schema and name, one a line: which tables are

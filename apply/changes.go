@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/pgbridge/pgbridge/wire"
 )
@@ -12,7 +13,7 @@ import (
 const maxRow = 1 << 30
 
 // changes walks the row changes and truncates of a transaction, small or large, leaving out those of
-// subtransactions that were rolled back. A record is valid until the next call.
+// subtransactions that were rolled back, and of tables that are not on this node. A record is valid until the next call.
 type changes struct {
 	recs      wire.Records // of a small transaction
 	relations map[uint32]*wire.Relation
@@ -24,16 +25,18 @@ type changes struct {
 	aborted map[uint64]bool
 
 	schema bool // schema changes are returned, too, else left out
+
+	elsewhere func(*wire.Relation) bool // tables that are not here, and left out; nil: none
 }
 
 func newChanges(t *txn) (*changes, error) {
 	if t.run == nil {
-		return &changes{recs: wire.NewRecords(t.body), relations: t.relations}, nil
+		return &changes{recs: wire.NewRecords(t.body), relations: t.relations, elsewhere: t.elsewhere}, nil
 	}
 	if st, err := t.run.file.Stat(); err != nil || uint64(st.Size()) != t.run.length {
 		return nil, fmt.Errorf("%w: run %d has %d bytes, its file in data_dir has not", wire.ErrCorrupt, t.run.commit.Run, t.run.length)
 	}
-	c := &changes{relations: map[uint32]*wire.Relation{}}
+	c := &changes{relations: map[uint32]*wire.Relation{}, elsewhere: t.elsewhere}
 	if t.run.commit.Aborts > 0 {
 		aborted, err := t.run.abortedSubs()
 		if err != nil {
@@ -96,9 +99,38 @@ func (c *changes) next() (wire.Record, map[uint32]*wire.Relation, error) {
 			if c.aborted[c.sub] || rec.Kind == wire.KindSchema && !c.schema {
 				continue
 			}
-			return rec, c.relations, nil
+			if c.elsewhere != nil {
+				var left bool
+				if rec, left, err = without(rec, c.relations, c.elsewhere); err == nil && !left {
+					continue
+				}
+			}
+			return rec, c.relations, err
 		}
 	}
+}
+
+// without leaves out of a change what is of such tables; false if nothing is left.
+func without(rec wire.Record, relations map[uint32]*wire.Relation, such func(*wire.Relation) bool) (wire.Record, bool, error) {
+	if rec.Kind == wire.KindSchema {
+		return rec, true, nil
+	}
+	if rec.Kind != wire.KindTruncate {
+		id, _, err := wire.ParseChange(rec.Payload)
+		r := relations[id]
+		return rec, err != nil || r == nil || !such(r), err
+	}
+	options, ids, err := wire.ParseTruncate(rec.Payload)
+	if err != nil {
+		return rec, false, err
+	}
+	left := slices.DeleteFunc(slices.Clone(ids), func(id uint32) bool { return relations[id] != nil && such(relations[id]) })
+	if len(left) == len(ids) || len(left) == 0 {
+		return rec, len(left) > 0, nil
+	}
+	recs := wire.NewRecords(wire.AppendTruncate(nil, options, left))
+	rec, err = recs.Next()
+	return rec, true, err
 }
 
 func (c *changes) record() (wire.Record, error) {

@@ -90,14 +90,15 @@ func (x *copier) close(ctx context.Context) { x.conn.Close(context.WithoutCancel
 const sizeSQL = `SELECT COALESCE(sum(greatest(c.reltuples, 0)), 0)::int8, COALESCE(sum(pg_table_size(c.oid)), 0)::int8
 FROM (SELECT $1::oid AS oid UNION SELECT relid::oid FROM pg_partition_tree($1::oid::regclass)) p JOIN pg_class c ON c.oid = p.oid`
 
-// CopyTables returns the tables of a publication, by name. The error is a NoDelta if they cannot be copied.
-func (a *Applier) CopyTables(ctx context.Context, publication string) ([]CopyTable, error) {
+// CopyTables returns the tables of a publication, by name, but for those that without names; nil names none. The error is a NoDelta if they
+// cannot be copied.
+func (a *Applier) CopyTables(ctx context.Context, publication string, without func(schema, table string) bool) ([]CopyTable, error) {
 	x, err := a.openCopier(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
 	defer x.close(ctx)
-	tables, err := (&donor{carefulRun: x.carefulRun}).tables(ctx, publication)
+	tables, err := (&donor{carefulRun: x.carefulRun, not: without}).tables(ctx, publication)
 	if err != nil {
 		return nil, err
 	}

@@ -25,10 +25,11 @@ import (
 
 // Donation configures a delta.
 type Donation struct {
-	Snapshot    string        // as exported; its transactions are a prefix of the commit records (PROOF.md F17)
-	Publication string        // whose tables are meant
-	Taken       func()        // called when it need not be held any more
-	Have        origin.Vector // what the other node has seen
+	Snapshot    string                          // as exported; its transactions are a prefix of the commit records (PROOF.md F17)
+	Publication string                          // whose tables are meant
+	Without     func(schema, table string) bool // which of them the other node does not have; nil: it has all
+	Taken       func()                          // called when it need not be held any more
+	Have        origin.Vector                   // what the other node has seen
 	// Own returns the last own transaction in the snapshot, once capture has read them all.
 	Own func(ctx context.Context) (origin.Entry, error)
 	// Whole, if set, asks for more: the other node's data were set back (wholedelta.go).
@@ -51,9 +52,12 @@ type donor struct {
 	last        origin.Version // of which the rows are that follow
 	rows        uint64
 	seen        origin.Vector
-	whole       *Whole         // nil: what the other node lacks is enough
-	keys        []wire.KeyHash // that are not written yet, if whole is set
+	whole       *Whole                          // nil: what the other node lacks is enough
+	keys        []wire.KeyHash                  // that are not written yet, if whole is set
+	not         func(schema, table string) bool // tables that the other node does not have; nil: it has all
 }
+
+func (x *donor) without(schema, table string) bool { return x.not != nil && x.not(schema, table) }
 
 // deltaBatch is how many rows are looked at in one round trip.
 const deltaBatch = 500
@@ -65,7 +69,7 @@ func (a *Applier) Delta(ctx context.Context, d Donation, out io.Writer) error {
 	if wal == nil {
 		return &NoDelta{"the bridge does not run yet"}
 	}
-	x := &donor{out: out, whole: d.Whole}
+	x := &donor{out: out, whole: d.Whole, not: d.Without}
 	if x.whole != nil {
 		d.Have = x.whole.proved(d.Have)
 	}
@@ -196,6 +200,9 @@ func (x *donor) tables(ctx context.Context, publication string) ([]*table, error
 	}
 	var all []*table
 	for _, r := range rows {
+		if x.without(string(r[0]), string(r[1])) {
+			continue
+		}
 		t, err := x.catalog.tableNow(ctx, string(r[0]), string(r[1]))
 		if err != nil {
 			return nil, err
@@ -367,6 +374,9 @@ func (x *donor) kept(ctx context.Context) error {
 	var hi, lo int64
 	_, err = pgx.ForEachRow(rows, []any{&hi, &lo, &schema, &name, &v.Origin.Node, &v.Origin.Epoch, (*int64)(&v.Stamp), &columns, &image}, func() error {
 		key := wire.KeyHash{Hi: uint64(hi), Lo: uint64(lo)}
+		if x.without(schema, name) {
+			return nil
+		}
 		if x.whole != nil {
 			x.keys = append(x.keys, key)
 		}

@@ -68,6 +68,9 @@ func (x *donor) eachLogged(ctx context.Context, f func(*wire.Logged, tableName) 
 		if l.Seq, l.Kind = uint64(seq), wire.Kind(kind[0]); !x.seen.Covers(o, l.Seq) {
 			return nil
 		}
+		if x.without(n.schema, n.name) {
+			return nil
+		}
 		return f(&l, n)
 	})
 	if err != nil {

@@ -359,23 +359,5 @@ func (m *mapping) fill(c *wire.Change) {
 
 // withoutDropped leaves out of a change what is of tables that are gone since its author wrote it; false if nothing is left.
 func (l lag) withoutDropped(rec wire.Record, relations map[uint32]*wire.Relation) (wire.Record, bool, error) {
-	if rec.Kind == wire.KindSchema {
-		return rec, true, nil
-	}
-	if rec.Kind != wire.KindTruncate {
-		id, _, err := wire.ParseChange(rec.Payload)
-		r := relations[id]
-		return rec, err != nil || r == nil || !l.drops(r), err
-	}
-	options, ids, err := wire.ParseTruncate(rec.Payload)
-	if err != nil {
-		return rec, false, err
-	}
-	left := slices.DeleteFunc(slices.Clone(ids), func(id uint32) bool { return relations[id] != nil && l.drops(relations[id]) })
-	if len(left) == len(ids) || len(left) == 0 {
-		return rec, len(left) > 0, nil
-	}
-	recs := wire.NewRecords(wire.AppendTruncate(nil, options, left))
-	rec, err = recs.Next()
-	return rec, true, err
+	return without(rec, relations, l.drops)
 }

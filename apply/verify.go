@@ -40,8 +40,8 @@ const VerifyParts = 64
 
 // VerifyQuestion is what one node asks another one, or itself. Keys are texts in the order of the table's key.
 type VerifyQuestion struct {
-	// Asker is the node that asks, and ID the question's own, however often it is asked. Who asks itself sets neither.
-	Asker string       `json:"asker,omitempty"`
+	// Asker is the node that reads the answer, and ID the question's own, however often it is asked. Who asks itself sets neither.
+	Asker string       `json:"-"`
 	ID    string       `json:"id,omitempty"`
 	Kind  VerifyKind   `json:"kind"`
 	Table *VerifyTable `json:"table,omitempty"` // which columns are compared, and the key

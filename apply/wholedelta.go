@@ -177,6 +177,9 @@ func (x *donor) wholeJournal(ctx context.Context) error {
 	var b wire.Base
 	_, err = pgx.ForEachRow(rows, []any{&hi, &lo, &b.Schema, &b.Table, &b.Cells}, func() error {
 		b.Key = wire.KeyHash{Hi: uint64(hi), Lo: uint64(lo)}
+		if x.without(b.Schema, b.Table) {
+			return nil
+		}
 		return x.write(wire.AppendBase(x.buf[:0], &b))
 	})
 	if err != nil {

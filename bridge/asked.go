@@ -55,7 +55,7 @@ type nodeAnswer struct {
 
 // answerNodes answers others until ctx ends.
 func (l *life) answerNodes(ctx context.Context) error {
-	stop, err := stream.Answer(l.conns[0], stream.CatalogSubject(l.cfg.Cluster, l.cfg.Node), func(q []byte) []byte {
+	stop, err := stream.Answer(l.conns[0], stream.CatalogSubject(l.cfg.Cluster, l.cfg.Node), func(_ string, q []byte) []byte {
 		a, err := l.answerNode(ctx, q)
 		if err != nil {
 			return refuse(err)

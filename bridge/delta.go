@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -109,7 +110,7 @@ func (g *deltas) drop(id uint64) {
 	}
 }
 
-func (g *deltas) answer(q []byte) []byte {
+func (g *deltas) answer(asker string, q []byte) []byte {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
@@ -117,7 +118,7 @@ func (g *deltas) answer(q []byte) []byte {
 	case len(q) > 0 && q[0] == askBegin:
 		have, err := wire.ParseVectors(q[1:], 1)
 		if err == nil {
-			err = g.begin(have[0], nil)
+			err = g.begin(asker, have[0], nil)
 		}
 		if err != nil {
 			return refuse(err)
@@ -126,7 +127,7 @@ func (g *deltas) answer(q []byte) []byte {
 	case len(q) > 0 && q[0] == askWhole:
 		have, whole, err := parseWhole(q[1:])
 		if err == nil {
-			err = g.begin(have, whole)
+			err = g.begin(asker, have, whole)
 		}
 		if err != nil {
 			return refuse(err)
@@ -146,7 +147,11 @@ func (g *deltas) answer(q []byte) []byte {
 func refuse(err error) []byte { return append([]byte{answerRefuse}, err.Error()...) }
 
 // begin has a delta written; mu is held.
-func (g *deltas) begin(have origin.Vector, whole *apply.Whole) error {
+func (g *deltas) begin(asker string, have origin.Vector, whole *apply.Whole) error {
+	tables := residencyOf(g.cfg)
+	if p := tables.lacking(g.cfg.Node, asker); p != "" {
+		return fmt.Errorf("node %s has tables %s, which are not here (topology.residency): a node that has them must be asked", asker, p)
+	}
 	file, err := deltaFile(g.life)
 	if err != nil {
 		return err
@@ -167,7 +172,7 @@ func (g *deltas) begin(have origin.Vector, whole *apply.Whole) error {
 	}
 	g.log.Info("gives a delta to a node "+why, "have", have.String())
 	g.wg.Go(func() {
-		err := g.write(ctx, have, whole, d)
+		err := g.write(ctx, tables.without(asker), have, whole, d)
 		d.mu.Lock()
 		d.done, d.err = true, err
 		d.mu.Unlock()
@@ -208,7 +213,7 @@ func (d *delta) read(offset int64) []byte {
 	return []byte{answerWait}
 }
 
-func (g *deltas) write(ctx context.Context, have origin.Vector, whole *apply.Whole, d *delta) error {
+func (g *deltas) write(ctx context.Context, without func(schema, table string) bool, have origin.Vector, whole *apply.Whole, d *delta) error {
 	if whole != nil {
 		whole.Settled = g.applier.SettledBut(whole.For)
 		release, err := g.applier.HoldJournal(ctx)
@@ -222,7 +227,7 @@ func (g *deltas) write(ctx context.Context, have origin.Vector, whole *apply.Who
 		return err
 	}
 	defer s.Close()
-	return g.applier.Delta(ctx, apply.Donation{Snapshot: s.Name, Taken: s.Close, Publication: slotName(g.cfg), Have: have, Whole: whole,
+	return g.applier.Delta(ctx, apply.Donation{Snapshot: s.Name, Taken: s.Close, Publication: slotName(g.cfg), Without: without, Have: have, Whole: whole,
 		Own: func(ctx context.Context) (origin.Entry, error) { return g.ownAt(ctx, s.LSN) }}, d)
 }
 
@@ -425,18 +430,46 @@ func (l *life) fetch(ctx context.Context, u *upstream) error {
 		return err
 	}
 	begun := time.Now()
-	file, size, err := l.fetchDelta(ctx, u.name, u.nc, wire.AppendVector([]byte{askBegin}, l.applier.Have()))
+	from, file, size, err := l.fetchFrom(ctx, u)
 	if err != nil && ctx.Err() != nil {
 		l.lack.ended(nil, nil) // the way has changed
 		return err
 	}
 	if err != nil {
-		err = fmt.Errorf("what came of them cannot be had from node %s: %w", u.name, err)
+		err = fmt.Errorf("what came of them cannot be had from node %s: %w", from, err)
 		l.lack.ended(nil, err)
 		return err
 	}
-	l.lack.ended(&fetched{file, u.name, size, time.Since(begun)}, nil)
+	l.lack.ended(&fetched{file, from, size, time.Since(begun)}, nil)
 	return nil
+}
+
+// fetchFrom fetches a delta from the node that is read from or, if that does not have all tables that this one has, from the first that has
+// and gives it: frames go only when all other nodes have applied them, so that any of these will do.
+func (l *life) fetchFrom(ctx context.Context, u *upstream) (from string, file *os.File, size int64, err error) {
+	question := wire.AppendVector([]byte{askBegin}, l.applier.Have())
+	tables := residencyOf(l.cfg)
+	lacking := tables.lacking(u.name, l.cfg.Node)
+	if lacking == "" {
+		file, size, err = l.fetchDelta(ctx, u.name, u.nc, question)
+		return u.name, file, size, err
+	}
+	err = fmt.Errorf("it does not have tables %s (topology.residency), and no other node that has what this one has can be reached from here", lacking)
+	for _, o := range l.others() {
+		if tables.lacking(o.Node, l.cfg.Node) != "" {
+			continue
+		}
+		nc, late := l.reach(o.Node)
+		if late == nil {
+			file, size, late = l.fetchDelta(ctx, o.Node, nc, question)
+			nc.Close()
+		}
+		if late == nil {
+			return o.Node, file, size, nil
+		}
+		from, err = o.Node, late
+	}
+	return cmp.Or(from, u.name), nil, 0, err
 }
 
 // resync takes a delta in. It always ends the life: it was begun for that.

@@ -234,7 +234,7 @@ func (l *life) openApplier(ctx context.Context) error {
 		SpoolDir: filepath.Join(l.cfg.DataDir, "spool"), Policy: l.cfg.Conflict.Default,
 		BatchTransactions: l.cfg.Apply.BatchTransactions, BatchBytes: int(l.cfg.Apply.BatchBytes), Rate: int64(l.cfg.Apply.Rate), YieldAt: l.cfg.Apply.YieldAt,
 		MaxClockSkew: l.cfg.Apply.MaxClockSkew, ConflictRetention: bound(l.cfg.Apply.ConflictRetention),
-		Writers: writersOf(l.cfg), Merge: mergePolicies(l.cfg), Priority: l.cfg.Conflict.Priority, ForeignKeys: foreignKeyPolicies(l.cfg),
+		Writers: writersOf(l.cfg), Elsewhere: residencyOf(l.cfg).without(l.cfg.Node), Merge: mergePolicies(l.cfg), Priority: l.cfg.Conflict.Priority, ForeignKeys: foreignKeyPolicies(l.cfg),
 		ConflictRows: bound(l.cfg.Apply.ConflictRows), SpoolLimit: bound(int64(l.cfg.Apply.SpoolLimit)),
 		Logger: l.log, NoHold: l.opts.NoHold, Running: l.everRan,
 	})

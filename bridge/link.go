@@ -47,7 +47,7 @@ func (b *bridge) checkLinks() error {
 // access says how a node's server is reached: as nats.links has it, and else as for all.
 func (b *bridge) access(node, url string) (stream.ConnectOptions, error) {
 	a := withKeys(b.cfg, node, b.cfg.NATS.Links[node])
-	o := stream.ConnectOptions{URL: url, Name: fmt.Sprintf("pgbridge %s/%s to %s", b.cfg.Cluster, b.cfg.Node, node),
+	o := stream.ConnectOptions{URL: url, Node: b.cfg.Node, Name: fmt.Sprintf("pgbridge %s/%s to %s", b.cfg.Cluster, b.cfg.Node, node),
 		CredentialsFile: a.CredsFile, NKeyFile: a.NKeyFile, User: a.User, Password: a.Password, Token: a.Token,
 		Logger: b.log.With("link", node), OnState: func(open bool, cause error) { b.noteLink(node, open, cause) }}
 	if a.URL != "" {

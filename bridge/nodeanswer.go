@@ -113,7 +113,7 @@ func (l *life) answerMembers(ctx context.Context) error {
 	return err
 }
 
-func (g *answerer) answer(ctx context.Context, question []byte) []byte {
+func (g *answerer) answer(ctx context.Context, asker string, question []byte) []byte {
 	var q nodeQuestion
 	if err := json.Unmarshal(question, &q); err != nil {
 		return refuse(fmt.Errorf("the question cannot be read: %w", err))
@@ -126,7 +126,7 @@ func (g *answerer) answer(ctx context.Context, question []byte) []byte {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, answerPatience, &apply.NotYet{Reason: "its capture does not come along"})
 	defer cancel()
-	x, err := g.ask(ctx, &q)
+	x, err := g.ask(ctx, asker, &q)
 	var wait *apply.NotYet
 	switch {
 	case errors.As(err, &wait):
@@ -142,7 +142,11 @@ func (g *answerer) answer(ctx context.Context, question []byte) []byte {
 }
 
 // ask finds the answer.
-func (g *answerer) ask(ctx context.Context, q *nodeQuestion) (any, error) {
+func (g *answerer) ask(ctx context.Context, asker string, q *nodeQuestion) (any, error) {
+	without := residencyOf(g.cfg).without(asker)
+	if without != nil && q.Page.Name != "" && without(q.Page.Schema, q.Page.Name) {
+		return nil, fmt.Errorf("table %s.%s is not for node %s (topology.residency)", q.Page.Schema, q.Page.Name, asker)
+	}
 	switch q.Ask {
 	case askSeen:
 		return g.seen(ctx)
@@ -156,7 +160,7 @@ func (g *answerer) ask(ctx context.Context, q *nodeQuestion) (any, error) {
 		}
 		return true, g.applier.Knows(q.Node, since, q.LSN)
 	case askTables:
-		return g.tables(ctx)
+		return g.tables(ctx, asker)
 	case askParts:
 		return g.applier.CopyParts(ctx, q.Page.Schema, q.Page.Name, q.Parts, q.Rows)
 	case askPage:
@@ -171,12 +175,16 @@ func (g *answerer) ask(ctx context.Context, q *nodeQuestion) (any, error) {
 }
 
 // tables are those that may be copied, and the schema changes that they have.
-func (g *answerer) tables(ctx context.Context) (*nodeTables, error) {
+func (g *answerer) tables(ctx context.Context, asker string) (*nodeTables, error) {
+	reside := residencyOf(g.cfg)
+	if p := reside.lacking(g.cfg.Node, asker); p != "" {
+		return nil, fmt.Errorf("it does not have tables %s, which node %s is to have (topology.residency); join from a node that has them", p, asker)
+	}
 	made, err := g.applier.MadeChanges(ctx)
 	if err != nil {
 		return nil, err
 	}
-	tables, err := g.applier.CopyTables(ctx, slotName(g.cfg))
+	tables, err := g.applier.CopyTables(ctx, slotName(g.cfg), reside.without(asker))
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/pgbridge/pgbridge/apply"
@@ -53,11 +54,51 @@ func mergePolicies(cfg *config.Config) []apply.MergePolicy {
 // writersOf says who writes which tables.
 func writersOf(cfg *config.Config) (all apply.Writers) {
 	for _, s := range cfg.Topology.Writers {
-		pattern, nodes := config.SplitWriters(s)
+		pattern, nodes := config.SplitTableNodes(s)
 		all = append(all, apply.TableWriters{Nodes: nodes,
 			Match: func(schema, table string) bool { return capture.Matches(pattern, schema, table) }})
 	}
 	return all
+}
+
+// residency says which nodes have which tables: all that is for a table counts, and what nothing is for all nodes have.
+type residency []struct {
+	pattern string
+	nodes   []string
+}
+
+func residencyOf(cfg *config.Config) residency {
+	all := make(residency, len(cfg.Topology.Residency))
+	for i, s := range cfg.Topology.Residency {
+		all[i].pattern, all[i].nodes = config.SplitTableNodes(s)
+	}
+	return all
+}
+
+// without says which tables a node does not have; nil: it has all. Of "", whom nobody knows, that is all that not every node has.
+func (r residency) without(node string) func(schema, table string) bool {
+	var not []string
+	for _, x := range r {
+		if !slices.Contains(x.nodes, node) {
+			not = append(not, x.pattern)
+		}
+	}
+	if not == nil {
+		return nil
+	}
+	return func(schema, table string) bool {
+		return slices.ContainsFunc(not, func(p string) bool { return capture.Matches(p, schema, table) })
+	}
+}
+
+// lacking is a pattern of tables that other has, and node may not have; empty: there is none.
+func (r residency) lacking(node, other string) string {
+	for _, x := range r {
+		if slices.Contains(x.nodes, other) && !slices.Contains(x.nodes, node) {
+			return x.pattern
+		}
+	}
+	return ""
 }
 
 // ruleOf is the rule of a policy that was checked, with its function; none means that the later write wins.

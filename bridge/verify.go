@@ -117,6 +117,7 @@ type verifyRun struct {
 	pace   pace
 	after  origin.Vector // what all that was looked at may have come from
 	found  []*RowDifference
+	only   map[string]bool // tables, as VerifyTable.String has them; nil: all
 }
 
 // verifyRemembered is how many differences a comparison remembers at most: it ends there.
@@ -206,13 +207,13 @@ func (c *verifyRun) tables(ctx context.Context) ([]*tableAsked, error) {
 	for i, a := range answers {
 		have[i] = map[string]*apply.VerifyTable{}
 		for _, t := range a.Tables {
-			if c.o.Table == "" || capture.Matches(c.o.Table, t.Schema, t.Name) {
+			if (c.o.Table == "" || capture.Matches(c.o.Table, t.Schema, t.Name)) && (c.only == nil || c.only[t.String()]) {
 				have[i][t.String()], all[t.String()] = t, t
 			}
 		}
 	}
 	if c.o.Table != "" && len(all) == 0 {
-		return nil, &configError{fmt.Sprintf("no replicated table fits %q; pgbridge verify without --table compares all of them", c.o.Table)}
+		return nil, noSuchTable(c.o.Table)
 	}
 	var tables []*tableAsked
 	for _, name := range slices.Sorted(maps.Keys(all)) {
@@ -225,6 +226,10 @@ func (c *verifyRun) tables(ctx context.Context) ([]*tableAsked, error) {
 		}
 	}
 	return tables, nil
+}
+
+func noSuchTable(pattern string) error {
+	return &configError{fmt.Sprintf("no replicated table fits %q; pgbridge verify without --table compares all of them", pattern)}
 }
 
 // agreed is what all nodes have of a table, nil if it cannot be compared, and what is left out.

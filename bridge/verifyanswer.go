@@ -50,11 +50,12 @@ type slowAnswer struct {
 }
 
 // answer returns the answer to a question, or the one that says that it is worked on.
-func (s *slowAnswers) answer(ctx context.Context, text []byte) []byte {
+func (s *slowAnswers) answer(ctx context.Context, asker string, text []byte) []byte {
 	var q apply.VerifyQuestion
 	if err := json.Unmarshal(text, &q); err != nil {
 		return verifyText(&apply.VerifyAnswer{Error: err.Error()})
 	}
+	q.Asker = asker
 	a := s.workOn(ctx, &q)
 	select {
 	case <-a.done:

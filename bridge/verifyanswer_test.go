@@ -47,7 +47,7 @@ func TestASlowAnswerIsWaitedForAndALostOneAskedFor(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				sent := 0
 				begun := time.Now()
-				a, err := askSlowly(ctx, apply.VerifyQuestion{Asker: "a"}, tt.met, func(short context.Context, text []byte) ([]byte, error) {
+				a, err := askSlowly(ctx, apply.VerifyQuestion{}, tt.met, func(short context.Context, text []byte) ([]byte, error) {
 					fate := tt.always
 					if sent < len(tt.fates) {
 						fate = tt.fates[sent]
@@ -57,13 +57,13 @@ func TestASlowAnswerIsWaitedForAndALostOneAskedFor(t *testing.T) {
 					case "nobody":
 						return nil, errors.New("nobody answers")
 					case "answer lost":
-						there.answer(ctx, text)
+						there.answer(ctx, "a", text)
 						fallthrough
 					case "lost":
 						<-short.Done()
 						return nil, short.Err()
 					}
-					return there.answer(ctx, text), nil
+					return there.answer(ctx, "a", text), nil
 				})
 				got := ""
 				switch {
@@ -93,8 +93,8 @@ func TestTheNextQuestionEndsTheLastOne(t *testing.T) {
 			return verifyText(&apply.VerifyAnswer{})
 		}}
 		ask := func(ctx context.Context, asker string) {
-			_, _ = askSlowly(ctx, apply.VerifyQuestion{Asker: asker}, false, func(ctx context.Context, text []byte) ([]byte, error) {
-				return there.answer(t.Context(), text), ctx.Err()
+			_, _ = askSlowly(ctx, apply.VerifyQuestion{}, false, func(ctx context.Context, text []byte) ([]byte, error) {
+				return there.answer(t.Context(), asker, text), ctx.Err()
 			})
 		}
 		short, cancel := context.WithTimeout(t.Context(), 3*time.Second)

@@ -54,9 +54,18 @@ func (l *life) runVerify(ctx context.Context) error {
 
 // answer answers one question of another node.
 func (s *verifySide) answer(ctx context.Context, q *apply.VerifyQuestion) []byte {
-	a, err := s.ask(ctx, q)
+	without := residencyOf(s.cfg).without(q.Asker)
+	a, err := &apply.VerifyAnswer{}, error(nil)
+	if without != nil && q.Table != nil && without(q.Table.Schema, q.Table.Name) {
+		err = fmt.Errorf("table %s is not for node %s (topology.residency)", q.Table, q.Asker)
+	} else {
+		a, err = s.ask(ctx, q)
+	}
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
+	}
+	if err == nil && without != nil {
+		a.Tables = slices.DeleteFunc(a.Tables, func(t *apply.VerifyTable) bool { return without(t.Schema, t.Name) })
 	}
 	if err != nil {
 		a = &apply.VerifyAnswer{Error: err.Error()}
@@ -147,9 +156,7 @@ func (a *askers) once(ctx context.Context, node string, q *apply.VerifyQuestion)
 	if err != nil {
 		return nil, err
 	}
-	asked := *q
-	asked.Asker = a.cfg.Node
-	got, err := askSlowly(ctx, asked, met, func(ctx context.Context, text []byte) ([]byte, error) {
+	got, err := askSlowly(ctx, *q, met, func(ctx context.Context, text []byte) ([]byte, error) {
 		return stream.Ask(ctx, nc, stream.VerifySubject(a.cfg.Cluster, node), text)
 	})
 	if err != nil && ctx.Err() == nil {

@@ -62,8 +62,11 @@ type Topology struct {
 	// Roles are of nodes that have one: one of package topology's.
 	Roles map[string]string
 	// Writers are "pattern=node node", the pattern over "schema.table": only these nodes write such tables; the first that matches a
-	// table counts. SplitWriters takes them apart.
+	// table counts. SplitTableNodes takes them apart.
 	Writers []string
+	// Residency are of the same form: only these nodes have such tables. All that match a table count. On a node that is not named, Tables
+	// excludes the pattern.
+	Residency []string
 }
 
 // NATS says where this node's stream lives: in the embedded server, or at URL.

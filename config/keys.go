@@ -86,6 +86,9 @@ func nodeKeys() []key {
 		{name: "topology.writers",
 			why:   "Tables that only some nodes write, such as shop.price=a b; others' writes are parked. The same on every node. See docs/security.md.",
 			field: func(c *Config) any { return &c.Topology.Writers }},
+		{name: residencyKey,
+			why:   "Tables that only some nodes have, such as crm.*=a b; the others get nothing of them. The same on every node. See docs/residency.md.",
+			field: func(c *Config) any { return &c.Topology.Residency }},
 	}
 }
 

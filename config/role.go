@@ -19,35 +19,69 @@ func (c *Config) Edge(node string) bool { return topology.IsEdge(c.Topology.Role
 // Reader reports whether users of the node do not write.
 func (c *Config) Reader(node string) bool { return topology.IsReader(c.Topology.Roles[node]) }
 
-// writersKey is the setting that says who writes which tables.
-const writersKey = "topology.writers"
+// The settings that name nodes for tables: who writes them, and who has them.
+const (
+	writersKey   = "topology.writers"
+	residencyKey = "topology.residency"
+)
 
-// SplitWriters takes an element of Topology.Writers apart.
-func SplitWriters(s string) (pattern string, nodes []string) {
+// SplitTableNodes takes an element of Topology.Writers or Topology.Residency apart.
+func SplitTableNodes(s string) (pattern string, nodes []string) {
 	pattern, list, _ := strings.Cut(s, "=")
 	return strings.TrimSpace(pattern), strings.Fields(list)
 }
 
 func (c *Config) checkWriters(ps *problems) {
+	c.checkTableNodes(ps, writersKey, c.Topology.Writers, func(s string, nodes []string) {
+		for _, node := range nodes {
+			if c.Reader(node) {
+				ps.add(writersKey, "%q in %q is a reader (topology.roles), whose users do not write; leave it out", node, s)
+			}
+		}
+	})
+}
+
+func (c *Config) checkResidency(ps *problems) {
+	c.checkTableNodes(ps, residencyKey, c.Topology.Residency, func(s string, nodes []string) {
+		if len(nodes) == 1 {
+			ps.add(residencyKey, "%q names one node, and what only one has is not replicated; name two at least, or exclude it under tables there", s)
+		}
+	})
+}
+
+// checkTableNodes checks a setting that names nodes for tables; more checks the nodes of an element that is well written.
+func (c *Config) checkTableNodes(ps *problems, key string, list []string, more func(s string, nodes []string)) {
 	seen := map[string]bool{}
-	for _, s := range c.Topology.Writers {
-		pattern, nodes := SplitWriters(s)
+	for _, s := range list {
+		pattern, nodes := SplitTableNodes(s)
 		schema, table, qualified := strings.Cut(pattern, ".")
 		switch {
-		case len(nodes) == 0 || !qualified || schema == "" || table == "":
-			ps.add(writersKey, "%q is not schema.table=nodes; write it like %q", s, "shop.price=a b")
+		case len(nodes) == 0 || !qualified || schema == "" || table == "" || strings.HasPrefix(pattern, "!"):
+			ps.add(key, "%q is not schema.table=nodes; write it like %q", s, "shop.price=a b")
+			continue
 		case seen[pattern]:
-			ps.add(writersKey, "%q is given twice; keep one", pattern)
+			ps.add(key, "%q is given twice; keep one", pattern)
 		}
 		seen[pattern] = true
-		for _, node := range nodes {
+		for i, node := range nodes {
 			_, known := c.Topology.Nodes[node]
 			switch {
 			case !known && len(c.Topology.Nodes) > 0:
-				ps.add(writersKey, "%q in %q is not in topology.nodes; the names there are %s", node, s, c.nodeNames())
-			case c.Reader(node):
-				ps.add(writersKey, "%q in %q is a reader (topology.roles), whose users do not write; leave it out", node, s)
+				ps.add(key, "%q in %q is not in topology.nodes; the names there are %s", node, s, c.nodeNames())
+			case slices.Contains(nodes[:i], node):
+				ps.add(key, "%q is twice in %q; keep one", node, s)
 			}
+		}
+		more(s, nodes)
+	}
+}
+
+// deriveTables leaves out of the node's tables what others have.
+func (c *Config) deriveTables() {
+	for _, s := range c.Topology.Residency {
+		pattern, nodes := SplitTableNodes(s)
+		if len(nodes) > 0 && strings.Contains(pattern, ".") && !slices.Contains(nodes, c.Node) && !slices.Contains(c.Tables, "!"+pattern) {
+			c.Tables = append(c.Tables, "!"+pattern)
 		}
 	}
 }

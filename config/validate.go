@@ -34,6 +34,7 @@ func (c *Config) derive() {
 	if !slices.ContainsFunc(c.Tables, func(pattern string) bool { return !strings.HasPrefix(pattern, "!") }) {
 		c.Tables = append([]string{"*.*"}, c.Tables...)
 	}
+	c.deriveTables()
 }
 
 // problems says what is wrong, in the order of the key table, then what does not fit together.
@@ -55,6 +56,7 @@ func (c *Config) problems() problems {
 	c.checkForeignKeys(&ps)
 	c.checkHomes(&ps)
 	c.checkWriters(&ps)
+	c.checkResidency(&ps)
 	c.checkHTTP(&ps)
 	return ps
 }

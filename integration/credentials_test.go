@@ -49,8 +49,8 @@ func documentedPermissions(t *testing.T) (rows []permission) {
 	return rows
 }
 
-// granted is what rows of the table mean at a node's server, for an edge perhaps.
-func granted(c *cluster.Cluster, node, edge string, rows ...permission) (publish, subscribe []string) {
+// granted is what rows of the table mean at a node's server, for another node or the node itself.
+func granted(c *cluster.Cluster, node, other string, rows ...permission) (publish, subscribe []string) {
 	streams := []string{"PGB_" + c.Name + "_" + node}
 	for _, n := range c.Nodes {
 		if n.Name != node {
@@ -59,7 +59,7 @@ func granted(c *cluster.Cluster, node, edge string, rows ...permission) (publish
 	}
 	expand := func(subjects []string) (all []string) {
 		for _, s := range subjects {
-			s = strings.NewReplacer("<cluster>", c.Name, "<node>", node, "<edge>", edge).Replace(s)
+			s = strings.NewReplacer("<cluster>", c.Name, "<node>", node, "<edge>", other, "<other>", other).Replace(s)
 			for _, x := range streams {
 				if at := strings.ReplaceAll(s, "<stream>", x); !slices.Contains(all, at) {
 					all = append(all, at)
@@ -79,9 +79,9 @@ func TestKeysPermitWhatIsDocumented(t *testing.T) {
 	c := &cluster.Cluster{Name: "shop", Nodes: []*cluster.Node{{Name: "a"}, {Name: "b"}, {Name: "c"}}}
 	rows := documentedPermissions(t)
 	others := []string{"b", "c"}
-	require := func(what string, got stream.Permissions, answer bool, rows ...permission) {
+	require := func(what, of string, got stream.Permissions, answer bool, rows ...permission) {
 		t.Helper()
-		publish, subscribe := granted(c, "a", "c", rows...)
+		publish, subscribe := granted(c, "a", of, rows...)
 		got.Publish = slices.DeleteFunc(got.Publish, func(s string) bool { return strings.Contains(s, stream.ShadowName("shop", "a")) })
 		for _, all := range [][]string{publish, subscribe, got.Publish, got.Subscribe} {
 			slices.Sort(all)
@@ -90,10 +90,10 @@ func TestKeysPermitWhatIsDocumented(t *testing.T) {
 			t.Errorf("%s may\n%q\n%q, answer %v, and the table says\n%q\n%q, %v", what, got.Publish, got.Subscribe, got.Answer, publish, subscribe, answer)
 		}
 	}
-	require("the node itself", stream.OwnPermissions("shop", "a", others, true), true, rows[0], rows[1])
-	require("a node without edges", stream.OwnPermissions("shop", "a", others, false), true, rows[0])
-	require("another node", stream.PeerPermissions("shop", "a", "b", others, false), false, rows[2])
-	require("an edge", stream.PeerPermissions("shop", "a", "c", others, true), true, rows[2], rows[3])
+	require("the node itself", "a", stream.OwnPermissions("shop", "a", others, true), true, rows[0], rows[1])
+	require("a node without edges", "a", stream.OwnPermissions("shop", "a", others, false), true, rows[0])
+	require("another node", "b", stream.PeerPermissions("shop", "a", "b", others, false), false, rows[2])
+	require("an edge", "c", stream.PeerPermissions("shop", "a", "c", others, true), true, rows[2], rows[3])
 }
 
 // TestLeastPermissions: nodes whose credentials permit what the documentation says, and nothing else, replicate, hear and ask each
@@ -172,9 +172,8 @@ func requireNothingRefused(t *testing.T, c *cluster.Cluster) {
 // requireRefused has a node that is not a try what it may not do at the server of a.
 func requireRefused(t *testing.T, c *cluster.Cluster, nc *nats.Conn) {
 	t.Helper()
-	for _, subject := range []string{"pgb." + c.Name + ".a.a", "pgb." + c.Name + ".a.b", "pgb_hello." + c.Name + ".a", "pgb_ahead." + c.Name + ".a.a",
-		"$JS.API.STREAM.PURGE.PGB_" + c.Name + "_a", "$JS.API.STREAM.DELETE.PGB_" + c.Name + "_a", "$JS.API.STREAM.CREATE.X", stream.DoorSubject(c.Name, "c", "a")} {
-		err := nc.Publish(subject, nil)
+	refused := func(subject string, err error) {
+		t.Helper()
 		if err == nil {
 			err = nc.Flush()
 		}
@@ -185,12 +184,20 @@ func requireRefused(t *testing.T, c *cluster.Cluster, nc *nats.Conn) {
 			t.Errorf("%s is not refused: %v", subject, err)
 		}
 	}
+	for _, subject := range []string{"_INBOX.>", "_INBOX.c.>", "_INBOX.*.*"} { // what others are answered
+		_, err := nc.SubscribeSync(subject)
+		refused(subject, err)
+	}
+	for _, subject := range []string{"pgb." + c.Name + ".a.a", "pgb." + c.Name + ".a.b", "pgb_hello." + c.Name + ".a", "pgb_ahead." + c.Name + ".a.a",
+		"$JS.API.STREAM.PURGE.PGB_" + c.Name + "_a", "$JS.API.STREAM.DELETE.PGB_" + c.Name + "_a", "$JS.API.STREAM.CREATE.X", stream.DoorSubject(c.Name, "c", "a")} {
+		refused(subject, nc.Publish(subject, nil))
+	}
 }
 
 // connectAs connects to a server as one of its users.
 func connectAs(t *testing.T, url, user, caFile string) *nats.Conn {
 	t.Helper()
-	nc, err := nats.Connect(url, nats.UserInfo(user, "s3cret"), nats.RootCAs(caFile), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	nc, err := nats.Connect(url, nats.CustomInboxPrefix("_INBOX."+user), nats.UserInfo(user, "s3cret"), nats.RootCAs(caFile), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 	if err != nil {
 		t.Fatal(err)
 	}

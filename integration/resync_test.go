@@ -35,8 +35,9 @@ func isolate(c *cluster.Cluster, name string) (heal func()) {
 	return func() { links((*cluster.Link).Heal) }
 }
 
-// purge takes from a node's broker all frames but the last of each stream, as if what it keeps had become too much.
-func purge(t *testing.T, n *cluster.Node) {
+// purge takes from a node's broker all frames but the last of each stream, or of those of some origins, as if what it keeps had become too
+// much.
+func purge(t *testing.T, n *cluster.Node, of ...string) {
 	t.Helper()
 	nc, err := stream.Connect(stream.ConnectOptions{URL: "nats://" + n.Listen, Name: "test", Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -48,6 +49,10 @@ func purge(t *testing.T, n *cluster.Node) {
 		t.Fatal(err)
 	}
 	for name := range js.StreamNames() {
+		author := name[strings.LastIndexAny(name, "_-")+1:]
+		if len(of) > 0 && !slices.Contains(of, author) {
+			continue
+		}
 		if err := js.PurgeStream(name, &nats.StreamPurgeRequest{Keep: 1}); err != nil {
 			t.Fatalf("purge %s: %v", name, err)
 		}

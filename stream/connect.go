@@ -27,6 +27,7 @@ const (
 type ConnectOptions struct {
 	URL             string // nats://host:port, or several of one cluster separated by commas
 	Name            string // shown in the server's list of connections
+	Node            string // who asks, which answers can tell; empty: nobody
 	CredentialsFile string // a NATS .creds file
 	NKeyFile        string // a file with an nkey seed
 	User, Password  string
@@ -108,6 +109,7 @@ func (o ConnectOptions) clientOptions() []nats.Option {
 	}
 	return []nats.Option{
 		nats.Name(o.Name),
+		nats.CustomInboxPrefix(inboxOf(o.Node)),
 		nats.Timeout(dialTimeout),
 		nats.RetryOnFailedConnect(true),
 		nats.MaxReconnects(-1),
@@ -136,6 +138,28 @@ func logAsync(log *slog.Logger, nc *nats.Conn, sub *nats.Subscription, err error
 	default:
 		log.Warn("broker reported an error", "broker", brokerName(nc), "err", err)
 	}
+}
+
+// inboxes begin the subjects on which answers come.
+const inboxes = "_INBOX"
+
+// inboxOf begins those of a node. Where a node may subscribe to its own alone (PeerPermissions), what is answered there is read by nobody else,
+// whoever has asked.
+func inboxOf(node string) string {
+	if node == "" {
+		return inboxes
+	}
+	return inboxes + "." + node
+}
+
+// askerOf is the node that reads what is answered on a subject; empty: it cannot be told.
+func askerOf(reply string) string {
+	rest, ok := strings.CutPrefix(reply, inboxes+".")
+	node, _, more := strings.Cut(rest, ".")
+	if !ok || !more || checkName("node", node) != nil {
+		return ""
+	}
+	return node
 }
 
 // redact takes user and password out of a list of URLs.

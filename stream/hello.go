@@ -55,9 +55,9 @@ func Ask(ctx context.Context, nc *nats.Conn, subject string, question []byte) ([
 }
 
 // Answer answers what is asked on a subject with fn, one question after the other, until the returned function is called or the
-// connection is closed.
-func Answer(nc *nats.Conn, subject string, fn func(question []byte) []byte) (stop func(), err error) {
-	s, err := nc.Subscribe(subject, func(m *nats.Msg) { _ = m.Respond(fn(m.Data)) }) // who has gone asks again
+// connection is closed. The asker is the node that will read the answer; empty: it cannot be told.
+func Answer(nc *nats.Conn, subject string, fn func(asker string, question []byte) []byte) (stop func(), err error) {
+	s, err := nc.Subscribe(subject, func(m *nats.Msg) { _ = m.Respond(fn(askerOf(m.Reply), m.Data)) }) // who has gone asks again
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +83,7 @@ const answersAtOnce = 16
 
 // AnswerAside is Answer for questions that take their time: several are answered side by side. The returned function waits for those
 // that are; fn must end with ctx.
-func AnswerAside(ctx context.Context, nc *nats.Conn, subject string, fn func(ctx context.Context, question []byte) []byte) (stop func(), err error) {
+func AnswerAside(ctx context.Context, nc *nats.Conn, subject string, fn func(ctx context.Context, asker string, question []byte) []byte) (stop func(), err error) {
 	var answers sync.WaitGroup
 	room := make(chan struct{}, answersAtOnce)
 	s, err := nc.Subscribe(subject, func(m *nats.Msg) {
@@ -93,7 +93,7 @@ func AnswerAside(ctx context.Context, nc *nats.Conn, subject string, fn func(ctx
 			return
 		}
 		answers.Go(func() {
-			_ = m.Respond(fn(ctx, m.Data)) // who has gone asks again
+			_ = m.Respond(fn(ctx, askerOf(m.Reply), m.Data)) // who has gone asks again
 			<-room
 		})
 	})

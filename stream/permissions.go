@@ -50,7 +50,7 @@ func OwnPermissions(cluster, node string, others []string, edges bool) Permissio
 		Publish: append([]string{Subject(cluster, node, "*"), AheadSubject(cluster, node, "*"), HelloSubject(cluster, node), "$JS.API.INFO"},
 			append(streamAPI(streams, "STREAM.INFO", "STREAM.CREATE", "STREAM.UPDATE", "STREAM.PURGE", "STREAM.DELETE", "STREAM.MSG.GET", "DIRECT.GET"),
 				consumerAPI(streams)...)...),
-		Subscribe: append([]string{"_INBOX.>"}, questions(cluster, node)...)}
+		Subscribe: append([]string{inboxes + ".>"}, questions(cluster, node)...)}
 	if edges {
 		door := DoorSubject(cluster, "*", node)
 		p.Publish = append(p.Publish, door, tunnelSubject(door, "*", inward))
@@ -64,7 +64,7 @@ func PeerPermissions(cluster, node, peer string, others []string, edge bool) Per
 	streams := append(streamsAt(cluster, node, others), ShadowName(cluster, node))
 	p := Permissions{
 		Publish:   append(append(streamAPI(streams, "STREAM.INFO", "DIRECT.GET"), consumerAPI(streams)...), questions(cluster, node)...),
-		Subscribe: []string{"_INBOX.>", HelloSubject(cluster, node), AheadSubject(cluster, node, "*")}}
+		Subscribe: []string{inboxOf(peer) + ".>", HelloSubject(cluster, node), AheadSubject(cluster, node, "*")}}
 	if edge {
 		door := DoorSubject(cluster, peer, node)
 		p.Answer = true

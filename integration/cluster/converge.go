@@ -3,12 +3,15 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/pgbridge/pgbridge/capture"
+	"github.com/pgbridge/pgbridge/config"
 	"github.com/pgbridge/pgbridge/integration/pgtest"
 )
 
@@ -134,14 +137,50 @@ ORDER BY 1`
 // difference describes the first rows that are not on all nodes, "" if there are none.
 func (c *Cluster) difference(ctx context.Context) string {
 	c.t.Helper()
-	first := c.Nodes[0]
-	tables := first.tables()
-	if c.alike(ctx, tables) {
+	groups := map[string][]comparedTable{} // by the nodes that have them
+	for _, t := range c.Nodes[0].tables() {
+		at := c.at(t)
+		groups[at] = append(groups[at], t)
+	}
+	for at, tables := range groups {
+		if d := c.differenceAt(ctx, at, tables); d != "" {
+			return d
+		}
+	}
+	return ""
+}
+
+// at is the names of the nodes that have a table: of all, unless topology.residency says otherwise.
+func (c *Cluster) at(t comparedTable) (names string) {
+	schema, table, _ := strings.Cut(t.name, ".")
+	for _, n := range c.Nodes {
+		there := true
+		for _, s := range strings.Split(c.opts.Config["topology.residency"], ",") {
+			pattern, nodes := config.SplitTableNodes(s)
+			there = there && (!capture.Matches(pattern, schema, table) || slices.Contains(nodes, n.Name))
+		}
+		if there {
+			names += n.Name
+		}
+	}
+	return names
+}
+
+// differenceAt is difference of tables that only the nodes of these names, of one letter each, have.
+func (c *Cluster) differenceAt(ctx context.Context, names string, tables []comparedTable) string {
+	var nodes []*Node
+	for _, n := range c.Nodes {
+		if strings.Contains(names, n.Name) {
+			nodes = append(nodes, n)
+		}
+	}
+	if c.alike(ctx, nodes, tables) {
 		return ""
 	}
+	first := nodes[0]
 	for _, t := range tables {
 		want := first.rows(ctx, t.digest(), t.name)
-		for _, n := range c.Nodes[1:] {
+		for _, n := range nodes[1:] {
 			if got := n.rows(ctx, t.digest(), t.name); strings.Join(got, "") != strings.Join(want, "") {
 				return fmt.Sprintf("table %s, nodes %s and %s:\n%s", t.name, first.Name, n.Name,
 					firstDifferences(first.rows(ctx, t.text, t.name), n.rows(ctx, t.text, t.name)))
@@ -169,15 +208,15 @@ func (t comparedTable) digest() string {
 	return fmt.Sprintf(`count(*) || ' ' || COALESCE(sum(('x' || substr(md5(%s), 1, 15))::bit(60)::int8), 0)`, t.text)
 }
 
-// alike reports whether all nodes are known to hold the same rows: one question to each node, where difference asks for
+// alike reports whether nodes are known to hold the same rows: one question to each node, where difference asks for
 // every table.
-func (c *Cluster) alike(ctx context.Context, tables []comparedTable) bool {
+func (c *Cluster) alike(ctx context.Context, nodes []*Node, tables []comparedTable) bool {
 	var parts []string
 	for _, t := range tables {
 		parts = append(parts, fmt.Sprintf("SELECT '%s' AS name, %s AS rows FROM %s t", strings.ReplaceAll(t.name, "'", "''"), t.digest(), t.name))
 	}
 	var want string
-	for i, n := range c.Nodes {
+	for i, n := range nodes {
 		conn, giveBack, err := pgtest.Borrow(ctx, n.DSN)
 		if err != nil {
 			return false
