@@ -420,8 +420,8 @@ func (u *undo) explain(err error) error {
 	}
 	switch pg.Code {
 	case "42501":
-		return &refusal{err, fmt.Sprintf("run GRANT SELECT, INSERT, UPDATE, DELETE ON %s TO %s, and where the table has row security let the role have BYPASSRLS; "+
-			"or name a role in postgres.dsn that may write it", u.t.quoted, u.h.role)}
+		return &refusal{err, fmt.Sprintf("run GRANT USAGE ON SCHEMA %s TO %s; GRANT SELECT, INSERT, UPDATE, DELETE ON %s TO %[2]s, and where the table has row security "+
+			"let the role have BYPASSRLS; or name a role in postgres.dsn that may write it", pgx.Identifier{u.t.schema}.Sanitize(), u.h.role, u.t.quoted)}
 	case "23505":
 		return fmt.Errorf("%w (%s); another row has what must be unique: change that one first", err, pg.Detail)
 	}

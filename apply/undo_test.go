@@ -452,8 +452,8 @@ func TestUndoIsAnOrdinaryWrite(t *testing.T) {
 
 // TestHistoryNeedsPrivileges: what is lacking is told with the statement that mends it, and that is enough.
 func TestHistoryNeedsPrivileges(t *testing.T) {
-	db := setUp(t, pgtest.SharedServer(t, pgtest.Newest(t)), tableT+`; INSERT INTO t VALUES (1, 'won', 1)`)
-	id := loseByHand(t, db, "public.t", "update_update", localWins, `SELECT * FROM t`, `SELECT 1 AS id, 'lost' AS v, 1 AS n`)
+	db := setUp(t, pgtest.SharedServer(t, pgtest.Newest(t)), `CREATE SCHEMA app; CREATE TABLE app.t (id int PRIMARY KEY, v text, n numeric); INSERT INTO app.t VALUES (1, 'won', 1)`)
+	id := loseByHand(t, db, "app.t", "update_update", localWins, `SELECT * FROM app.t`, `SELECT 1 AS id, 'lost' AS v, 1 AS n`)
 	role := "r_" + db.Name
 	db.Exec(t, `CREATE ROLE `+role+` LOGIN`)
 	t.Cleanup(func() { db.Exec(t, `DROP OWNED BY `+role+`; DROP ROLE `+role) })
@@ -481,7 +481,7 @@ func TestHistoryNeedsPrivileges(t *testing.T) {
 	if _, err := h.Undo(t.Context(), id, UndoOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if got := db.Value(t, `SELECT v FROM t`); got != "lost" {
+	if got := db.Value(t, `SELECT v FROM app.t`); got != "lost" {
 		t.Errorf("row %q", got)
 	}
 	db.Exec(t, `REVOKE SELECT ON pgbridge.conflict FROM `+role)
