@@ -44,7 +44,6 @@ type docs struct {
 	a, b, z *cluster.Node // z is c
 	dir     string        // of the shell
 	schema  []string      // what was changed, for a node that joins
-	ran     []string      // commands
 }
 
 // TestDocumentedCommands: each command that README.md and docs show, and all SQL, does what they say, on real nodes. What cannot be run
@@ -67,12 +66,6 @@ func TestDocumentedCommands(t *testing.T) {
 		d.do(p)
 	}
 	d.WaitConverged()
-	for _, s := range all {
-		form := func(ran string) bool { return strings.Contains(ran+" ", s.text+" ") }
-		if s.kind == shownName && notRun[s.text] == "" && !slices.ContainsFunc(d.ran, form) {
-			t.Errorf("%s:%d: %q is run in no form", s.doc, s.line, s.text)
-		}
-	}
 }
 
 // plan says what is run, and how; last what takes nodes away.
@@ -90,9 +83,15 @@ func plan(t *testing.T, all []shown) (first, last []planned) {
 		how, found := stepOf(s, times[s.doc+s.text])
 		times[s.doc+s.text]++
 		times[s.text]++
+		form := func(other shown) bool {
+			return other.kind == shownCommand && strings.Contains(other.text+" ", s.text+" ")
+		}
 		switch {
-		case !found && (s.kind == shownName || s.kind == shownCommand && times[s.text] > 1): // it has been run, or a form of it is
-			continue
+		case !found && s.kind == shownName:
+			if !slices.ContainsFunc(all, form) {
+				t.Errorf("%s:%d: %q is run in no form: docsSteps or notRun wants a line for it", s.doc, s.line, s.text)
+			}
+		case !found && s.kind == shownCommand && times[s.text] > 1: // it is run already
 		case !found && s.kind == shownCommand && !strings.HasPrefix(s.text, "pgbridge "):
 			t.Errorf("%s:%d: nothing is known of %q: docsSteps or notRun wants a line for it", s.doc, s.line, s.text)
 		case how.last:
@@ -187,9 +186,16 @@ func (d *docs) do(p planned) {
 	default:
 		answer, exit = d.shell(p)
 	}
-	if p.kind != shownSQL {
-		d.ran = append(d.ran, p.text)
+	d.require(p, answer, exit)
+	d.t.Logf("%s:%d: %s: %d (%v, and %v before)", p.doc, p.line, p.text, exit, (time.Since(begun) - prepared).Round(time.Millisecond), prepared.Round(time.Millisecond))
+	if p.how.after != nil {
+		p.how.after(d)
 	}
+}
+
+// require checks what the document, or what is known beside it, says of the answer.
+func (d *docs) require(p planned, answer string, exit int) {
+	d.t.Helper()
 	if exit != p.how.exit {
 		d.t.Errorf("%s:%d: %s\nends with %d, not %d:\n%.3000s", p.doc, p.line, p.text, exit, p.how.exit, answer)
 	}
@@ -203,10 +209,6 @@ func (d *docs) do(p planned) {
 			d.t.Errorf("%s:%d: %s\nhas not the columns %s:\n%.3000s", p.doc, p.line, p.text, line, answer)
 		}
 	}
-	d.t.Logf("%s:%d: %s: %d (%v, and %v before)", p.doc, p.line, p.text, exit, (time.Since(begun) - prepared).Round(time.Millisecond), prepared.Round(time.Millisecond))
-	if p.how.after != nil {
-		p.how.after(d)
-	}
 }
 
 var (
@@ -218,6 +220,7 @@ var (
 	without = regexp.MustCompile(`^pgbridge (version|completion|man)\b`)
 )
 
+// nodeOf are names of configurations that are no names of nodes here.
 var nodeOf = map[string]string{"pgbridge": "a", "paris": "a", "tokyo": "b"}
 
 // shell runs a command line.
@@ -249,14 +252,12 @@ func (d *docs) shell(p planned) (answer string, exit int) {
 // query runs SQL on the node, or on all.
 func (d *docs) query(p planned) (answer string) {
 	d.t.Helper()
-	on := []*cluster.Node{d.a}
-	switch p.how.on {
-	case "all":
-		on = d.Nodes
-	default:
-		on[0] = d.Node(p.how.on)
+	on := d.Nodes
+	if p.how.on != "all" {
+		on = []*cluster.Node{d.Node(p.how.on)}
 	}
 	for _, n := range on {
+		d.t.Logf("%s:%d on node %s", p.doc, p.line, n.Name)
 		if strings.HasPrefix(p.sql, "SELECT ") {
 			answer += fmt.Sprintln(strings.Join(n.Query(p.sql), "\n"))
 		} else {
