@@ -1,6 +1,6 @@
 // The page: who is signed in, and which section is shown.
 import { get, signIn, signOut } from "./api.js";
-import { complain, failure, h } from "./dom.js";
+import { complain, failure, h, heading } from "./dom.js";
 import { begin, end, watch } from "./watch.js";
 import { overview } from "./overview.js";
 import { conflicts, conflict } from "./conflicts.js";
@@ -25,10 +25,6 @@ let me = null; // who is signed in
 let leave = null;
 
 async function route(event) {
-	if (location.hash === "#main") { // the link that skips to the content
-		byId("main").focus();
-		return;
-	}
 	leave?.();
 	leave = null;
 	if (!me) return;
@@ -55,8 +51,7 @@ async function route(event) {
 	const title = into.querySelector("h1");
 	document.title = (title ? title.textContent + " – " : "") + me.node + " – pgbridge";
 	if (event && title && into.isConnected) { // somebody went there: read it from its beginning
-		title.tabIndex = -1;
-		title.focus();
+		heading(title).focus();
 	}
 }
 
@@ -64,14 +59,14 @@ function lost(into) {
 	into.append(h("h1", {}, "There is no such section"), h("p", {}, h("a", { href: "#/" }, "Go to the overview")));
 }
 
-function enter(who) {
+function enter(who, event) {
 	me = who;
 	byId("sign-in").hidden = true;
 	for (const id of ["nav", "who"]) byId(id).hidden = false;
 	byId("where").textContent = who.cluster + " / " + who.node;
 	byId("role").textContent = who.role;
 	begin();
-	route();
+	route(event);
 }
 
 function leaveAll() {
@@ -93,7 +88,7 @@ byId("sign-in").addEventListener("submit", async (event) => {
 	const field = byId("token"), error = byId("sign-in-error");
 	error.textContent = "";
 	try {
-		enter(await signIn(field.value.trim()));
+		enter(await signIn(field.value.trim()), event);
 	} catch (refused) {
 		error.textContent = refused.message;
 		field.select();
@@ -128,6 +123,11 @@ watch(({ status }) => {
 });
 
 addEventListener("hashchange", route);
+
+document.querySelector(".skip").addEventListener("click", (event) => {
+	event.preventDefault(); // or the address would name no section any more
+	byId("main").focus();
+});
 
 try {
 	enter(await get("session"));

@@ -1,6 +1,6 @@
 // The history of conflicts: a list, and one conflict with both versions side by side.
 import { get, post } from "./api.js";
-import { ask, button, exact, h, plural, say, seconds, shown, table, time } from "./dom.js";
+import { ask, button, exact, h, plural, refill, say, seconds, shown, table, time } from "./dom.js";
 
 const columns = ["ID", "Time", "Table", "Key", "Kind", "Won", "Lost", "Margin", "Undone"];
 
@@ -54,25 +54,24 @@ export async function conflict(into, { operator }, id) {
 	const head = sides(c);
 	const mark = (differs) => (differs ? h("strong", { class: "differs" }, "≠ ", h("span", { class: "unseen" }, "differs")) : "");
 	const value = (row, text) => (row ? shown(text) : h("span", { class: "none" }, "(deleted)"));
-	into.append(h("h1", {}, "Conflict " + c.id), h("p", {}, h("a", { href: "#/conflicts" }, "All conflicts")),
+	const parts = [h("h1", {}, "Conflict " + c.id), h("p", {}, h("a", { href: "#/conflicts" }, "All conflicts")),
 		h("p", {}, c.kind + " in table " + c.table + ", row " + (c.key || "of unknown key") + ", decided here at " + time(c.at) + ". " + c.winner + " won by " + seconds(c.margin_seconds) +
 			(c.close ? ", which is less than clocks can be trusted" : "") + "."),
-		h("p", { id: "undone" }, c.undone_at ? "Undone at " + time(c.undone_at) + " by " + c.undone_by + "." : "Not undone."));
-	if (c.not_recorded) into.append(h("p", { class: "error" }, "The rows were not recorded: " + c.not_recorded));
+		h("p", { id: "undone" }, c.undone_at ? "Undone at " + time(c.undone_at) + " by " + c.undone_by + "." : "Not undone.")];
+	if (c.not_recorded) parts.push(h("p", { class: "error" }, "The rows were not recorded: " + c.not_recorded));
 	const rows = [["(stamp)", "", exact(c.local.stamp), exact(c.remote.stamp)],
 		...c.columns.map((column) => [column.name, mark(column.differs), value(c.local_row, column.local), value(c.remote_row, column.remote)])];
 	const made = table("Both versions of the row", ["Column", "Differs", head.local, head.remote], rows, { id: "versions" });
 	made.querySelectorAll("tbody tr").forEach((row, i) => { if (i > 0 && c.columns[i - 1].differs) row.className = "differing"; });
-	into.append(made);
-	if (!operator) return;
-	into.append(h("p", { class: "buttons" }, button("Undo…", async () => {
+	parts.push(made);
+	if (operator) parts.push(h("p", { class: "buttons" }, button("Undo…", async () => {
 		const form = await ask({ title: "Undo conflict " + c.id + "?", action: "Undo",
 			text: "The version of " + c.loser + " is written back by a new transaction of this node, which goes to all others. It is refused if the row is not what won any more.",
 			fields: [h("label", { class: "check" }, h("input", { type: "checkbox", name: "force" }), " Write it whatever is there now")] });
 		if (!form) return;
 		await post("conflicts/" + c.id + "/undo", { force: form.get("force") === "on" });
-		into.replaceChildren();
 		await conflict(into, { operator }, id);
 		say("Conflict " + c.id + " is undone.");
 	}, { class: "danger" })));
+	refill(into, ...parts);
 }

@@ -61,18 +61,42 @@ export function failure(error) {
 	return h("p", { class: "error", role: "alert" }, error.message);
 }
 
+// setBusy switches a button off or on. It keeps the focus meanwhile, which it would lose if it were disabled.
+export function setBusy(button, yes) {
+	button.setAttribute("aria-disabled", yes);
+}
+
+export const busy = (button) => button.getAttribute("aria-disabled") === "true";
+
 // button makes a button that is off while what it does is under way, and shows what goes wrong.
 export function button(text, act, attributes) {
 	const made = h("button", { type: "button", ...attributes, onclick: async () => {
-		made.disabled = true;
+		if (busy(made)) return;
+		setBusy(made, true);
 		try {
 			await act();
 		} catch (error) {
 			if (error.status !== 401) complain(error);
 		}
-		made.disabled = false;
+		setBusy(made, false);
 	} }, text);
 	return made;
+}
+
+// refill replaces what an element shows. A focus in there goes to the button that is called the same, or else to the heading above.
+export function refill(element, ...children) {
+	const name = (of) => of.getAttribute("aria-label") || of.textContent;
+	const had = element.contains(document.activeElement) ? name(document.activeElement) : null;
+	element.replaceChildren(...children);
+	if (had === null) return;
+	const again = [...element.querySelectorAll("button")].find((other) => name(other) === had);
+	(again ?? heading(element.closest("section:has(h2)")?.querySelector("h2") ?? document.querySelector("#view h1"))).focus();
+}
+
+// heading lets a heading have the focus.
+export function heading(title) {
+	title.tabIndex = -1;
+	return title;
 }
 
 // complain shows an error until the next one, or until it is dismissed.

@@ -1,16 +1,16 @@
 // What goes on now: the cluster, alarms, nodes, lag, and what is held back.
 import { post } from "./api.js";
-import { ask, button, bytes, count, h, plural, rate, say, seconds, table, time } from "./dom.js";
+import { ask, button, bytes, count, h, plural, rate, refill, say, seconds, table, time } from "./dom.js";
 import { chart } from "./chart.js";
 import { flows, nodeOf, picture, stateOf, stateWord } from "./topology.js";
 import { span, watch } from "./watch.js";
 
-// redraw fills an element when what it shows is not the same any more, so that focus and selection stay where they are.
+// redraw fills an element when what it shows is not the same any more, so that a selection stays where it is.
 function redraw(element, key, make) {
 	const text = JSON.stringify(key);
 	if (element.shows === text) return;
 	element.shows = text;
-	element.replaceChildren(...[make()].flat());
+	refill(element, ...[make()].flat());
 }
 
 export function overview(into, { operator }) {

@@ -1,6 +1,6 @@
 // Transactions that were put aside: why, what they change, and trying them again.
 import { get, post } from "./api.js";
-import { ask, button, failure, h, plural, say, shown, table, time } from "./dom.js";
+import { ask, button, failure, h, plural, refill, say, shown, table, time } from "./dom.js";
 
 function reason(p) {
 	const parts = [];
@@ -47,14 +47,14 @@ export async function parked(into, { operator }) {
 	const again = async () => {
 		const all = await get("parked");
 		if (!all.length) {
-			list.replaceChildren(h("p", {}, "Nothing is parked."));
+			refill(list, h("p", {}, "Nothing is parked."));
 			return;
 		}
-		list.replaceChildren(table(plural(all.length, "transaction, the oldest first", "transactions, the oldest first"),
+		refill(list, table(plural(all.length, "transaction, the oldest first", "transactions, the oldest first"),
 			["Transaction", "Parked", "Table", "Key", "Reason", "Tries", "Act"],
 			all.map((p) => [h("a", { href: "#/parked/" + encodeURIComponent(p.name) }, p.name), time(p.at), p.table ?? "–", p.key || "–", reason(p), p.attempts,
-				acts(p.name, operator, again)]), { id: "parked" }));
-		if (operator) list.append(h("p", { class: "buttons" }, button("Retry all", () => retry({ all: true }, again))));
+				acts(p.name, operator, again)]), { id: "parked" }),
+		operator ? h("p", { class: "buttons" }, button("Retry all", () => retry({ all: true }, again))) : "");
 	};
 	await again();
 }
@@ -67,12 +67,12 @@ export async function parkedChanges(into, { operator }, name) {
 		try {
 			p = await get("parked/changes", { name });
 		} catch (error) {
-			body.replaceChildren(error.status === 404 ? h("p", {}, "It is not parked any more.") : failure(error));
+			refill(body, error.status === 404 ? h("p", {}, "It is not parked any more.") : failure(error));
 			return;
 		}
-		body.replaceChildren(h("p", {}, "Written at " + time(p.stamp) + ", parked at " + time(p.at) + ". " + reason(p)), acts(p.name, operator, again),
-			...p.rows.map((change, i) => changeTable(change, i + 1)));
-		if (p.changes > p.rows.length) body.append(h("p", {}, "And " + plural(p.changes - p.rows.length, "more change", "more changes") + "; pgbridge parked show has them."));
+		refill(body, h("p", {}, "Written at " + time(p.stamp) + ", parked at " + time(p.at) + ". " + reason(p)), acts(p.name, operator, again),
+			...p.rows.map((change, i) => changeTable(change, i + 1)),
+			p.changes > p.rows.length ? h("p", {}, "And " + plural(p.changes - p.rows.length, "more change", "more changes") + "; pgbridge parked show has them.") : "");
 	};
 	await again();
 }

@@ -1,6 +1,6 @@
 // Comparing the rows of nodes. A comparison goes on while other sections are looked at, and ends with the page.
 import { lines } from "./api.js";
-import { ask, button, complain, count, h, plural, say, seconds, table, time } from "./dom.js";
+import { ask, button, busy, complain, count, h, plural, say, seconds, setBusy, table, time } from "./dom.js";
 import { watched, watch } from "./watch.js";
 
 // run is the last comparison of this page.
@@ -39,6 +39,7 @@ export function verify(into, { operator }) {
 	const state = h("div", {}), result = h("div", {});
 	const form = h("form", { onsubmit: async (event) => {
 		event.preventDefault();
+		if (busy(start)) return;
 		const data = new FormData(form), nodes = data.getAll("node");
 		const asked = { table: data.get("table"), nodes: nodes.length === others.querySelectorAll("input").length ? [] : nodes, repair: data.get("repair") === "on", from: data.get("repair") ? data.get("from") : "" };
 		if (!nodes.length) return complain(new Error("Choose a node to compare with."));
@@ -61,7 +62,7 @@ export function verify(into, { operator }) {
 		from.replaceChildren(h("option", { value: "" }, "the later version"), ...names.map((node) => h("option", { value: node }, "node " + node)));
 	};
 	const show = () => {
-		start.disabled = run.stop !== null;
+		setBusy(start, run.stop !== null);
 		const p = run.progress;
 		if (run.stop && !state.querySelector("progress")) {
 			state.replaceChildren(h("progress", { "aria-label": "Comparison" }), h("p", { role: "status" }), button("Stop", () => run.stop?.abort()));
