@@ -99,8 +99,9 @@ RUNS ?= 1
 browser: build $(STATICCHECK) ## what is shown in a browser, in Chromium; RUNS=20 for all of it
 	scripts/postgres.sh 18
 	scripts/chromium.sh
+	scripts/axe.sh build/axe.min.js
 	cd integration/browser && go vet -tags pictures ./... && $(CURDIR)/$(STATICCHECK) ./... && PGBRIDGE=$(CURDIR)/bin/pgbridge PGBRIDGE_TEST_SECONDS=$(TYPING) \
-		go test -vet=off -count=$(RUNS) -v -timeout 2h -run '$(RUN)' ./...
+		PGBRIDGE_TEST_AXE=$(CURDIR)/build/axe.min.js go test -vet=off -count=$(RUNS) -v -timeout 2h -run '$(RUN)' ./...
 
 pictures: build ## makes the pictures in docs/images again
 	scripts/postgres.sh 18

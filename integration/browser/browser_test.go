@@ -158,6 +158,6 @@ func await(t *testing.T, ctx context.Context, expression string) {
 	t.Helper()
 	_, err := chromedp.Run(ctx, chromedp.Poll[bool](expression, chromedp.WithPollingInterval(20*time.Millisecond), chromedp.WithPollingTimeout(patience)))
 	if err != nil {
-		t.Fatalf("await %s: %v", expression, err)
+		t.Fatalf("await %s: %v; the page says:\n%s", expression, err, eval[string](t, ctx, `document.body.innerText`))
 	}
 }
