@@ -18,6 +18,7 @@ UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname NOT IN ('pg_catalog',
 UNION ALL SELECT conrelid::regclass || ' ' || pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid <> 0 AND contype <> 'n' AND connamespace = 'public'::regnamespace
 UNION ALL SELECT 'published ' || schemaname || '.' || tablename FROM pg_publication_tables
     WHERE pubname = (SELECT 'pgb_' || cluster || '_' || node FROM pgbridge.node)
+			AND tablename <> 'part' -- which only some nodes have
 ORDER BY 1`
 
 // requireSchemas waits until all nodes have the schema of the first.

@@ -20,7 +20,7 @@ var notRun = map[string]string{
 	"sudo dpkg -i build/pgbridge_*.deb":                             "needs root and a machine without pgbridge: make deb-test does it there",
 	"sudo install -m 0640 -g pgbridge pgbridge.yaml /etc/pgbridge/": "as above",
 	"sudo systemctl enable --now pgbridge":                          "as above",
-	"docker compose up --build":                                     "needs docker: TestCompose runs what it would start",
+	"docker compose up --build":                                     "needs docker: TestComposeServicesRunAsProcesses runs what it would start",
 	`docker compose exec pg-a psql -U postgres app -c "INSERT INTO notes (text) VALUES ('from a')"`: "as above",
 	`docker compose exec pg-b psql -U postgres app -c "SELECT * FROM notes"`:                        "as above",
 

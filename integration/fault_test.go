@@ -134,6 +134,15 @@ func playFaults(t *testing.T, nodes, schedules, least int) {
 	t.Logf("%d nodes, %d schedules from seed %d", nodes, schedules, s)
 	f := &faults{t: t, kinds: letGoConfig()}
 	f.kinds["stream.absent_bytes"] = "256KiB"
+	if s%2 == 0 { // only some have a table that is written everywhere
+		r := rand.New(rand.NewSource(s))
+		var have []string
+		for _, i := range r.Perm(nodes)[:2+r.Intn(nodes-2)] {
+			have = append(have, string(rune('a'+i)))
+		}
+		f.kinds["topology.residency"] = "public.hot=" + strings.Join(have, " ")
+		t.Log(f.kinds["topology.residency"])
+	}
 	f.c = cluster.New(t, cluster.Options{Nodes: nodes, Schema: loadSchema + fullSchema, Own: true, Clocks: true, Processes: true, Config: f.kinds,
 		Settings: map[string]string{"logical_decoding_work_mem": "64kB"}})
 	f.l = newLoad(t, f.c, 1, s)

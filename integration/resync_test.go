@@ -198,8 +198,8 @@ func TestResyncsAtRandom(t *testing.T) {
 	if pgtest.Soak() {
 		rounds = 30
 	}
-	c := cluster.New(t, cluster.Options{Nodes: 3, Majors: pgtest.Versions(t), Config: map[string]string{"conflict.tables": "*.counter: n=delta"},
-		Schema: loadSchema + countedSchema + `CREATE TABLE uniq (id int PRIMARY KEY, u int UNIQUE, w int)`})
+	c := cluster.New(t, cluster.Options{Nodes: 3, Majors: pgtest.Versions(t), Config: map[string]string{"conflict.tables": "*.counter: n=delta", "topology.residency": "public.part=a b"},
+		Schema: loadSchema + countedSchema + `CREATE TABLE uniq (id int PRIMARY KEY, u int UNIQUE, w int); CREATE TABLE part (id int PRIMARY KEY, v int)`})
 	var increments [3]int
 	l := newLoad(t, c, 1, s)
 	given, columns := 0, 0
@@ -220,6 +220,8 @@ func TestResyncsAtRandom(t *testing.T) {
 			n := c.Nodes[at]
 			n.Exec(`WITH d AS (INSERT INTO did VALUES ($1, $2, $3)) UPDATE counter SET n = n + 1 WHERE id = $3`, n.Name, increments[at], 1+r.Intn(10))
 			increments[at]++
+			n.Exec(`INSERT INTO part VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET v = excluded.v`, r.Intn(30), r.Intn(1000)) // at c it stays
+			n.Exec(`DELETE FROM part WHERE id = $1`, r.Intn(30))
 			n.Exec(`INSERT INTO uniq VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`, r.Intn(30), r.Intn(30), r.Intn(100))
 			n.Exec(`UPDATE uniq SET w = w + 1 WHERE id = $1`, r.Intn(30))
 			n.Exec(`DELETE FROM uniq WHERE id = $1 AND w % 3 = 0`, r.Intn(30))
