@@ -55,8 +55,8 @@ type nodeAnswer struct {
 
 // answerNodes answers others until ctx ends.
 func (l *life) answerNodes(ctx context.Context) error {
-	stop, err := stream.Answer(l.conns[0], stream.CatalogSubject(l.cfg.Cluster, l.cfg.Node), func(_ string, q []byte) []byte {
-		a, err := l.answerNode(ctx, q)
+	stop, err := stream.Answer(l.conns[0], stream.CatalogSubject(l.cfg.Cluster, l.cfg.Node), func(asker string, q []byte) []byte {
+		a, err := l.answerNode(ctx, asker, q)
 		if err != nil {
 			return refuse(err)
 		}
@@ -70,7 +70,7 @@ func (l *life) answerNodes(ctx context.Context) error {
 	return nil
 }
 
-func (l *life) answerNode(ctx context.Context, q []byte) ([]byte, error) {
+func (l *life) answerNode(ctx context.Context, asker string, q []byte) ([]byte, error) {
 	if len(q) != 1 || q[0] != askCatalog && q[0] != askHave && q[0] != askReport {
 		return nil, errors.New("the question is not known here; is this bridge as new as the one that asks?")
 	}
@@ -81,6 +81,9 @@ func (l *life) answerNode(ctx context.Context, q []byte) ([]byte, error) {
 		var err error
 		if a.Tables, err = readCatalog(ctx, l.cfg); err != nil {
 			return nil, err
+		}
+		if without := residencyOf(l.cfg).without(asker); without != nil {
+			a.Tables = a.Tables.Only(func(schema, table string) bool { return !without(schema, table) })
 		}
 	}
 	if q[0] == askReport {

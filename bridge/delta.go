@@ -65,6 +65,7 @@ type deltas struct {
 
 // delta is one that is being given.
 type delta struct {
+	asker  string // who may read it
 	file   *os.File
 	cancel context.CancelFunc
 	idle   *time.Timer
@@ -136,7 +137,7 @@ func (g *deltas) answer(asker string, q []byte) []byte {
 	case len(q) > 0 && q[0] == askKnown:
 		return g.known(origin.Origin{Node: string(q[1:]), Epoch: 1})
 	case len(q) == 17 && q[0] == askRead:
-		if d := g.open[binary.BigEndian.Uint64(q[1:])]; d != nil {
+		if d := g.open[binary.BigEndian.Uint64(q[1:])]; d != nil && d.asker == asker {
 			d.idle.Reset(deltaIdle)
 			return d.read(int64(binary.BigEndian.Uint64(q[9:]) & math.MaxInt64))
 		}
@@ -159,7 +160,7 @@ func (g *deltas) begin(asker string, have origin.Vector, whole *apply.Whole) err
 	g.last++
 	id := g.last
 	ctx, cancel := context.WithCancel(g.ctx)
-	d := &delta{file: file, cancel: cancel}
+	d := &delta{asker: asker, file: file, cancel: cancel}
 	d.idle = time.AfterFunc(deltaIdle, func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()

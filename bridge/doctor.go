@@ -280,7 +280,7 @@ func (d *doctors) askNode(ctx context.Context, n *doctor.Node, k *catalogAsker, 
 	if err != nil {
 		return err
 	}
-	n.Tables, n.Graph, n.Policy = a.Tables, a.Graph, a.Policy
+	n.Tables, n.Graph, n.Policy, n.Without = a.Tables, a.Graph, a.Policy, residencyOf(d.cfg).without(n.Name)
 	for end := time.Now().Add(deliveryPatience); ; {
 		asked := time.Now()
 		if a, err = k.ask(ctx, askHave); err != nil {

@@ -122,7 +122,7 @@ func (g *answerer) answer(ctx context.Context, asker string, question []byte) []
 		return refuse(errors.New("its bridge starts anew"))
 	}
 	if q.Ask == askPiece {
-		return g.piece(&q)
+		return g.piece(asker, &q)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, answerPatience, &apply.NotYet{Reason: "its capture does not come along"})
 	defer cancel()
@@ -164,7 +164,7 @@ func (g *answerer) ask(ctx context.Context, asker string, q *nodeQuestion) (any,
 	case askParts:
 		return g.applier.CopyParts(ctx, q.Page.Schema, q.Page.Name, q.Parts, q.Rows)
 	case askPage:
-		return g.begin(q)
+		return g.begin(asker, q)
 	case askAbout:
 		here, err := g.applier.HereOf(ctx, q.Node)
 		return nodeAbout{Here: here, Lives: g.lives(q.Node), Gone: g.applier.IsGone(q.Node)}, err
@@ -243,7 +243,7 @@ func (g *answerer) lives(node string) bool {
 }
 
 // begin has a page written to a file.
-func (g *answerer) begin(q *nodeQuestion) (uint64, error) {
+func (g *answerer) begin(asker string, q *nodeQuestion) (uint64, error) {
 	since, err := vectorOf(q.Vector)
 	if err != nil {
 		return 0, err
@@ -257,7 +257,7 @@ func (g *answerer) begin(q *nodeQuestion) (uint64, error) {
 	defer g.mu.Unlock()
 	g.last++
 	id := g.last
-	p := &nodePage{delta: delta{file: file, cancel: cancel}}
+	p := &nodePage{delta: delta{asker: asker, file: file, cancel: cancel}}
 	p.idle = time.AfterFunc(deltaIdle, func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
@@ -285,11 +285,11 @@ func (g *answerer) drop(id uint64) {
 }
 
 // piece reads on in a page, and drops it at its end.
-func (g *answerer) piece(q *nodeQuestion) []byte {
+func (g *answerer) piece(asker string, q *nodeQuestion) []byte {
 	g.mu.Lock()
 	p := g.pages[q.ID]
 	g.mu.Unlock()
-	if p == nil || q.Offset < 0 {
+	if p == nil || p.asker != asker || q.Offset < 0 {
 		return refuse(errors.New("it does not know of this page; its bridge may have started anew"))
 	}
 	p.idle.Reset(deltaIdle)

@@ -122,7 +122,7 @@ func unlessOver(ctx context.Context, err error) error {
 func (s *shadow) options() apply.Options {
 	return apply.Options{DSN: s.cfg.Postgres.DSN, Cluster: s.cfg.Cluster, Node: s.cfg.Node, SpoolDir: filepath.Join(s.cfg.DataDir, "spool"),
 		Policy: s.cfg.Conflict.Default, Merge: mergePolicies(s.cfg), Priority: s.cfg.Conflict.Priority,
-		SpoolLimit: bound(int64(s.cfg.Apply.SpoolLimit)), Logger: s.log}
+		Elsewhere: residencyOf(s.cfg).without(s.cfg.Node), SpoolLimit: bound(int64(s.cfg.Apply.SpoolLimit)), Logger: s.log}
 }
 
 func (s *shadow) openPublisher(ctx context.Context, nc *nats.Conn) (*wire.Frame, error) {

@@ -70,7 +70,7 @@ func (r *VerifyReport) add(o *VerifyReport, limit int) {
 	r.Tables = append(r.Tables, o.Tables...)
 	r.Rows += o.Rows
 	r.Differences += o.Differences
-	r.Found = append(r.Found, o.Found[:min(len(o.Found), limit-len(r.Found))]...)
+	r.Found = append(r.Found, o.Found[:max(0, min(len(o.Found), limit-len(r.Found)))]...)
 	r.Mended += o.Mended
 	r.Explained = append(r.Explained, o.Explained...)
 	r.Unsettled = append(r.Unsettled, o.Unsettled...)

@@ -78,9 +78,10 @@ type Certificate struct {
 // Node is another node, as it answered.
 type Node struct {
 	Name    string
-	Problem string           // why it could not be asked; empty: it answered
-	Tables  *catalog.Summary // nil if it did not
-	Graph   string           // its topology
+	Problem string                          // why it could not be asked; empty: it answered
+	Tables  *catalog.Summary                // nil if it did not
+	Without func(schema, table string) bool // tables that it does not have (topology.residency); nil: it has all
+	Graph   string                          // its topology
 	Policy  map[string]string
 	// Ahead is how far its bridge's clock is ahead of this machine's, known to half of Within.
 	Ahead, Within time.Duration

@@ -170,7 +170,11 @@ func tables(f *Facts) []Finding {
 		if n.Tables == nil {
 			continue
 		}
-		for _, d := range catalog.Differences(f.Tables, n.Tables) {
+		here := f.Tables
+		if n.Without != nil {
+			here = here.Only(func(schema, table string) bool { return !n.Without(schema, table) })
+		}
+		for _, d := range catalog.Differences(here, n.Tables) {
 			j := judgements[d.Kind]
 			text, mend := d.Text, j.mend
 			if d.Table != "" {

@@ -59,6 +59,17 @@ func TestResidency(t *testing.T) {
 	}
 	x.Exec(`INSERT INTO item VALUES (4, 'c')`) // which a and b take
 	c.WaitConverged()
+	for _, n := range c.Nodes {
+		d, err := bridge.Doctor(t.Context(), n.Load())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range d.Findings {
+			if strings.Contains(fmt.Sprint(f), "crm") {
+				t.Errorf("node %s: doctor finds %+v", n.Name, f)
+			}
+		}
+	}
 
 	// Cut off, both change one row, and are given what came meanwhile; c is asked, too, for what it has.
 	heal := isolate(c, "b")
