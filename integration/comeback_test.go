@@ -354,8 +354,11 @@ func TestRestoresAtRandom(t *testing.T) {
 	if pgtest.Soak() {
 		rounds = 20
 	}
-	c := cluster.New(t, cluster.Options{Nodes: 3, Majors: oldestAndNewest(t), Own: true, Processes: true, Settings: map[string]string{"fsync": "off"},
-		Config: map[string]string{"conflict.tables": "*.counter: n=delta"},
+	config := map[string]string{"conflict.tables": "*.counter: n=delta"}
+	if s%2 == 0 {
+		config["topology.residency"] = "public.hot=a b" // what is written at c stays there
+	}
+	c := cluster.New(t, cluster.Options{Nodes: 3, Majors: oldestAndNewest(t), Own: true, Processes: true, Settings: map[string]string{"fsync": "off"}, Config: config,
 		Schema: loadSchema + countedSchema + `CREATE TABLE uniq (id int PRIMARY KEY, u int UNIQUE, w int)`})
 	l := newLoad(t, c, 1, s)
 	increments := 0
