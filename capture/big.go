@@ -10,9 +10,7 @@ import (
 // bigMessage is a pgoutput message that arrives in parts. A row goes into its run as it comes; a logical
 // message of that length is nobody's marker and is passed over.
 type bigMessage struct {
-	run *run // nil: passed over
-	rel *relation
-	at  int     // of its head in the chunk
+	run *run    // nil: passed over
 	row *bigRow // takes the key out, nil if it is not needed
 }
 
@@ -28,11 +26,7 @@ func (t *tagger) bigPart(ctx context.Context, b []byte, size int, first, last bo
 	if g.run == nil {
 		return nil
 	}
-	at, part := len(t.chunk), wire.SealedRest
-	if first {
-		at, part = g.at, wire.SealedChange
-	}
-	t.chunk = g.rel.sealed(append(t.chunk, b...), at, part)
+	t.chunk = append(t.chunk, b...)
 	if g.row != nil {
 		if err := g.row.feed(b); err != nil {
 			return err
@@ -81,7 +75,7 @@ func (t *tagger) bigBegin(ctx context.Context, b []byte, size int) ([]byte, erro
 		t.big.row = &bigRow{}
 		t.big.row.start(table, kind, xid)
 	}
-	t.big.run, t.big.rel, t.big.at = r, rel, len(t.chunk)
+	t.big.run = r
 	t.chunk = appendChangeHead(t.chunk, kind, id, size-(len(b)-len(tuples)))
 	return tuples, nil
 }

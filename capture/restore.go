@@ -55,11 +55,7 @@ func (r *restorer) frame(f *wire.Frame) error {
 	}
 	clear(r.relations)
 	r.open = false
-	body, err := r.opts.opened(f.Body)
-	if err != nil {
-		return err
-	}
-	recs := wire.NewRecords(body)
+	recs := wire.NewRecords(f.Body)
 	for {
 		rec, err := recs.Next()
 		if errors.Is(err, io.EOF) {
