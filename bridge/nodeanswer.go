@@ -143,9 +143,10 @@ func (g *answerer) answer(ctx context.Context, asker string, question []byte) []
 
 // ask finds the answer.
 func (g *answerer) ask(ctx context.Context, asker string, q *nodeQuestion) (any, error) {
-	without := residencyOf(g.cfg).without(asker)
-	if without != nil && q.Page.Name != "" && without(q.Page.Schema, q.Page.Name) {
-		return nil, fmt.Errorf("table %s.%s is not for node %s (topology.residency)", q.Page.Schema, q.Page.Name, asker)
+	if q.Page.Name != "" {
+		if err := residencyOf(g.cfg).keeps(asker, q.Page.Schema, q.Page.Name); err != nil {
+			return nil, err
+		}
 	}
 	switch q.Ask {
 	case askSeen:

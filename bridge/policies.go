@@ -75,20 +75,32 @@ func residencyOf(cfg *config.Config) residency {
 	return all
 }
 
-// without says which tables a node does not have; nil: it has all. Of "", whom nobody knows, that is all that not every node has.
-func (r residency) without(node string) func(schema, table string) bool {
-	var not []string
+// at reports whether a node has a table. "", whom nobody knows, has those that every node has.
+func (r residency) at(node, schema, table string) bool {
 	for _, x := range r {
-		if !slices.Contains(x.nodes, node) {
-			not = append(not, x.pattern)
+		if !slices.Contains(x.nodes, node) && capture.Matches(x.pattern, schema, table) {
+			return false
 		}
 	}
-	if not == nil {
+	return true
+}
+
+// without says which tables a node does not have; nil: it has all.
+func (r residency) without(node string) func(schema, table string) bool {
+	for _, x := range r {
+		if !slices.Contains(x.nodes, node) {
+			return func(schema, table string) bool { return !r.at(node, schema, table) }
+		}
+	}
+	return nil
+}
+
+// keeps refuses to tell who asks of a table that it does not have.
+func (r residency) keeps(asker, schema, table string) error {
+	if r.at(asker, schema, table) {
 		return nil
 	}
-	return func(schema, table string) bool {
-		return slices.ContainsFunc(not, func(p string) bool { return capture.Matches(p, schema, table) })
-	}
+	return fmt.Errorf("table %s.%s is not for node %s (topology.residency)", schema, table, asker)
 }
 
 // lacking is a pattern of tables that other has, and node may not have; empty: there is none.

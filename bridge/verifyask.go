@@ -54,18 +54,9 @@ func (l *life) runVerify(ctx context.Context) error {
 
 // answer answers one question of another node.
 func (s *verifySide) answer(ctx context.Context, q *apply.VerifyQuestion) []byte {
-	without := residencyOf(s.cfg).without(q.Asker)
-	a, err := &apply.VerifyAnswer{}, error(nil)
-	if without != nil && q.Table != nil && without(q.Table.Schema, q.Table.Name) {
-		err = fmt.Errorf("table %s is not for node %s (topology.residency)", q.Table, q.Asker)
-	} else {
-		a, err = s.ask(ctx, q)
-	}
+	a, err := s.askFor(ctx, q)
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
-	}
-	if err == nil && without != nil {
-		a.Tables = slices.DeleteFunc(a.Tables, func(t *apply.VerifyTable) bool { return without(t.Schema, t.Name) })
 	}
 	if err != nil {
 		a = &apply.VerifyAnswer{Error: err.Error()}
@@ -78,6 +69,21 @@ func (s *verifySide) answer(ctx context.Context, q *apply.VerifyQuestion) []byte
 		return verifyText(&apply.VerifyAnswer{Error: err.Error()})
 	}
 	return out
+}
+
+// askFor is ask about the tables that the asker has.
+func (s *verifySide) askFor(ctx context.Context, q *apply.VerifyQuestion) (*apply.VerifyAnswer, error) {
+	reside := residencyOf(s.cfg)
+	if q.Table != nil {
+		if err := reside.keeps(q.Asker, q.Table.Schema, q.Table.Name); err != nil {
+			return nil, err
+		}
+	}
+	a, err := s.ask(ctx, q)
+	if err == nil {
+		a.Tables = slices.DeleteFunc(a.Tables, func(t *apply.VerifyTable) bool { return !reside.at(q.Asker, t.Schema, t.Name) })
+	}
+	return a, err
 }
 
 func (s *verifySide) ask(ctx context.Context, q *apply.VerifyQuestion) (*apply.VerifyAnswer, error) {

@@ -23,6 +23,9 @@ func (r residency) compare(ctx context.Context, ask rowAsker, nodes []string, o 
 	}
 	groups := map[string]map[string]bool{} // tables, by the nodes that have them
 	for _, t := range a.Tables {
+		if o.Table != "" && !capture.Matches(o.Table, t.Schema, t.Name) {
+			continue
+		}
 		at := slices.DeleteFunc(slices.Clone(nodes), func(node string) bool { return !r.at(node, t.Schema, t.Name) })
 		k := strings.Join(at, " ")
 		if groups[k] == nil {
@@ -30,14 +33,12 @@ func (r residency) compare(ctx context.Context, ask rowAsker, nodes []string, o 
 		}
 		groups[k][t.String()] = true
 	}
+	if o.Table != "" && len(groups) == 0 {
+		return nil, noSuchTable(o.Table)
+	}
 	all := newVerifyRun(ask, nodes, o, tell).report
 	for _, k := range slices.Sorted(maps.Keys(groups)) {
 		at := strings.Fields(k)
-		if o.Table != "" && !slices.ContainsFunc(a.Tables, func(t *apply.VerifyTable) bool {
-			return groups[k][t.String()] && capture.Matches(o.Table, t.Schema, t.Name)
-		}) {
-			continue
-		}
 		if len(at) < 2 || o.From != "" && !slices.Contains(at, o.From) {
 			for _, name := range slices.Sorted(maps.Keys(groups[k])) {
 				all.Skipped = append(all.Skipped, VerifySkipped{name, "topology.residency has it on other nodes than those that are asked about"})
@@ -52,17 +53,8 @@ func (r residency) compare(ctx context.Context, ask rowAsker, nodes []string, o 
 		}
 		all.add(one, o.Limit)
 	}
-	if o.Table != "" && len(all.Tables)+len(all.Skipped) == 0 {
-		return nil, noSuchTable(o.Table)
-	}
 	all.Seconds = time.Since(all.At).Seconds()
 	return all, nil
-}
-
-// at reports whether a node has a table.
-func (r residency) at(node, schema, table string) bool {
-	without := r.without(node)
-	return without == nil || !without(schema, table)
 }
 
 // add takes the report of a comparison of other tables in; limit is how many rows are shown.
