@@ -247,6 +247,6 @@ func (h *History) explainReading(err error, r *reference) error {
 	if !errors.As(err, &pg) || pg.Code != "42501" {
 		return err
 	}
-	return &refusal{pg, fmt.Sprintf("run GRANT SELECT ON %s, %s TO %s; or name the bridge's own role in postgres.dsn",
-		strings.TrimPrefix(r.childRows, "ONLY "), strings.TrimPrefix(r.parentRows, "ONLY "), h.role)}
+	return &refusal{pg, fmt.Sprintf("run GRANT USAGE ON SCHEMA %s, %s TO %s; GRANT SELECT ON %s, %s TO %[3]s; or name the bridge's own role in postgres.dsn",
+		pgx.Identifier{r.schema}.Sanitize(), pgx.Identifier{r.parentSchema}.Sanitize(), h.role, strings.TrimPrefix(r.childRows, "ONLY "), strings.TrimPrefix(r.parentRows, "ONLY "))}
 }
