@@ -132,8 +132,7 @@ func (c *console) withDifferences(t *testing.T, page context.Context) {
 	// A session of an origin that bridges take for their own is not replicated.
 	sql(t, c.a, `SELECT pg_replication_origin_create('pgb_demo_a_planted')`, `SELECT pg_replication_origin_session_setup('pgb_demo_a_planted')`,
 		`UPDATE shop.accounts SET city = 'Atlantis' WHERE owner = 'shared 0'`)
-	goTo(t, page, "Verify", "Verify")
-	await(t, page, `document.querySelectorAll('fieldset input[name=node]').length === 1`)
+	toVerify(t, page)
 	examine(t, page, "verify")
 	press(t, page, "Compare")
 	sees(t, page, "Atlantis")

@@ -302,11 +302,17 @@ func (c *console) undo(t *testing.T) {
 	tells(t, page)
 }
 
+// toVerify goes to where nodes are compared, and waits for the other one to be offered.
+func toVerify(t *testing.T, page context.Context) {
+	t.Helper()
+	goTo(t, page, "Verify", "Verify")
+	await(t, page, `document.querySelectorAll('fieldset input[name=node]').length === 1`)
+}
+
 // verify: nodes that are equal are found to be.
 func (c *console) verify(t *testing.T) {
 	page := c.operate(t)
-	goTo(t, page, "Verify", "Verify")
-	await(t, page, `document.querySelectorAll('fieldset input[name=node]').length === 1`)
+	toVerify(t, page)
 	press(t, page, "Compare")
 	sees(t, page, "none differs")
 	sees(t, page, "shop.order_lines")
