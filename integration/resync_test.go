@@ -201,6 +201,11 @@ func TestResyncsAtRandom(t *testing.T) {
 	c := cluster.New(t, cluster.Options{Nodes: 3, Majors: pgtest.Versions(t), Config: map[string]string{"conflict.tables": "*.counter: n=delta", "topology.residency": "public.part=a b"},
 		Schema: loadSchema + countedSchema + `CREATE TABLE uniq (id int PRIMARY KEY, u int UNIQUE, w int); CREATE TABLE part (id int PRIMARY KEY, v int)`})
 	var increments [3]int
+	for _, n := range c.Nodes {
+		if got, want := n.Value(`SELECT count(*) FROM pg_publication_tables WHERE tablename = 'part'`) == "1", n.Name != "c"; got != want {
+			t.Errorf("node %s publishes what only a and b have: %v", n.Name, got)
+		}
+	}
 	l := newLoad(t, c, 1, s)
 	given, columns := 0, 0
 	for range rounds {
