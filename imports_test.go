@@ -33,6 +33,7 @@ const (
 	nats       = "github.com/nats-io"
 	zstd       = "github.com/klauspost/compress"
 	xxh3       = "github.com/zeebo/xxh3"
+	chacha     = "golang.org/x/crypto/chacha20poly1305"
 	errgroup   = "golang.org/x/sync"
 	prometheus = "github.com/prometheus"
 	diff       = "github.com/sergi/go-diff"
@@ -44,7 +45,7 @@ const (
 func borders() map[string]border {
 	return map[string]border{
 		"origin":   {pure: true},
-		"wire":     {pure: true, inside: []string{"origin"}, outside: []string{zstd, xxh3}},
+		"wire":     {pure: true, inside: []string{"origin"}, outside: []string{zstd, xxh3, chacha}},
 		"conflict": {pure: true, inside: []string{"wire", "origin"}},
 		"topology": {pure: true, inside: []string{"origin"}},
 		"rowkey":   {inside: []string{"wire"}, outside: []string{pgx, xxh3}},

@@ -87,6 +87,8 @@ type Options struct {
 	Writers Writers
 	// Elsewhere tells of tables that are not on this node, though others have them: changes of theirs are left out. nil: there are none.
 	Elsewhere func(schema, table string) bool
+	// Open opens what is sealed in frames for those who have a table; nil: nothing is.
+	Open *wire.Opener
 	// ForeignKeys says what becomes of orphans; for a foreign key the first counts that is for it. The same on all nodes.
 	ForeignKeys []ForeignKeyPolicy
 	// Chosen, Excluded and Merged are regular expressions over a table's schema and name, one a line: which tables are

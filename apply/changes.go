@@ -49,8 +49,13 @@ func newChanges(t *txn) (*changes, error) {
 	return c, nil
 }
 
+// reader reads the run's records, without what is sealed for others.
 func (r *run) reader() *bufio.Reader {
-	return bufio.NewReaderSize(io.NewSectionReader(r.file, 0, int64(r.length)), 256<<10)
+	in := bufio.NewReaderSize(io.NewSectionReader(r.file, 0, int64(r.length)), 256<<10)
+	if r.open == nil {
+		return in
+	}
+	return bufio.NewReaderSize(r.open.NewOpenedRun(r.origin, in), 64<<10)
 }
 
 // abortedSubs reads the run once for the subtransactions whose rows are void.

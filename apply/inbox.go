@@ -64,7 +64,9 @@ type run struct {
 	length  uint64
 	spooled *atomic.Int64
 	commit  wire.LargeCommit
-	buf     []byte // of the last walk through its changes, for the next one
+	origin  origin.Origin
+	open    *wire.Opener // as in the options
+	buf     []byte       // of the last walk through its changes, for the next one
 }
 
 // spoolSuffix ends the names of runs' files.
@@ -411,6 +413,14 @@ func (b *inbox) held() int64 {
 	return n
 }
 
+// opened is a frame's body with what is sealed for this node opened, and without what is for others.
+func (o *Options) opened(f *wire.Frame) ([]byte, error) {
+	if o.Open == nil {
+		return f.Body, nil
+	}
+	return o.Open.Body(f.Origin, f.Body)
+}
+
 const txnOverhead = 256 // bytes that a queued transaction costs beside its body, roughly
 
 // unpack takes a frame apart. The transactions share memory with its body. Of one that came ahead of the stream they are
@@ -419,7 +429,11 @@ func (b *inbox) unpack(f *wire.Frame, resume uint64, ahead bool) ([]*txn, error)
 	var txns []*txn
 	var up, low origin.Vector
 	relations := map[uint32]*wire.Relation{}
-	for recs := wire.NewRecords(f.Body); ; {
+	body, err := b.opts.opened(f)
+	if err != nil {
+		return nil, err
+	}
+	for recs := wire.NewRecords(body); ; {
 		rec, err := recs.Next()
 		if err == io.EOF {
 			break
@@ -562,7 +576,7 @@ func (b *inbox) chunk(payload []byte) error {
 		if err != nil {
 			return fmt.Errorf("spool a large transaction: %w; make room in data_dir or make it writable", err)
 		}
-		r = &run{file: f, spooled: &b.spooled}
+		r = &run{file: f, spooled: &b.spooled, origin: b.origin, open: b.opts.Open}
 		b.runs[id] = r
 	}
 	if offset > r.length {

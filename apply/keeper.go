@@ -552,7 +552,11 @@ func (k *keeper) rank(v *rival) (look, error) {
 // frame says which rows an own frame changes.
 func (k *keeper) frame(ctx context.Context, f *wire.Frame) error {
 	relations := map[uint32]*wire.Relation{}
-	recs := wire.NewRecords(f.Body)
+	body, err := k.opts.opened(f)
+	if err != nil {
+		return err
+	}
+	recs := wire.NewRecords(body)
 	for {
 		rec, err := recs.Next()
 		if errors.Is(err, io.EOF) {

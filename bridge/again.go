@@ -63,9 +63,18 @@ func unsent(body []byte, seq uint64) (kept []byte, err error) {
 				raw = wire.AppendNumber(nil, wire.KindRunAbort, c.Run)
 			}
 		}
-		if !skip || rec.Kind == wire.KindRelation { // which may serve later ones
+		if !skip || describes(rec) { // which may serve later ones
 			kept = append(kept, raw...)
 		}
 		skip = skip && rec.Kind != wire.KindCommit
 	}
+}
+
+// describes reports whether a record describes a relation.
+func describes(rec wire.Record) bool {
+	if rec.Kind != wire.KindSealed {
+		return rec.Kind == wire.KindRelation
+	}
+	part, err := wire.SealedPartOf(rec.Payload)
+	return err == nil && part == wire.SealedRelation
 }

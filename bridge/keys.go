@@ -150,6 +150,9 @@ func MakeKeys(cfg *config.Config, dir string, tell func(text string)) error {
 		}
 		fmt.Fprintf(&lines, "%s %s\n", node, public)
 	}
+	if err := makeSealKeys(cfg, dir, tell); err != nil {
+		return fmt.Errorf("make keys for topology.residency: %w", err)
+	}
 	for _, node := range nodes {
 		k := nodeKeys{dir: filepath.Join(dir, node)}
 		if err := writeFile(k.file(authorityFile), authority.pem, 0o644); err != nil {

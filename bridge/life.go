@@ -39,6 +39,7 @@ type life struct {
 	firstOwn   uint64          // the last own transaction before this life
 	sequences  sequenceWatch
 	conflicts  minute
+	seals      *seals
 	forgets    chan error     // of capacity 1: a node is gone, and the next life does without it
 	joining    *apply.Joining // nil: this node did not join with rows of another one
 }
@@ -228,7 +229,11 @@ func (l *life) openApplier(ctx context.Context) error {
 	if len(l.cfg.Conflict.Tables) == 0 {
 		merged = ""
 	}
+	if l.seals, err = readSeals(l.cfg, originOf(l.cfg.Node)); err != nil {
+		return err
+	}
 	a, err := apply.Open(ctx, apply.Options{
+		Open:   l.seals.open,
 		Chosen: chosen, Excluded: excluded, Merged: merged,
 		DSN: l.cfg.Postgres.DSN, Cluster: l.cfg.Cluster, Node: l.cfg.Node, Peers: peerNames(l.cfg),
 		SpoolDir: filepath.Join(l.cfg.DataDir, "spool"), Policy: l.cfg.Conflict.Default,
@@ -323,6 +328,7 @@ func (l *life) openCapture(ctx context.Context) error {
 	}
 	column, at := homes(l.cfg)
 	l.capture, err = capture.New(capture.Options{
+		Seal: l.seals.sealer, Open: l.seals.open,
 		HomeColumn: column, AtHome: func(value []byte) bool { return at(l.cfg.Node, value) },
 		DSN: l.cfg.Postgres.DSN, Cluster: l.cfg.Cluster, Node: l.cfg.Node, Origin: o, WriterEpoch: node.WriterEpoch,
 		SystemID: info.SystemID, Timeline: info.Timeline, Slot: slotName(l.cfg), Publication: slotName(l.cfg),

@@ -62,10 +62,16 @@ func writersOf(cfg *config.Config) (all apply.Writers) {
 }
 
 // residency says which nodes have which tables: all that is for a table counts, and what nothing is for all nodes have.
-type residency []struct {
+type residency []tableNodes
+
+// tableNodes are the nodes that have the tables of a pattern.
+type tableNodes struct {
 	pattern string
 	nodes   []string
 }
+
+// is reports whether a line is for a table.
+func (x tableNodes) is(schema, table string) bool { return capture.Matches(x.pattern, schema, table) }
 
 func residencyOf(cfg *config.Config) residency {
 	all := make(residency, len(cfg.Topology.Residency))

@@ -49,6 +49,7 @@ type shadow struct {
 	capture *capture.Capture
 	pub     *stream.Publisher
 	sources []*shadowSource
+	seals   *seals
 }
 
 // shadowEpoch is the writer epoch of all shadow streams: each begins anew, and no live one is as low.
@@ -64,6 +65,9 @@ func (s *shadow) run(ctx context.Context) (err error) {
 		return err
 	}
 	if err := capture.Check(ctx, checkOptions(s.cfg, s.primary)); err != nil {
+		return err
+	}
+	if s.seals, err = readSeals(s.cfg, originOf(s.cfg.Node)); err != nil {
 		return err
 	}
 	if s.found, err = apply.OpenShadow(ctx, s.options()); err != nil {
@@ -122,7 +126,7 @@ func unlessOver(ctx context.Context, err error) error {
 func (s *shadow) options() apply.Options {
 	return apply.Options{DSN: s.cfg.Postgres.DSN, Cluster: s.cfg.Cluster, Node: s.cfg.Node, SpoolDir: filepath.Join(s.cfg.DataDir, "spool"),
 		Policy: s.cfg.Conflict.Default, Merge: mergePolicies(s.cfg), Priority: s.cfg.Conflict.Priority,
-		Elsewhere: residencyOf(s.cfg).without(s.cfg.Node), SpoolLimit: bound(int64(s.cfg.Apply.SpoolLimit)), Logger: s.log}
+		Elsewhere: residencyOf(s.cfg).without(s.cfg.Node), Open: s.seals.open, SpoolLimit: bound(int64(s.cfg.Apply.SpoolLimit)), Logger: s.log}
 }
 
 func (s *shadow) openPublisher(ctx context.Context, nc *nats.Conn) (*wire.Frame, error) {
@@ -152,7 +156,7 @@ func (s *shadow) openCapture(ctx context.Context, fence *wire.Frame) (err error)
 		DSN: s.cfg.Postgres.DSN, Cluster: s.cfg.Cluster, Node: s.cfg.Node, Origin: s.found.Origin(), WriterEpoch: shadowEpoch,
 		SystemID: fence.SystemID, Timeline: fence.Timeline, Slot: slotName(s.cfg), Publication: slotName(s.cfg),
 		FrameBytes: int(s.cfg.Capture.FrameBytes), Linger: s.cfg.Capture.Linger, StatusInterval: s.cfg.Capture.StatusInterval,
-		SpoolDir: filepath.Join(s.cfg.DataDir, "spool"), Logger: s.log,
+		SpoolDir: filepath.Join(s.cfg.DataDir, "spool"), Logger: s.log, Seal: s.seals.sealer, Open: s.seals.open,
 	}, &shadowOutbox{s.pub, s.found.Source(s.found.Origin())}, unheard{}, fence)
 	return err
 }

@@ -10,7 +10,9 @@ import (
 // bigMessage is a pgoutput message that arrives in parts. A row goes into its run as it comes; a logical
 // message of that length is nobody's marker and is passed over.
 type bigMessage struct {
-	run *run    // nil: passed over
+	run *run // nil: passed over
+	rel *relation
+	at  int     // of its head in the chunk
 	row *bigRow // takes the key out, nil if it is not needed
 }
 
@@ -26,7 +28,11 @@ func (t *tagger) bigPart(ctx context.Context, b []byte, size int, first, last bo
 	if g.run == nil {
 		return nil
 	}
-	t.chunk = append(t.chunk, b...)
+	at, part := len(t.chunk), wire.SealedRest
+	if first {
+		at, part = g.at, wire.SealedChange
+	}
+	t.chunk = g.rel.sealed(append(t.chunk, b...), at, part)
 	if g.row != nil {
 		if err := g.row.feed(b); err != nil {
 			return err
@@ -75,7 +81,7 @@ func (t *tagger) bigBegin(ctx context.Context, b []byte, size int) ([]byte, erro
 		t.big.row = &bigRow{}
 		t.big.row.start(table, kind, xid)
 	}
-	t.big.run = r
+	t.big.run, t.big.rel, t.big.at = r, rel, len(t.chunk)
 	t.chunk = appendChangeHead(t.chunk, kind, id, size-(len(b)-len(tuples)))
 	return tuples, nil
 }

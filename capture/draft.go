@@ -45,7 +45,8 @@ func (d *draft) declare(r *relation) {
 	}
 	r.declared = d.serial
 	d.declared = append(d.declared, declaration{r, len(d.body)})
-	d.body = wire.AppendRelation(d.body, &r.Relation)
+	at := len(d.body)
+	d.body = r.sealed(wire.AppendRelation(d.body, &r.Relation), at, wire.SealedRelation)
 }
 
 // truncate takes everything from at on back out. What is left of a frame without anything worth sending

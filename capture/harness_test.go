@@ -82,6 +82,7 @@ func newBench(t testing.TB, db *pgtest.Database, schema string) *bench {
 		SystemID: info.SystemID, Timeline: info.Timeline, Slot: name, Publication: name, SpoolDir: t.TempDir(), ConfirmAfter: time.Millisecond,
 		Logger: slog.New(slog.NewTextHandler(b.log, nil)),
 	}
+	b.sealAtRandom()
 	t.Cleanup(func() {
 		if b.stop != nil {
 			b.end()

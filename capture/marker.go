@@ -29,7 +29,7 @@ func (t *tagger) logical(ctx context.Context, b []byte) error {
 	}
 	if m.prefix == wire.MarkerPrefix {
 		t.read(m)
-	} else if body, ok := wire.AppendNote(t.draft.body, m.prefix, m.content); ok {
+	} else if body, ok := t.appendNote(t.draft.body, m.prefix, m.content); ok {
 		t.draft.body, t.draft.worth, t.draft.waits = body, true, true
 	}
 	// That is where its record ends (decode.c, logicalmsg_decode): the next one, which may be a commit, begins there.

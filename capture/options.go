@@ -41,8 +41,11 @@ type Options struct {
 	// for a table whose rows have no home. Both nil: none has one.
 	HomeColumn func(schema, table string) string
 	AtHome     func(value []byte) bool
-	SpoolDir   string       // for deleted keys of large transactions; os.TempDir()
-	Logger     *slog.Logger // slog.Default()
+	SpoolDir   string // for deleted keys of large transactions; os.TempDir()
+	// Seal is what rows of a table are sealed by; nil, or returning nil: they stand in frames as they are. Open reads such own frames back.
+	Seal   func(schema, table string) *wire.Sealer
+	Open   *wire.Opener
+	Logger *slog.Logger // slog.Default()
 }
 
 // MinFrameBytes is the least that Options.FrameBytes may be.
@@ -66,6 +69,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
+	}
+	if o.Seal == nil {
+		o.Seal = func(string, string) *wire.Sealer { return nil }
 	}
 	return o
 }

@@ -73,7 +73,7 @@ func (r *reader) frame(f *wire.Frame) {
 		r.epoch, r.runs = f.WriterEpoch, map[uint64]*bytes.Buffer{}
 	}
 	r.up, r.low, r.relations = nil, nil, map[uint32]*wire.Relation{}
-	recs := wire.NewRecords(f.Body)
+	recs := wire.NewRecords(unsealed(r.t, f.Body))
 	first := uint64(0)
 	for {
 		rec, err := recs.Next()
@@ -169,7 +169,7 @@ func (r *reader) large(l wire.LargeCommit) {
 	for pass := range 2 {
 		sub := uint64(l.XID)
 		relations := map[uint32]*wire.Relation{}
-		recs := wire.NewRecords(b.Bytes())
+		recs := wire.NewRecords(unsealed(r.t, b.Bytes()))
 		for {
 			rec, err := recs.Next()
 			if errors.Is(err, io.EOF) {

@@ -18,6 +18,8 @@ type relation struct {
 	usedBy   uint64 // serial of the transaction that lists it
 	home     int    // which column names a row's home (home.go)
 	strayed  bool   // that rows were written away from home was logged
+	seal     *wire.Sealer
+	plain    []byte // scratch of sealed
 }
 
 // Table is a published table with its key. Two nodes' Tables of one name give equal hashes to equal keys of

@@ -55,7 +55,11 @@ func (r *restorer) frame(f *wire.Frame) error {
 	}
 	clear(r.relations)
 	r.open = false
-	recs := wire.NewRecords(f.Body)
+	body, err := r.opts.opened(f.Body)
+	if err != nil {
+		return err
+	}
+	recs := wire.NewRecords(body)
 	for {
 		rec, err := recs.Next()
 		if errors.Is(err, io.EOF) {

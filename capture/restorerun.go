@@ -13,6 +13,7 @@ type restoring struct {
 	restorer *restorer
 	length   uint64
 	stitch   stitcher
+	opened   stitcher // what was sealed of it
 	tables   map[uint32]*Table
 	sub      uint32 // of the rows that follow; 0 is the top-level transaction
 	void     xidSet
@@ -28,7 +29,8 @@ func (r *restorer) chunk(payload []byte) error {
 	x := r.runs[id]
 	switch {
 	case x == nil && offset == 0:
-		x = &restoring{restorer: r, tables: map[uint32]*Table{}, stitch: stitcher{size: recordSize, limit: wholeLimit}}
+		x = &restoring{restorer: r, tables: map[uint32]*Table{}, stitch: stitcher{size: recordSize, limit: wholeLimit},
+			opened: stitcher{size: recordSize, limit: wholeLimit}}
 		x.graves.dir = r.opts.SpoolDir
 		r.runs[id] = x
 	case x == nil || offset != x.length:
@@ -58,7 +60,7 @@ func (r *restorer) largeCommit(payload []byte) error {
 }
 
 // whole implements sink.
-func (x *restoring) whole(_ context.Context, m []byte) error {
+func (x *restoring) whole(ctx context.Context, m []byte) error {
 	recs := wire.NewRecords(m)
 	rec, err := recs.Next()
 	if err != nil {
@@ -81,6 +83,12 @@ func (x *restoring) whole(_ context.Context, m []byte) error {
 		return err
 	case wire.KindSchema:
 		return nil
+	case wire.KindSealed:
+		plain, err := x.restorer.opts.Open.Open(nil, x.restorer.opts.Origin, rec.Payload)
+		if err != nil {
+			return err
+		}
+		return x.opened.feed(ctx, plain, x)
 	}
 	return noteRecord(&x.touched, x.tables, rec, x.sub)
 }

@@ -78,7 +78,8 @@ func (t *tagger) runRow(ctx context.Context, r *run, xid uint32, kind wire.Kind,
 	if err != nil {
 		return err
 	}
-	t.chunk = wire.AppendChange(t.chunk, kind, id, tuples)
+	at := len(t.chunk)
+	t.chunk = rel.sealed(wire.AppendChange(t.chunk, kind, id, tuples), at, wire.SealedChange)
 	if err := t.lookHome(rel, tuples); err != nil {
 		return err
 	}
@@ -94,11 +95,13 @@ func (t *tagger) runTruncate(ctx context.Context, r *run, xid uint32, options by
 	if r.foreign || len(ids) == 0 {
 		return nil
 	}
+	var rels []*relation
 	for _, id := range ids {
 		rel, err := t.runUse(r, xid, id)
 		if err != nil {
 			return err
 		}
+		rels = append(rels, rel)
 		r.changes-- // of the T record together there is one
 		t.counters.Changes--
 		table, err := t.table(ctx, rel)
@@ -111,7 +114,7 @@ func (t *tagger) runTruncate(ctx context.Context, r *run, xid uint32, options by
 	}
 	r.changes++
 	t.counters.Changes++
-	t.chunk = wire.AppendTruncate(t.chunk, options, ids)
+	t.chunk = appendTruncate(t.chunk, options, rels)
 	return t.flushFull(ctx, r)
 }
 
@@ -151,7 +154,8 @@ func (t *tagger) runBy(r *run, xid uint32) {
 func (t *tagger) runDeclare(r *run, rel *relation) {
 	if _, ok := r.declared[rel]; !ok {
 		r.declared[rel] = struct{}{}
-		t.chunk = wire.AppendRelation(t.chunk, &rel.Relation)
+		at := len(t.chunk)
+		t.chunk = rel.sealed(wire.AppendRelation(t.chunk, &rel.Relation), at, wire.SealedRelation)
 	}
 }
 
@@ -215,6 +219,10 @@ func (t *tagger) grow(ctx context.Context) error {
 		case wire.KindRelation:
 		case wire.KindSchema:
 			r.schemas++
+		case wire.KindSealed:
+			if part, err := wire.SealedPartOf(rec.Payload); err == nil && part == wire.SealedChange {
+				r.changes++
+			}
 		default:
 			r.changes++
 		}

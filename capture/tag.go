@@ -194,7 +194,7 @@ func (t *tagger) relation(b []byte) error {
 		return err
 	}
 	t.arrivals++
-	r.arrival = t.arrivals
+	r.arrival, r.seal = t.arrivals, t.opts.Seal(r.Schema, r.Name)
 	if t.stream != nil {
 		t.stream.relations[r.ID], t.stream.last = r, nil
 		return nil
@@ -232,7 +232,8 @@ func (t *tagger) row(ctx context.Context, kind wire.Kind, b []byte) error {
 	if err != nil {
 		return err
 	}
-	t.draft.body = wire.AppendChange(t.draft.body, kind, id, tuples)
+	at := len(t.draft.body)
+	t.draft.body = r.sealed(wire.AppendChange(t.draft.body, kind, id, tuples), at, wire.SealedChange)
 	t.counters.Changes++
 	if err := t.lookHome(r, tuples); err != nil {
 		return err
@@ -332,11 +333,13 @@ func (t *tagger) truncate(ctx context.Context, b []byte) error {
 	case x.run != nil:
 		return t.runTruncate(ctx, x.run, xid, options, ids)
 	}
+	var rels []*relation
 	for _, id := range ids {
 		r, err := t.use(id)
 		if err != nil {
 			return err
 		}
+		rels = append(rels, r)
 		table, err := t.table(ctx, r)
 		if err != nil {
 			return err
@@ -345,7 +348,7 @@ func (t *tagger) truncate(ctx context.Context, b []byte) error {
 			return err
 		}
 	}
-	t.draft.body = wire.AppendTruncate(t.draft.body, options, ids)
+	t.draft.body = appendTruncate(t.draft.body, options, rels)
 	t.counters.Changes++
 	if len(t.draft.body) > t.draft.target {
 		return t.overflow(ctx)

@@ -359,7 +359,7 @@ func TestRestoresAtRandom(t *testing.T) {
 		config["topology.residency"] = "public.hot=a b" // what is written at c stays there
 	}
 	c := cluster.New(t, cluster.Options{Nodes: 3, Majors: oldestAndNewest(t), Own: true, Processes: true, Settings: map[string]string{"fsync": "off"}, Config: config,
-		Schema: loadSchema + countedSchema + `CREATE TABLE uniq (id int PRIMARY KEY, u int UNIQUE, w int)`})
+		Keys: s%4 < 2, Schema: loadSchema + countedSchema + `CREATE TABLE uniq (id int PRIMARY KEY, u int UNIQUE, w int)`})
 	l := newLoad(t, c, 1, s)
 	increments := 0
 	mixed := func(nodes []*cluster.Node, count int) {

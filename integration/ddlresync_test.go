@@ -40,7 +40,7 @@ func TestSchemaComesWithRows(t *testing.T) {
 	a.Exec(`INSERT INTO left_alone VALUES (3, 'a')`) // under the schema that away has left behind
 	awaitSame(a, b, columnsOf("t"), `SELECT count(*) FROM fresh`, `SELECT count(*) FROM left_alone`)
 	for _, n := range []*cluster.Node{a, b} {
-		purge(t, n)
+		n.Purge()
 	}
 	// A late write of a third node meets what came with the table itself.
 	a.Links["b"].Cut()

@@ -12,7 +12,6 @@ import (
 
 	"github.com/pgbridge/pgbridge/bridge"
 	"github.com/pgbridge/pgbridge/integration/cluster"
-	"github.com/pgbridge/pgbridge/integration/natstest"
 	"github.com/pgbridge/pgbridge/integration/pgtest"
 	"github.com/pgbridge/pgbridge/stream"
 )
@@ -67,7 +66,7 @@ func TestEdgesAndReaders(t *testing.T) {
 // handsOn is how many frames of another node a node keeps for others.
 func handsOn(t *testing.T, n, author *cluster.Node) uint64 {
 	t.Helper()
-	nc := natstest.Connect(t, "nats://"+n.Listen)
+	nc := n.Connect()
 	defer nc.Close()
 	js, err := jetstream.New(nc)
 	if err != nil {

@@ -143,7 +143,8 @@ func playFaults(t *testing.T, nodes, schedules, least int) {
 		f.kinds["topology.residency"] = "public.hot=" + strings.Join(have, " ")
 		t.Log(f.kinds["topology.residency"])
 	}
-	f.c = cluster.New(t, cluster.Options{Nodes: nodes, Schema: loadSchema + fullSchema, Own: true, Clocks: true, Processes: true, Config: f.kinds,
+	keys := s%4 < 2 // so that it is sealed there
+	f.c = cluster.New(t, cluster.Options{Nodes: nodes, Keys: keys, Schema: loadSchema + fullSchema, Own: true, Clocks: true, Processes: true, Config: f.kinds,
 		Settings: map[string]string{"logical_decoding_work_mem": "64kB"}})
 	f.l = newLoad(t, f.c, 1, s)
 	every := min(schedules/2, 5) // schedules on one topology

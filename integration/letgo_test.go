@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pgbridge/pgbridge/bridge"
@@ -167,12 +166,7 @@ const unconfirmed = `SELECT pg_current_wal_lsn() - confirmed_flush_lsn > 8000000
 // awaitHandedOnIsSmall waits until what a node hands on of another one is within the budget.
 func awaitHandedOnIsSmall(t *testing.T, c *cluster.Cluster, n, author *cluster.Node) {
 	t.Helper()
-	nc, err := nats.Connect("nats://" + n.Listen)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
+	js, err := jetstream.New(n.Connect())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,12 +185,7 @@ func awaitGone(t *testing.T, c *cluster.Cluster, author, away *cluster.Node, hol
 		t.Fatal(err)
 	}
 	for _, n := range holders {
-		nc, err := nats.Connect("nats://" + n.Listen)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer nc.Close()
-		reader, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: c.Name, Sender: n.Name, Origin: author.Name, Logger: n.Logger()})
+		reader, err := stream.NewReader(n.Connect(), stream.ReaderOptions{Cluster: c.Name, Sender: n.Name, Origin: author.Name, Logger: n.Logger()})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -78,8 +78,8 @@ func TestResidency(t *testing.T) {
 	x.Exec(`INSERT INTO item SELECT i, 'c' FROM generate_series(10, 20) i`)
 	x.Exec(`INSERT INTO item SELECT i, repeat('x', 100) FROM generate_series(1000, 2900) i`) // several frames, of which the last one stays
 	awaitSame(a, x, `SELECT count(*), sum(hashtext(item::text)) FROM item`)
-	purge(t, x, x.Name) // only what c has written is gone, which a gives with all that it has
-	purge(t, a, x.Name)
+	x.Purge(x.Name) // only what c has written is gone, which a gives with all that it has
+	a.Purge(x.Name)
 	heal()
 	c.WaitConverged()
 	if got := resyncs(t, b); got != 1 {
@@ -93,8 +93,8 @@ func TestResidency(t *testing.T) {
 	a.Exec(`INSERT INTO item SELECT i, repeat('x', 100) FROM generate_series(3000, 5000) i`) // several frames, of which the last one stays
 	awaitSame(a, b, `SELECT count(*), sum(hashtext(item::text)) FROM item`)
 	requireKept(t, c.Name, a, had)
-	purge(t, a)
-	purge(t, b)
+	a.Purge()
+	b.Purge()
 	heal()
 	c.WaitConverged()
 	if got := resyncs(t, x); got != 1 {

@@ -8,8 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/pgbridge/pgbridge/integration/cluster"
 	"github.com/pgbridge/pgbridge/integration/pgtest"
 	"github.com/pgbridge/pgbridge/origin"
@@ -137,12 +135,7 @@ func TestRewriteBeforeABurst(t *testing.T) {
 // awaitTold waits until n's stream tells that it has seen all that another node has written.
 func awaitTold(t *testing.T, c *cluster.Cluster, n, of *cluster.Node) {
 	t.Helper()
-	nc, err := nats.Connect("nats://" + n.Listen)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
-	r, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: c.Name, Sender: n.Name, Origin: n.Name})
+	r, err := stream.NewReader(n.Connect(), stream.ReaderOptions{Cluster: c.Name, Sender: n.Name, Origin: n.Name})
 	if err != nil {
 		t.Fatal(err)
 	}

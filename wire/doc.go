@@ -75,6 +75,10 @@
 //	T  truncate: options:byte (as pgoutput) count:uvarint relation:uvarint...
 //	M  change of the schema, which every node makes in this place of the transaction: role:string
 //	   search_path:string sql:string (one or more statements)
+//	E  sealed: part:byte group:string key:uint64 nonce:24 bytes, and what XChaCha20-Poly1305 makes of a piece of a list of records
+//	   R I U D T Q, for the nodes of group (names in rising order, divided by spaces), with the key whose id that is. The pieces of
+//	   an origin that follow each other go on in each other. Part says what it is to who cannot open it: 0 an R, 1 a change or its
+//	   beginning, 2 more of the change before, 3 a Q. The additional data are all from part to key, and the author's origin
 //	C  commit of the transaction begun by B: empty
 //	K  chunk of a run: run:uvarint offset:uvarint bytes
 //	L  commit of a run as one transaction: the fields of B, then run:uvarint length:uvarint
@@ -85,7 +89,7 @@
 //	Z  in a run only: subtransaction rolled back, all its rows in the run are void: xid:uvarint
 //
 // A transaction that fits is B, rows, C in one frame. A larger one is a run: the chunks of one run,
-// concatenated in order of their offsets, are a list of the records R S Z I U D T M, cut anywhere, also in
+// concatenated in order of their offsets, are a list of the records R S Z I U D T M E, cut anywhere, also in
 // the middle of a record; L commits them. A run belongs to the writer epochs, of sender and origin, of its chunks: a
 // frame with a higher one voids every open run. A run that is aborted whole ends in X.
 //

@@ -34,6 +34,7 @@ const (
 	KindAsk         Kind = 'Q'
 	KindAnswer      Kind = 'A'
 	KindSchema      Kind = 'M'
+	KindSealed      Kind = 'E'
 )
 
 // Record is one entry of a frame's body or of a run. The payload shares memory with what it was read

@@ -33,6 +33,8 @@ type Options struct {
 	Processes bool
 	// Config changes a node's configuration file's keys. Nodes that topology.roles makes edges have no address then.
 	Config map[string]string
+	// Keys gives the nodes what pgbridge keys makes: they speak TLS, and rows of tables that only some have are sealed.
+	Keys bool
 	// NoHold switches the causal hold off (in process only).
 	NoHold bool
 	// Idle does not start the bridges.
@@ -45,7 +47,8 @@ type Cluster struct {
 	opts  Options
 	Name  string
 	Nodes []*Node
-	round int // of sentinels
+	round int    // of sentinels
+	keys  string // the directory of all nodes' keys
 }
 
 // Node is one node: a database and a bridge.
@@ -77,6 +80,9 @@ func New(t testing.TB, o Options) *Cluster {
 		o.Majors = []int{pgtest.Newest(t)}
 	}
 	c := &Cluster{t: t, opts: o}
+	if o.Keys {
+		c.keys = t.TempDir()
+	}
 	for i := range o.Nodes {
 		c.add(i)
 	}
@@ -138,6 +144,12 @@ func (c *Cluster) WriteConfig() {
 	for _, n := range c.Nodes {
 		n.writeConfig()
 	}
+	if c.keys == "" {
+		return
+	}
+	if err := bridge.MakeKeys(c.Nodes[0].Load(), c.keys, func(string) {}); err != nil {
+		c.t.Fatal(err)
+	}
 }
 
 // Edge reports whether nobody can dial the node.
@@ -162,7 +174,11 @@ func (n *Node) writeConfig() {
 	if n.c.opts.Own {
 		sync = "always"
 	}
-	fmt.Fprintf(&b, "nats:\n  embedded:\n    sync: %s\n", sync)
+	b.WriteString("nats:\n")
+	if n.c.keys != "" {
+		fmt.Fprintf(&b, "  keys_dir: %s\n", filepath.Join(n.c.keys, n.Name))
+	}
+	fmt.Fprintf(&b, "  embedded:\n    sync: %s\n", sync)
 	if !n.Edge() {
 		fmt.Fprintf(&b, "    listen: %s\n", n.Listen)
 	}

@@ -50,11 +50,7 @@ func (n *Node) Rounds() int { return n.rounds }
 func (n *Node) tap(t testing.TB, origin string) *Tap {
 	p := &Tap{seqs: map[uint64]int{}}
 	ctx, cancel := context.WithCancel(context.Background())
-	nc, err := stream.Connect(stream.ConnectOptions{URL: "nats://" + n.Listen, Name: "tap", Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: n.c.Name, Sender: n.Name, Origin: origin, Logger: slog.New(slog.DiscardHandler)})
+	r, err := stream.NewReader(n.Connect(), stream.ReaderOptions{Cluster: n.c.Name, Sender: n.Name, Origin: origin, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +72,6 @@ func (n *Node) tap(t testing.TB, origin string) *Tap {
 	t.Cleanup(func() {
 		cancel()
 		<-done
-		nc.Close()
 		if p.err != nil {
 			t.Errorf("tap of node %s: %v", n.Name, p.err)
 		}

@@ -1,0 +1,180 @@
+package bridge
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/pgbridge/pgbridge/config"
+	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// Rows of tables that only some nodes have (topology.residency) are sealed in frames, if pgbridge keys has made keys for it: who hands frames on
+// for others can then not read them.
+
+// sealPattern is for the files of keys in a node's directory, one for each group of nodes that have a table. Each line is a key: the first
+// one seals, all open.
+const sealPattern = "rows-*.key"
+
+func sealFile(group string) string {
+	return strings.Replace(sealPattern, "*", strings.ReplaceAll(group, " ", "+"), 1)
+}
+
+// groups are the nodes that have a table, of all tables that a configuration may be for.
+func (r residency) groups() (all [][]string) {
+	add := func(nodes []string) {
+		nodes = strings.Fields(wire.Group(nodes))
+		if len(nodes) > 0 && !slices.ContainsFunc(all, func(g []string) bool { return slices.Equal(g, nodes) }) {
+			all = append(all, nodes)
+		}
+	}
+	for _, x := range r {
+		for _, g := range all {
+			add(both(g, x.nodes)) // of a table that both are for
+		}
+		add(x.nodes)
+	}
+	return all
+}
+
+func both(a, b []string) []string {
+	return slices.DeleteFunc(slices.Clone(a), func(node string) bool { return !slices.Contains(b, node) })
+}
+
+// group is the nodes that have a table; empty: all.
+func (r residency) group(schema, table string) string {
+	var nodes []string
+	for _, x := range r {
+		if x.is(schema, table) {
+			if nodes == nil {
+				nodes = x.nodes
+			}
+			nodes = both(nodes, x.nodes)
+		}
+	}
+	return wire.Group(nodes)
+}
+
+// seals are what a node seals rows by, and opens them.
+type seals struct {
+	open    *wire.Opener
+	sealers map[string]*wire.Sealer // by group
+	reside  residency
+}
+
+// readSeals reads the keys in nats.keys_dir.
+func readSeals(cfg *config.Config, own origin.Origin) (*seals, error) {
+	s := &seals{sealers: map[string]*wire.Sealer{}, reside: residencyOf(cfg)}
+	if len(s.reside) == 0 {
+		return s, nil
+	}
+	var all [][]byte
+	if cfg.NATS.KeysDir != "" {
+		files, err := filepath.Glob(filepath.Join(cfg.NATS.KeysDir, sealPattern))
+		if err != nil {
+			return nil, err
+		}
+		for _, file := range files {
+			keys, err := readSealKeys(file)
+			if err != nil {
+				return nil, sealFault(cfg, err)
+			}
+			all = append(all, keys...)
+		}
+		for _, g := range s.reside.groups() {
+			if !slices.Contains(g, cfg.Node) {
+				continue
+			}
+			keys, err := readSealKeys(filepath.Join(cfg.NATS.KeysDir, sealFile(wire.Group(g))))
+			if err != nil {
+				return nil, sealFault(cfg, err)
+			}
+			prefix := make([]byte, wire.SealPrefixBytes)
+			if _, err := rand.Read(prefix); err != nil {
+				return nil, err
+			}
+			if s.sealers[wire.Group(g)], err = wire.NewSealer(own, wire.Group(g), keys[0], prefix); err != nil {
+				return nil, err
+			}
+		}
+	}
+	var err error
+	s.open, err = wire.NewOpener(cfg.Node, all)
+	return s, err
+}
+
+func sealFault(cfg *config.Config, err error) error {
+	return &configError{fmt.Sprintf("nats.keys_dir: %v; run pgbridge keys, and bring the directory of node %s here", err, cfg.Node)}
+}
+
+// sealer is what rows of a table are sealed by; nil: by nothing.
+func (s *seals) sealer(schema, table string) *wire.Sealer {
+	if len(s.sealers) == 0 {
+		return nil
+	}
+	return s.sealers[s.reside.group(schema, table)]
+}
+
+func readSealKeys(file string) (all [][]byte, err error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	for lines := bufio.NewScanner(bytes.NewReader(text)); lines.Scan(); {
+		line := strings.TrimSpace(lines.Text())
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		key, err := base64.StdEncoding.DecodeString(line)
+		if err != nil || len(key) != wire.SealKeyBytes {
+			return nil, fmt.Errorf("%s has a line that is not %d bytes in base64", file, wire.SealKeyBytes)
+		}
+		all = append(all, key)
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("%s has no key", file)
+	}
+	return all, nil
+}
+
+// makeSealKeys makes the keys of all groups, each in the directories of its nodes. What is there already stays, and is brought to the others.
+func makeSealKeys(cfg *config.Config, dir string, tell func(string)) error {
+	for _, g := range residencyOf(cfg).groups() {
+		name := sealFile(wire.Group(g))
+		var text []byte
+		for _, node := range g {
+			there, err := os.ReadFile(filepath.Join(dir, node, name))
+			if err == nil && text != nil && !bytes.Equal(there, text) {
+				return fmt.Errorf("%s is not the same for the nodes %s; keep the right one", name, strings.Join(g, ", "))
+			}
+			if err == nil {
+				text = there
+			} else if !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+		if text == nil {
+			key := make([]byte, wire.SealKeyBytes)
+			if _, err := rand.Read(key); err != nil {
+				return err
+			}
+			text = []byte(base64.StdEncoding.EncodeToString(key) + "\n")
+			tell("makes " + name + " for the nodes " + strings.Join(g, ", "))
+		}
+		for _, node := range g {
+			if err := writeFile(filepath.Join(dir, node, name), text, 0o600); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

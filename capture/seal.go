@@ -1,0 +1,60 @@
+package capture
+
+import "github.com/pgbridge/pgbridge/wire"
+
+// sealed seals what of b stands from at on, if the relation's rows are.
+func (r *relation) sealed(b []byte, at int, part wire.SealedPart) []byte {
+	if r.seal == nil {
+		return b
+	}
+	r.plain = append(r.plain[:0], b[at:]...)
+	return r.seal.Append(b[:at], part, r.plain)
+}
+
+// opened returns the body of an own frame as it was before it was sealed.
+func (o *Options) opened(body []byte) ([]byte, error) {
+	if o.Open == nil {
+		return body, nil
+	}
+	return o.Open.Body(o.Origin, body)
+}
+
+// appendTruncate appends a TRUNCATE of relations: one record for those that are sealed alike.
+func appendTruncate(dst []byte, options byte, rels []*relation) []byte {
+	var ids []uint32
+	for i, r := range rels {
+		first := true
+		for _, before := range rels[:i] {
+			first = first && before.seal != r.seal
+		}
+		if !first {
+			continue
+		}
+		ids = ids[:0]
+		for _, s := range rels[i:] {
+			if s.seal == r.seal {
+				ids = append(ids, s.ID)
+			}
+		}
+		at := len(dst)
+		dst = r.sealed(wire.AppendTruncate(dst, options, ids), at, wire.SealedChange)
+	}
+	return dst
+}
+
+// appendNote is wire.AppendNote, and seals what names rows of tables that are sealed.
+func (t *tagger) appendNote(dst []byte, prefix string, content []byte) ([]byte, bool) {
+	at := len(dst)
+	dst, ok := wire.AppendNote(dst, prefix, content)
+	recs := wire.NewRecords(dst[at:])
+	rec, err := recs.Next()
+	if !ok || err != nil || rec.Kind != wire.KindAsk {
+		return dst, ok
+	}
+	ask, err := wire.ParseAsk(rec.Payload)
+	if err != nil {
+		return dst, ok
+	}
+	r := relation{seal: t.opts.Seal(ask.Schema, ask.Table)}
+	return r.sealed(dst, at, wire.SealedOther), true
+}
