@@ -166,7 +166,11 @@ func lockDataDir(dir string) (func(), error) {
 		f.Close()
 		return nil, fmt.Errorf("data_dir %s is in use by another pgbridge: %w", dir, apply.ErrFenced)
 	}
-	return func() { f.Close() }, nil
+	return func() {
+		// Closing it alone would leave the lock to a process that is just being started, and has the file until it runs a program of its own.
+		syscall.Flock(int(f.Fd()), syscall.LOCK_UN)
+		f.Close()
+	}, nil
 }
 
 // fenceStore is what the embedded server may store beyond nats.embedded.max_store: the fences of bridges that start

@@ -328,7 +328,7 @@ func (l *life) openCapture(ctx context.Context) error {
 	}
 	column, at := homes(l.cfg)
 	l.capture, err = capture.New(capture.Options{
-		Seal: l.seals.sealer, Open: l.seals.open,
+		Seal: l.seals.byTable(), Open: l.seals.open,
 		HomeColumn: column, AtHome: func(value []byte) bool { return at(l.cfg.Node, value) },
 		DSN: l.cfg.Postgres.DSN, Cluster: l.cfg.Cluster, Node: l.cfg.Node, Origin: o, WriterEpoch: node.WriterEpoch,
 		SystemID: info.SystemID, Timeline: info.Timeline, Slot: slotName(l.cfg), Publication: slotName(l.cfg),

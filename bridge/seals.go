@@ -116,12 +116,12 @@ func sealFault(cfg *config.Config, err error) error {
 	return &configError{fmt.Sprintf("nats.keys_dir: %v; run pgbridge keys, and bring the directory of node %s here", err, cfg.Node)}
 }
 
-// sealer is what rows of a table are sealed by; nil: by nothing.
-func (s *seals) sealer(schema, table string) *wire.Sealer {
+// byTable tells what rows of a table are sealed by, nil: by nothing; nil, if that is so of all.
+func (s *seals) byTable() func(schema, table string) *wire.Sealer {
 	if len(s.sealers) == 0 {
 		return nil
 	}
-	return s.sealers[s.reside.group(schema, table)]
+	return func(schema, table string) *wire.Sealer { return s.sealers[s.reside.group(schema, table)] }
 }
 
 func readSealKeys(file string) (all [][]byte, err error) {

@@ -62,13 +62,16 @@ func TestSealKeys(t *testing.T) {
 	}
 	own := origin.Origin{Node: "b", Epoch: 1}
 	s, err := readSeals(cfg("b", "crm.*=a b", "shop.x=b c"), own)
-	if err != nil || s.sealer("crm", "p") == nil || s.sealer("shop", "x") == nil || s.sealer("crm", "p") == s.sealer("shop", "x") || s.sealer("shop", "y") != nil {
+	if err != nil {
+		t.Fatal(err)
+	}
+	if by := s.byTable(); by("crm", "p") == nil || by("shop", "x") == nil || by("crm", "p") == by("shop", "x") || by("shop", "y") != nil {
 		t.Errorf("node b has %+v, %v", s, err)
 	}
-	if s, err := readSeals(cfg("c", "crm.*=a b"), origin.Origin{Node: "c", Epoch: 1}); err != nil || s.sealer("crm", "p") != nil || s.open == nil {
+	if s, err := readSeals(cfg("c", "crm.*=a b"), origin.Origin{Node: "c", Epoch: 1}); err != nil || s.byTable() != nil || s.open == nil {
 		t.Errorf("node c has %+v, %v", s, err)
 	}
-	if s, err := readSeals(residentConfig("b", "", "crm.*=a b"), own); err != nil || s.sealer("crm", "p") != nil {
+	if s, err := readSeals(residentConfig("b", "", "crm.*=a b"), own); err != nil || s.byTable() != nil {
 		t.Errorf("without keys node b has %+v, %v", s, err)
 	}
 	for what, x := range map[string]struct{ text, want string }{

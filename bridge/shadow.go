@@ -156,7 +156,7 @@ func (s *shadow) openCapture(ctx context.Context, fence *wire.Frame) (err error)
 		DSN: s.cfg.Postgres.DSN, Cluster: s.cfg.Cluster, Node: s.cfg.Node, Origin: s.found.Origin(), WriterEpoch: shadowEpoch,
 		SystemID: fence.SystemID, Timeline: fence.Timeline, Slot: slotName(s.cfg), Publication: slotName(s.cfg),
 		FrameBytes: int(s.cfg.Capture.FrameBytes), Linger: s.cfg.Capture.Linger, StatusInterval: s.cfg.Capture.StatusInterval,
-		SpoolDir: filepath.Join(s.cfg.DataDir, "spool"), Logger: s.log, Seal: s.seals.sealer, Open: s.seals.open,
+		SpoolDir: filepath.Join(s.cfg.DataDir, "spool"), Logger: s.log, Seal: s.seals.byTable(), Open: s.seals.open,
 	}, &shadowOutbox{s.pub, s.found.Source(s.found.Origin())}, unheard{}, fence)
 	return err
 }

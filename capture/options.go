@@ -70,9 +70,6 @@ func (o Options) withDefaults() Options {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	if o.Seal == nil {
-		o.Seal = func(string, string) *wire.Sealer { return nil }
-	}
 	return o
 }
 

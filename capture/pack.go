@@ -48,7 +48,7 @@ func (t *tagger) target() int {
 func (t *tagger) header() wire.Header {
 	d := &t.draft
 	h := wire.Header{
-		Cluster: t.opts.Cluster, Sender: t.opts.Node, Origin: t.opts.Origin, WriterEpoch: t.opts.WriterEpoch,
+		Sealed: t.opts.Seal != nil, Cluster: t.opts.Cluster, Sender: t.opts.Node, Origin: t.opts.Origin, WriterEpoch: t.opts.WriterEpoch,
 		FirstSeq: d.firstSeq, LastSeq: t.seq, LastStamp: t.clock.Last,
 		FirstCommitTime: d.first, LastCommitTime: d.last,
 		Up: t.up, Low: t.told, ResumeLSN: t.position, Mark: t.mark,

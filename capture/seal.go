@@ -11,6 +11,14 @@ func (r *relation) sealed(b []byte, at int, part wire.SealedPart) []byte {
 	return r.seal.Append(b[:at], part, r.plain)
 }
 
+// sealer is what rows of a table are sealed by; nil: by nothing.
+func (o *Options) sealer(schema, table string) *wire.Sealer {
+	if o.Seal == nil {
+		return nil
+	}
+	return o.Seal(schema, table)
+}
+
 // opened returns the body of an own frame as it was before it was sealed.
 func (o *Options) opened(body []byte) ([]byte, error) {
 	if o.Open == nil {
@@ -55,6 +63,6 @@ func (t *tagger) appendNote(dst []byte, prefix string, content []byte) ([]byte, 
 	if err != nil {
 		return dst, ok
 	}
-	r := relation{seal: t.opts.Seal(ask.Schema, ask.Table)}
+	r := relation{seal: t.opts.sealer(ask.Schema, ask.Table)}
 	return r.sealed(dst, at, wire.SealedOther), true
 }

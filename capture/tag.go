@@ -194,7 +194,7 @@ func (t *tagger) relation(b []byte) error {
 		return err
 	}
 	t.arrivals++
-	r.arrival, r.seal = t.arrivals, t.opts.Seal(r.Schema, r.Name)
+	r.arrival, r.seal = t.arrivals, t.opts.sealer(r.Schema, r.Name)
 	if t.stream != nil {
 		t.stream.relations[r.ID], t.stream.last = r, nil
 		return nil

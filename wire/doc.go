@@ -8,7 +8,7 @@
 //
 // There are no goroutines and no I/O here. Begin reading with [Frame] and [Records].
 //
-// # Format, version 1
+// # Format, versions 1 and 2
 //
 // Integers named uvarint and varint are those of encoding/binary (protobuf's; varint is zig-zag). A
 // string is a uvarint length and that many bytes of UTF-8. An origin is a string (node) and a uvarint

@@ -12,11 +12,12 @@ import (
 )
 
 const (
-	// Version is the frame format that this package writes and the highest that it reads.
-	Version = 1
+	// Version is the highest frame format that this package reads and writes.
+	Version = 2
 	// MaxBody bounds a frame's body before compression, in bytes. Brokers allow at most 64 MiB.
 	MaxBody = 64 << 20
 
+	first     = 1 // the version of frames without sealed records
 	magic     = "PGBF"
 	flagZstd  = 1 << 0
 	flagFence = 1 << 1
@@ -41,6 +42,7 @@ type Mark struct {
 // Header is what a frame says of itself. Fields are explained in the package comment.
 type Header struct {
 	Fence           bool
+	Sealed          bool // there may be sealed records: the format's version 2
 	Cluster         string
 	Sender          string
 	Origin          origin.Origin
@@ -95,7 +97,10 @@ func (e *Encoder) Append(dst []byte, f *Frame) ([]byte, error) {
 		return dst, fmt.Errorf("frame body of %d bytes, the format allows %d", len(f.Body), MaxBody)
 	}
 	start := len(dst)
-	stored, flags := f.Body, byte(0)
+	stored, flags, version := f.Body, byte(0), byte(first)
+	if f.Sealed {
+		version = Version
+	}
 	if f.Fence {
 		flags |= flagFence
 	}
@@ -113,7 +118,7 @@ func (e *Encoder) Append(dst []byte, f *Frame) ([]byte, error) {
 		}
 	}
 	dst = append(dst, magic...)
-	dst = append(dst, Version, flags)
+	dst = append(dst, version, flags)
 	hdr := f.Header.append(make([]byte, 0, 256))
 	dst = binary.AppendUvarint(dst, uint64(len(hdr)))
 	dst = append(dst, hdr...)
@@ -166,7 +171,7 @@ func (d *Decoder) Decode(data []byte) (*Frame, error) {
 	if len(data) < len(magic)+2+4 || string(data[:4]) != magic {
 		return nil, fmt.Errorf("%w: no frame begins here", ErrCorrupt)
 	}
-	if data[4] == 0 || data[4] > Version || data[5]&^(flagZstd|flagFence) != 0 {
+	if data[4] < first || data[4] > Version || data[5]&^(flagZstd|flagFence) != 0 {
 		return nil, fmt.Errorf("%w: version %d, flags %#x; this pgbridge reads versions up to %d: upgrade it",
 			ErrVersion, data[4], data[5], Version)
 	}
@@ -185,7 +190,7 @@ func (d *Decoder) Decode(data []byte) (*Frame, error) {
 	if p.err != nil {
 		return nil, p.err
 	}
-	f.Fence = data[5]&flagFence != 0
+	f.Fence, f.Sealed = data[5]&flagFence != 0, data[4] > first
 	if data[5]&flagZstd == 0 {
 		if uint64(len(stored)) != size {
 			return nil, fmt.Errorf("%w: body of %d bytes, %d stored", ErrCorrupt, size, len(stored))

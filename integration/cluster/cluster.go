@@ -63,6 +63,8 @@ type Node struct {
 	File   string           // configuration
 	Listen string           // of the embedded broker
 	Links  map[string]*Link // to the other nodes, by name
+	// Program is what its bridge runs as a process; empty: this version of pgbridge.
+	Program string
 
 	rounds  int // of sentinels that were written here
 	stop    func() error

@@ -91,7 +91,11 @@ func (n *Node) spawn() (*process, error) {
 	for key, value := range n.c.opts.Config {
 		args = append(args, "--set", key+"="+value)
 	}
-	p := &process{cmd: exec.Command(Binary(n.t), args...), done: make(chan struct{})}
+	program := n.Program
+	if program == "" {
+		program = Binary(n.t)
+	}
+	p := &process{cmd: exec.Command(program, args...), done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	started := make(chan error)
 	go func() {
