@@ -39,6 +39,8 @@ var sessionSettings = map[string]string{
 	"enable_mergejoin": "off",
 	"enable_seqscan":   "off",
 	"jit":              "off",
+	// What pgbridge itself changes of the schema is for this node alone (ddl.sql).
+	"pgbridge.ddl": "local",
 }
 
 // connect opens a connection with settings on top of sessionSettings and asserts every one of them.

@@ -320,6 +320,7 @@ DO $do$ BEGIN
         c       record;
         made    record;
         payload bytea;
+        by_itself boolean := coalesce(current_setting('pgbridge.ddl_before', true), '') <> ''; -- an event trigger has called it
         -- Who is meant by the session, since this function runs as its owner.
         caller  text := CASE current_setting('role') WHEN 'none' THEN session_user::text ELSE current_setting('role') END;
     BEGIN
@@ -328,11 +329,13 @@ DO $do$ BEGIN
         END IF;
         c := pgbridge.ddl_compare(before, after);
         IF c.refused <> '{}' THEN
-            RAISE feature_not_supported USING MESSAGE = 'this schema change cannot be made on all nodes: ' || array_to_string(c.refused, '; ');
+            RAISE feature_not_supported USING MESSAGE = 'this schema change cannot be made on all nodes: ' || array_to_string(c.refused, '; '),
+                HINT = CASE WHEN by_itself THEN 'SET pgbridge.ddl = ''local'' keeps it on this node.' ELSE '' END;
         END IF;
         IF c.breaking <> '{}' AND NOT confirmed THEN
             RAISE object_not_in_prerequisite_state USING MESSAGE = 'this schema change is a breaking one: it ' || array_to_string(c.breaking, ', '),
-                HINT = 'Confirm it when nothing writes what it takes away: pgbridge ddl --breaking, which waits for all nodes, or SELECT pgbridge.ddl(..., breaking => true).';
+                HINT = CASE WHEN by_itself THEN 'SET pgbridge.ddl = ''breaking'' confirms it, when nothing writes what it takes away; or make it by pgbridge ddl --breaking, which waits for all nodes.'
+                ELSE 'Confirm it when nothing writes what it takes away: pgbridge ddl --breaking, which waits for all nodes, or SELECT pgbridge.ddl(..., breaking => true).' END;
         END IF;
         made := pgbridge.ddl_note(before, c.changes, c.summary, c.fresh, NULL, NULL, NULL, caller, path, sql);
         SELECT convert_to(json_build_object('xid', d.xmin::text::bigint, 'role', caller, 'search_path', path, 'sql', ddl_emit.sql)::text, 'UTF8') INTO payload
@@ -344,11 +347,13 @@ DO $do$ BEGIN
     -- Changes the schema here and, in the transaction's place in the stream, on all other nodes. The number of the change here.
     CREATE OR REPLACE FUNCTION pgbridge.ddl(sql text, breaking boolean DEFAULT false) RETURNS bigint LANGUAGE plpgsql AS $body$
     DECLARE
+        id     bigint;
         seen   bigint;
         before jsonb;
         after  jsonb;
         effort bigint;
         path   text := pg_catalog.current_setting('search_path');
+        mode   text := coalesce(pg_catalog.current_setting('pgbridge.ddl', true), '');
     BEGIN
         IF pg_catalog.btrim(coalesce(sql, ''), E' \t\r\n;') = '' THEN
             RAISE invalid_parameter_value USING MESSAGE = 'there is no SQL to run', HINT = 'Give one or more statements, such as ALTER TABLE.';
@@ -361,6 +366,7 @@ DO $do$ BEGIN
             before := pgbridge.ddl_shape();
             effort := pgbridge.ddl_effort();
             BEGIN
+                PERFORM pg_catalog.set_config('pgbridge.ddl', 'local', true), pg_catalog.set_config('pgbridge.ddl_before', '', true); -- the event triggers that there may be leave it to this function
                 EXECUTE sql;
                 after := pgbridge.ddl_shape();
                 IF pgbridge.ddl_seen() > seen THEN
@@ -371,8 +377,84 @@ DO $do$ BEGIN
                 -- While this one waited for a lock, another change was made, and would count as part of it. With the locks gone, it begins anew.
             END;
         END LOOP;
-        RETURN pgbridge.ddl_emit(before, after, effort, path, sql, breaking);
+        id := pgbridge.ddl_emit(before, after, effort, path, sql, breaking);
+        PERFORM pg_catalog.set_config('pgbridge.ddl', mode, true);
+        RETURN id;
     END $body$;
+
+    -- What event triggers call around each command that changes the schema, where pgbridge ddl --automatic has made them. They keep what they
+    -- know in settings of the transaction. pgbridge.ddl = 'local' keeps a change on its node, 'breaking' confirms it.
+    CREATE OR REPLACE FUNCTION pgbridge.ddl_bare(sql text) RETURNS text LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $body$
+    -- Without comments and quotes, which may hold anything.
+    SELECT regexp_replace(sql, '--[^\n]*|/\*(?:[^*]|\*(?!/))*\*/|[eE]''(?:[^''\\]|\\.|'''')*''|''(?:[^'']|'''')*''|"(?:[^"]|"")*"|\$([[:alpha:]_][[:alnum:]_]*|)\$.*?\$\1\$', ' ', 'g')
+    $body$;
+
+    CREATE OR REPLACE FUNCTION pgbridge.ddl_begin() RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+    BEGIN
+        PERFORM set_config('pgbridge.ddl_before', '', true), set_config('pgbridge.ddl_dropped', '', true);
+        IF current_setting('pgbridge.ddl', true) IS NOT DISTINCT FROM 'local' THEN
+            RETURN;
+        END IF;
+        IF pgbridge.ddl_bare(current_query()) ~* '\mconcurrently\M' THEN
+            RAISE NOTICE USING MESSAGE = 'what is done concurrently stays on this node', HINT = 'Run it on each node; plain indexes need not be the same everywhere.';
+            RETURN;
+        END IF;
+        PERFORM set_config('pgbridge.ddl_before', jsonb_build_object('seen', pgbridge.ddl_seen(), 'shape', pgbridge.ddl_shape(), 'effort', pgbridge.ddl_effort())::text, true);
+    END $body$;
+
+    -- Called where something was dropped, which the end of the command does not tell.
+    CREATE OR REPLACE FUNCTION pgbridge.ddl_drop() RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+    BEGIN
+        IF EXISTS (SELECT FROM pg_event_trigger_dropped_objects() d WHERE NOT d.is_temporary AND d.schema_name IS DISTINCT FROM 'pgbridge') THEN
+            PERFORM set_config('pgbridge.ddl_dropped', 'yes', true);
+        END IF;
+    END $body$;
+
+    CREATE OR REPLACE FUNCTION pgbridge.ddl_end(tag text, path text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+    DECLARE
+        mode   text := coalesce(current_setting('pgbridge.ddl', true), '');
+        before jsonb := nullif(current_setting('pgbridge.ddl_before', true), '')::jsonb;
+        sql    text := current_query();
+        bare   text := pgbridge.ddl_bare(sql);
+    BEGIN
+        IF before IS NULL OR mode = 'local' OR pgbridge.ddl_effort() = (before ->> 'effort')::bigint THEN
+            RETURN;
+        END IF;
+        IF EXISTS (SELECT FROM pg_event_trigger_ddl_commands() c WHERE c.in_extension) OR current_setting('pgbridge.ddl_dropped', true) IS DISTINCT FROM 'yes'
+            AND NOT EXISTS (SELECT FROM pg_event_trigger_ddl_commands() c WHERE c.schema_name IS DISTINCT FROM 'pg_temp' AND c.schema_name IS DISTINCT FROM 'pgbridge') THEN
+            RETURN; -- what is temporary, or pgbridge's own
+        END IF;
+        IF rtrim(bare, E' \t\r\n;') ~ ';' OR bare ~ '\*/' OR upper(substring(bare FROM '^[\s(]*(\w+)')) IS DISTINCT FROM split_part(tag, ' ', 1) THEN
+            RAISE feature_not_supported USING MESSAGE = format('this %s travels to the other nodes by itself only as one statement that is sent alone', tag),
+                HINT = 'Send each statement by itself, not from a function or in one string with others; or make it by SELECT pgbridge.ddl(...); or keep it on this node: SET pgbridge.ddl = ''local''.';
+        END IF;
+        IF octet_length(sql) > 262144 THEN
+            RAISE program_limit_exceeded USING MESSAGE = 'a schema change has at most 256 KiB of SQL', HINT = 'Make it in several statements, in one transaction if need be.';
+        END IF;
+        IF pgbridge.ddl_seen() > (before ->> 'seen')::bigint THEN
+            RAISE serialization_failure USING MESSAGE = 'another schema change was made while this one waited for a lock', HINT = 'Run it again.';
+        END IF;
+        PERFORM set_config('pgbridge.ddl', 'local', true);
+        PERFORM pgbridge.ddl_emit(before -> 'shape', pgbridge.ddl_shape(), (before ->> 'effort')::bigint, path, sql, mode = 'breaking');
+        PERFORM set_config('pgbridge.ddl', mode, true);
+    END $body$;
+
+    -- The triggers' functions run as their owner, with the search_path of whoever changes the schema: no name in them may be looked up there.
+    CREATE OR REPLACE FUNCTION pgbridge.ddl_started() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER AS $body$
+    BEGIN
+        PERFORM pgbridge.ddl_begin();
+    END $body$;
+    CREATE OR REPLACE FUNCTION pgbridge.ddl_dropped() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER AS $body$
+    BEGIN
+        PERFORM pgbridge.ddl_drop();
+    END $body$;
+    CREATE OR REPLACE FUNCTION pgbridge.ddl_ended() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER AS $body$
+    BEGIN
+        PERFORM pgbridge.ddl_end(TG_TAG, pg_catalog.current_setting('search_path'));
+    END $body$;
+
+    REVOKE EXECUTE ON FUNCTION pgbridge.ddl_begin(), pgbridge.ddl_drop(), pgbridge.ddl_end(text, text), pgbridge.ddl_bare(text), pgbridge.ddl_started(), pgbridge.ddl_dropped(),
+        pgbridge.ddl_ended() FROM PUBLIC;
 
     REVOKE EXECUTE ON FUNCTION pgbridge.ddl_shape(), pgbridge.ddl_effort(), pgbridge.ddl_fill(oid, name, boolean), pgbridge.ddl_compare(jsonb, jsonb), pgbridge.left_in_place(jsonb),
         pgbridge.ddl_note(jsonb, jsonb, text[], oid[], text, int, bigint, text, text, text), pgbridge.ddl_seen(), pgbridge.ddl_emit(jsonb, jsonb, bigint, text, text, boolean), pgbridge.ddl(text, boolean) FROM PUBLIC;

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -51,6 +52,50 @@ func ChangeSchema(ctx context.Context, dsn, sql string, confirmed bool) (id int6
 		return 0, &refusal{errors.New(pg.Message), "nothing was changed"}
 	}
 	return 0, &refusal{errors.New(pg.Message), mend}
+}
+
+// travels is what event triggers are for: commands whose effect the nodes have in common. Roles and their grants, and the values of
+// sequences, are each node's own.
+var travels = []string{"ALTER DOMAIN", "ALTER FUNCTION", "ALTER INDEX", "ALTER MATERIALIZED VIEW", "ALTER POLICY", "ALTER PROCEDURE", "ALTER SCHEMA", "ALTER TABLE", "ALTER TRIGGER",
+	"ALTER TYPE", "ALTER VIEW", "COMMENT", "CREATE DOMAIN", "CREATE FUNCTION", "CREATE INDEX", "CREATE MATERIALIZED VIEW", "CREATE POLICY", "CREATE PROCEDURE", "CREATE RULE",
+	"CREATE SCHEMA", "CREATE SEQUENCE", "CREATE STATISTICS", "CREATE TABLE", "CREATE TABLE AS", "CREATE TRIGGER", "CREATE TYPE", "CREATE VIEW", "DROP DOMAIN", "DROP FUNCTION",
+	"DROP INDEX", "DROP MATERIALIZED VIEW", "DROP POLICY", "DROP PROCEDURE", "DROP RULE", "DROP SCHEMA", "DROP SEQUENCE", "DROP STATISTICS", "DROP TABLE", "DROP TRIGGER", "DROP TYPE",
+	"DROP VIEW", "SELECT INTO"}
+
+// EventTriggerPrefix begins the names of the event triggers that have schema changes travel by themselves.
+const EventTriggerPrefix = "pgbridge_ddl_"
+
+// AutomaticSQL is what makes the event triggers that have schema changes in the database travel by themselves, or what drops them.
+func AutomaticSQL(on bool) (statements []string) {
+	for _, x := range []struct{ event, name string }{{"ddl_command_start", "started"}, {"sql_drop", "dropped"}, {"ddl_command_end", "ended"}} {
+		statements = append(statements, "DROP EVENT TRIGGER IF EXISTS "+EventTriggerPrefix+x.name)
+		if on {
+			statements = append(statements, fmt.Sprintf("CREATE EVENT TRIGGER %s%s ON %s WHEN TAG IN ('%s') EXECUTE FUNCTION pgbridge.ddl_%s()",
+				EventTriggerPrefix, x.name, x.event, strings.Join(travels, "', '"), x.name))
+		}
+	}
+	return statements
+}
+
+// SetAutomatic has schema changes that are made in the local database travel to the other nodes by themselves, or not any more. It takes a
+// superuser; the error of another role has the statements for one.
+func SetAutomatic(ctx context.Context, dsn string, on bool) error {
+	conn, err := connectPlain(ctx, dsn, "pgbridge ddl")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	statements := AutomaticSQL(on)
+	_, err = conn.Exec(ctx, strings.Join(statements, ";"), pgx.QueryExecModeSimpleProtocol)
+	switch {
+	case err == nil:
+		return nil
+	case hasCode(err, "42501"):
+		return &refusal{fmt.Errorf("event triggers: %w", err), "run as a superuser:\n" + strings.Join(statements, ";\n") + ";"}
+	case hasCode(err, "42883", "3F000"):
+		return ErrNotSetUp
+	}
+	return fmt.Errorf("event triggers: %w", err)
 }
 
 // SchemaChanges returns the changes that are made in the local database, the oldest first.

@@ -51,6 +51,11 @@ func SchemaChanges(ctx context.Context, cfg *config.Config) ([]SchemaChange, err
 	return apply.SchemaChanges(ctx, cfg.Postgres.DSN)
 }
 
+// AutomaticSchema has the schema changes that are made in the node's database travel to the other nodes by themselves, or not any more.
+func AutomaticSchema(ctx context.Context, cfg *config.Config, on bool) error {
+	return apply.SetAutomatic(ctx, cfg.Postgres.DSN, on)
+}
+
 // SchemaDone has a schema change of another node, as origin:seq, count as made here, since an operator has made it by hand.
 func SchemaDone(ctx context.Context, cfg *config.Config, name string) error {
 	return apply.MarkDone(ctx, cfg.Postgres.DSN, name)

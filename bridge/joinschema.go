@@ -6,10 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"regexp"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgbridge/pgbridge/apply"
 )
+
+// eventTriggers are those of pgbridge in a dump, whose functions are not in it.
+var eventTriggers = regexp.MustCompile(`(?s)\nCREATE EVENT TRIGGER ` + apply.EventTriggerPrefix + `.*?;\n`)
 
 // takeSchema gives a database the schema of another one, as pg_dump tells it, as one transaction.
 func takeSchema(ctx context.Context, from, to string) error {
@@ -33,7 +39,7 @@ func takeSchema(ctx context.Context, from, to string) error {
 		return fmt.Errorf("connect to PostgreSQL: %w", err)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	if _, err := conn.PgConn().Exec(ctx, script.String()).ReadAll(); err != nil {
+	if _, err := conn.PgConn().Exec(ctx, eventTriggers.ReplaceAllString(script.String(), "")).ReadAll(); err != nil {
 		return fmt.Errorf("take the schema over: %w; nothing was changed", err)
 	}
 	return nil

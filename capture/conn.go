@@ -31,6 +31,8 @@ func plainSettings() map[string]string {
 		// Setup writes, and needs no more isolation than each statement has.
 		"default_transaction_read_only": "off",
 		"default_transaction_isolation": "read committed",
+		// What it changes of the schema is for this node alone (apply/ddl.sql).
+		"pgbridge.ddl": "local",
 	}
 }
 

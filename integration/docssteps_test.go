@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/pgbridge/pgbridge/bridge"
 	"github.com/pgbridge/pgbridge/integration/cluster"
 )
 
@@ -84,6 +85,14 @@ var docsSteps = []docStep{
 		d.schema = append(d.schema, change)
 		name, _, _ := strings.Cut(waitsFor(d.b, "a", "pgbridge ddl --done "), " ")
 		return []string{"a:17", name}
+	}},
+	{doc: "ddl.md", text: "pgbridge ddl --automatic on --config b.yaml", says: "travel by themselves", after: func(d *docs) {
+		if got := d.b.Value(`SELECT count(*) FROM pg_event_trigger`); got != "3" {
+			d.t.Errorf("node b has %s event triggers", got)
+		}
+		if err := bridge.AutomaticSchema(d.t.Context(), d.b.Load(), false); err != nil {
+			d.t.Error(err)
+		}
 	}},
 	{doc: "ddl.md", text: "pgbridge ddl --list", says: "ADD COLUMN note text"},
 	{doc: "demo.md", text: "pgbridge conflicts undo 1", before: lost("1"), says: "is what it was before it lost"},

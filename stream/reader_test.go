@@ -293,7 +293,7 @@ func TestReaderRefusesWhatIsNotItsSenders(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	newer[4]++ // its format version
+	newer[4] = wire.Version + 1
 	for name, tc := range map[string]struct {
 		change func(*wire.Frame)
 		raw    []byte

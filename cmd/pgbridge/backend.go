@@ -66,6 +66,8 @@ type backend struct {
 	changeSchema func(ctx context.Context, cfg *config.Config, sql string, o bridge.SchemaOptions) (int64, error)
 	// schemaChanges lists the schema changes that are made here.
 	schemaChanges func(ctx context.Context, cfg *config.Config) ([]bridge.SchemaChange, error)
+	// automaticSchema has schema changes travel by themselves, or not any more.
+	automaticSchema func(ctx context.Context, cfg *config.Config, on bool) error
 	// schemaDone has a schema change of another node count as made here.
 	schemaDone func(ctx context.Context, cfg *config.Config, name string) error
 	// demo runs a whole cluster for a while.
@@ -124,9 +126,10 @@ func realBackend() backend {
 		leave:  bridge.Leave,
 		remove: bridge.RemoveNode,
 
-		changeSchema:  bridge.ChangeSchema,
-		schemaChanges: bridge.SchemaChanges,
-		schemaDone:    bridge.SchemaDone,
+		changeSchema:    bridge.ChangeSchema,
+		schemaChanges:   bridge.SchemaChanges,
+		schemaDone:      bridge.SchemaDone,
+		automaticSchema: bridge.AutomaticSchema,
 
 		demo: demo.Run,
 	}

@@ -14,14 +14,17 @@ func newDDL(b backend, c terminal) *cobra.Command {
 	var flags configFlags
 	var options bridge.SchemaOptions
 	var list, asJSON bool
-	var done string
+	var done, automatic string
 	cmd := &cobra.Command{
 		Use:   "ddl SQL --config file",
 		Short: "Change the schema here and on all other nodes",
 		Long: `Run one or more statements that change the schema, in one transaction, here and on every other node in their place
 in the stream of changes. What every node can take at once (a new column, table or index) needs nothing else; a change
 that takes something away, renames it or forbids something needs --breaking, and waits for all nodes. Migrations call
-the same in SQL: SELECT pgbridge.ddl('ALTER TABLE ...').`,
+the same in SQL: SELECT pgbridge.ddl('ALTER TABLE ...').
+
+--automatic on makes event triggers by which schema changes that are made on this node travel by themselves. It takes a
+superuser. In a session, SET pgbridge.ddl = 'local' keeps changes on the node, 'breaking' confirms them.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := flags.load()
 			if err != nil {
@@ -31,12 +34,26 @@ the same in SQL: SELECT pgbridge.ddl('ALTER TABLE ...').`,
 			if list {
 				asked++
 			}
-			if done != "" {
-				asked++
+			for _, flag := range []string{done, automatic} {
+				if flag != "" {
+					asked++
+				}
 			}
 			switch {
 			case asked != 1 || len(args) > 1:
-				return usagef("ddl takes one argument, the SQL in quotes; or --list, or --done")
+				return usagef("ddl takes one argument, the SQL in quotes; or --list, --done or --automatic")
+			case automatic != "" && automatic != "on" && automatic != "off":
+				return usagef("--automatic is on or off, not %q", automatic)
+			case automatic != "":
+				if err := b.automaticSchema(cmd.Context(), cfg, automatic == "on"); err != nil {
+					return err
+				}
+				said := "schema changes that are made on this node travel by themselves"
+				if automatic == "off" {
+					said = "schema changes stay on this node, but for those by pgbridge ddl"
+				}
+				_, err := fmt.Fprintln(c.out, said)
+				return err
 			case list:
 				all, err := b.schemaChanges(cmd.Context(), cfg)
 				if err != nil {
@@ -66,6 +83,7 @@ the same in SQL: SELECT pgbridge.ddl('ALTER TABLE ...').`,
 	cmd.Flags().DurationVar(&options.Wait, "wait", 30*time.Second, "with --breaking: how long to wait for the nodes")
 	cmd.Flags().BoolVar(&list, "list", false, "list the changes that are made here")
 	cmd.Flags().StringVar(&done, "done", "", "have a change of another node, origin:seq, count as made here by hand")
+	cmd.Flags().StringVar(&automatic, "automatic", "", "on: schema changes made on this node travel by themselves; off: not any more")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, with the keys of the log")
 	return cmd
 }

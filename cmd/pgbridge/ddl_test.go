@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -25,6 +26,12 @@ func ddlBackend() backend {
 				{ID: 2, Origin: "b", At: at, Role: "ann", SQL: "GRANT SELECT ON t TO bob", Changes: []string{}},
 			}, nil
 		},
+		automaticSchema: func(_ context.Context, _ *config.Config, on bool) error {
+			if on {
+				return nil
+			}
+			return errors.New("event triggers: permission denied")
+		},
 		schemaDone: func(_ context.Context, _ *config.Config, name string) error {
 			if name != "b:5" {
 				return fmt.Errorf("transaction %s does not wait here", name)
@@ -39,5 +46,6 @@ func TestDDL(t *testing.T) {
 	requireSession(t, "ddl", ddlBackend, bare("--help", exitDone),
 		sql(exitDone, "ALTER TABLE t ADD n int"), sql(exitDone, "ALTER TABLE t ADD n int", "--json"), sql(exitFailed, "DROP TABLE t", "--breaking", "--wait", "5s"),
 		of("--list", exitDone), of("--list --json", exitDone), of("--done b:5", exitDone), of("--done b:6", exitFailed),
+		of("--automatic on", exitDone), of("--automatic off", exitFailed), of("--automatic perhaps", exitUsage), of("--automatic on --list", exitUsage),
 		of("", exitUsage), of("ALTER TABLE", exitUsage), sql(exitUsage, "ALTER TABLE t", "--list"), of("x --wait soon", exitUsage))
 }
