@@ -257,3 +257,30 @@ func TestJoinIsRefused(t *testing.T) {
 	d.Start()
 	c.WaitConverged()
 }
+
+// TestJoinTakesTheSchema: an empty database gets the tables of another node with its rows, and not what is pgbridge's own there.
+func TestJoinTakesTheSchema(t *testing.T) {
+	t.Parallel()
+	majors := []int{pgtest.Versions(t)[0]} // which the installed pg_dump knows
+	c := cluster.New(t, cluster.Options{Nodes: 2, Majors: majors, Schema: `CREATE TABLE t (id int PRIMARY KEY, v text); CREATE VIEW w AS SELECT id FROM t`})
+	a := c.Node("a")
+	if err := bridge.AutomaticSchema(t.Context(), a.Load(), true); err != nil {
+		t.Fatal(err)
+	}
+	a.Exec(`INSERT INTO t SELECT i, i FROM generate_series(1, 100) i`)
+	a.Exec(`ALTER TABLE t ADD COLUMN n int DEFAULT 7`)
+	c.WaitConverged()
+	d := c.Grow()
+	d.Exec(`DROP TABLE t, pgb_sentinel CASCADE`)
+	if err := bridge.Join(t.Context(), d.Load(), bridge.JoinOptions{From: "a", Jobs: 1, SchemaDSN: a.DSN, Logger: d.Logger()}); err != nil {
+		t.Fatalf("%v\n%s", err, d.LogTail())
+	}
+	d.Start()
+	d.Exec(`UPDATE t SET v = 'there' WHERE id = 1`)
+	a.Exec(`ALTER TABLE t ADD COLUMN m int`)
+	c.WaitConverged()
+	requireSchemas(t, c)
+	if got := d.Value(`SELECT count(*) FROM w`); got != "100" {
+		t.Errorf("node c has %s rows", got)
+	}
+}
