@@ -114,9 +114,6 @@ func (l *life) start(s stages, g *errgroup.Group) {
 	part(s.working, g, "retention", asks(l.retain))
 	part(s.working, g, "tables", l.tables.Run)
 	part(s.working, g, "sequences", l.watchSequences)
-	if l.traces != nil {
-		part(s.working, g, "traces", asks(func(ctx context.Context) error { return l.traces.run(ctx, l.own, l.applier, l.publisher) }))
-	}
 	part(s.reading, g, "neighbours", asks(l.neighbours.run))
 	part(s.reading, g, "deltas", asks(l.giveDeltas))
 	part(s.reading, g, "answers", asks(l.answerNodes))
@@ -325,7 +322,7 @@ func (l *life) openCapture(ctx context.Context) error {
 	if err := l.applier.CheckDeletesFrom(ctx, from); err != nil {
 		return err
 	}
-	l.outbox = &outbox{Publisher: l.publisher, published: l.applier.Published, traces: l.traces}
+	l.outbox = &outbox{Publisher: l.publisher, published: l.applier.Published}
 	if fence.LastSeq == 0 {
 		l.outbox.before = &fence.Header
 	}
