@@ -5,9 +5,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
-	"github.com/pgbridge/pgbridge/capture"
 	"github.com/pgbridge/pgbridge/integration/cluster"
 	"github.com/pgbridge/pgbridge/integration/pgtest"
 )
@@ -90,8 +90,13 @@ func TestUpgrade(t *testing.T) {
 			if program == "" {
 				program = cluster.Binary(t)
 			}
-			m.AwaitStatus(func(r *cluster.Report) bool { return r.Waiting == "" && r.Capture.State == capture.StateStreaming }) // away has started anew
-			if out, err := exec.Command(program, "verify", "--config", m.File).CombinedOutput(); err != nil {
+			var out []byte
+			var err error
+			m.AwaitStatus(func(*cluster.Report) bool { // away has started anew, and the others may not hear it yet
+				out, err = exec.Command(program, "verify", "--config", m.File).CombinedOutput()
+				return err == nil || !strings.Contains(string(out), "is starting") && !strings.Contains(string(out), "nobody answers")
+			})
+			if err != nil {
 				t.Errorf("verify of node %s by %s: %v: %s", m.Name, program, err, out)
 			}
 		}
