@@ -413,14 +413,6 @@ func (b *inbox) held() int64 {
 	return n
 }
 
-// opened is a frame's body with what is sealed for this node opened, and without what is for others.
-func (o *Options) opened(f *wire.Frame) ([]byte, error) {
-	if o.Open == nil {
-		return f.Body, nil
-	}
-	return o.Open.Body(f.Origin, f.Body)
-}
-
 const txnOverhead = 256 // bytes that a queued transaction costs beside its body, roughly
 
 // unpack takes a frame apart. The transactions share memory with its body. Of one that came ahead of the stream they are
@@ -429,7 +421,7 @@ func (b *inbox) unpack(f *wire.Frame, resume uint64, ahead bool) ([]*txn, error)
 	var txns []*txn
 	var up, low origin.Vector
 	relations := map[uint32]*wire.Relation{}
-	body, err := b.opts.opened(f)
+	body, err := b.opts.Open.Frame(f)
 	if err != nil {
 		return nil, err
 	}

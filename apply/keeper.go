@@ -552,7 +552,7 @@ func (k *keeper) rank(v *rival) (look, error) {
 // frame says which rows an own frame changes.
 func (k *keeper) frame(ctx context.Context, f *wire.Frame) error {
 	relations := map[uint32]*wire.Relation{}
-	body, err := k.opts.opened(f)
+	body, err := k.opts.Open.Frame(f)
 	if err != nil {
 		return err
 	}

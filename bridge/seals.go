@@ -78,31 +78,33 @@ func readSeals(cfg *config.Config, own origin.Origin) (*seals, error) {
 		return s, nil
 	}
 	var all [][]byte
-	if cfg.NATS.KeysDir != "" {
-		files, err := filepath.Glob(filepath.Join(cfg.NATS.KeysDir, sealPattern))
+	if dir := cfg.NATS.KeysDir; dir != "" {
+		files, err := filepath.Glob(filepath.Join(dir, sealPattern))
 		if err != nil {
 			return nil, err
 		}
+		first := map[string][]byte{} // of each file
 		for _, file := range files {
 			keys, err := readSealKeys(file)
 			if err != nil {
 				return nil, sealFault(cfg, err)
 			}
-			all = append(all, keys...)
+			all, first[file] = append(all, keys...), keys[0]
 		}
-		for _, g := range s.reside.groups() {
-			if !slices.Contains(g, cfg.Node) {
+		for _, nodes := range s.reside.groups() {
+			group := wire.Group(nodes)
+			file := filepath.Join(dir, sealFile(group))
+			switch {
+			case !slices.Contains(nodes, cfg.Node):
 				continue
-			}
-			keys, err := readSealKeys(filepath.Join(cfg.NATS.KeysDir, sealFile(wire.Group(g))))
-			if err != nil {
-				return nil, sealFault(cfg, err)
+			case first[file] == nil:
+				return nil, sealFault(cfg, fmt.Errorf("%s is not there", file))
 			}
 			prefix := make([]byte, wire.SealPrefixBytes)
 			if _, err := rand.Read(prefix); err != nil {
 				return nil, err
 			}
-			if s.sealers[wire.Group(g)], err = wire.NewSealer(own, wire.Group(g), keys[0], prefix); err != nil {
+			if s.sealers[group], err = wire.NewSealer(own, group, first[file], prefix); err != nil {
 				return nil, err
 			}
 		}

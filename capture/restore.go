@@ -55,7 +55,7 @@ func (r *restorer) frame(f *wire.Frame) error {
 	}
 	clear(r.relations)
 	r.open = false
-	body, err := r.opts.opened(f.Body)
+	body, err := r.opts.Open.Frame(f)
 	if err != nil {
 		return err
 	}

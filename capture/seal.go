@@ -19,14 +19,6 @@ func (o *Options) sealer(schema, table string) *wire.Sealer {
 	return o.Seal(schema, table)
 }
 
-// opened returns the body of an own frame as it was before it was sealed.
-func (o *Options) opened(body []byte) ([]byte, error) {
-	if o.Open == nil {
-		return body, nil
-	}
-	return o.Open.Body(o.Origin, body)
-}
-
 // appendTruncate appends a TRUNCATE of relations: one record for those that are sealed alike.
 func appendTruncate(dst []byte, options byte, rels []*relation) []byte {
 	var ids []uint32
@@ -54,14 +46,12 @@ func appendTruncate(dst []byte, options byte, rels []*relation) []byte {
 func (t *tagger) appendNote(dst []byte, prefix string, content []byte) ([]byte, bool) {
 	at := len(dst)
 	dst, ok := wire.AppendNote(dst, prefix, content)
-	recs := wire.NewRecords(dst[at:])
-	rec, err := recs.Next()
-	if !ok || err != nil || rec.Kind != wire.KindAsk {
+	if !ok || prefix != wire.AskPrefix {
 		return dst, ok
 	}
-	ask, err := wire.ParseAsk(rec.Payload)
+	ask, err := wire.ParseAsk(content)
 	if err != nil {
-		return dst, ok
+		return dst[:at], false
 	}
 	r := relation{seal: t.opts.sealer(ask.Schema, ask.Table)}
 	return r.sealed(dst, at, wire.SealedOther), true

@@ -2,7 +2,6 @@ package integration
 
 import (
 	"bytes"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -12,17 +11,6 @@ import (
 	"github.com/pgbridge/pgbridge/bridge"
 	"github.com/pgbridge/pgbridge/integration/cluster"
 )
-
-// sealedConfig is the configuration of a node of a star, in whose middle c is.
-func sealedConfig(c *cluster.Cluster, n *cluster.Node, keys string) string {
-	text := fmt.Sprintf("cluster: %s\nnode: %s\ndata_dir: %s\npostgres: {dsn: %q}\ntopology:\n  kind: star\n  center: c\n  residency: ['crm.*=a b']\n  nodes:\n",
-		c.Name, n.Name, filepath.Join(n.Dir, "data"), n.DSN)
-	for _, m := range c.Nodes {
-		text += fmt.Sprintf("    %s: nats://%s\n", m.Name, m.Listen)
-	}
-	return text + fmt.Sprintf("nats:\n  keys_dir: %s\n  embedded: {sync: interval}\nstream: {compression: none}\ncapture: {frame_bytes: 64KiB}\nconflict:\n  tables:\n    crm.visits: {columns: {n: delta}}\n",
-		filepath.Join(keys, n.Name))
-}
 
 // stored reports whether a text stands anywhere in what a node's bridge keeps on its disk.
 func stored(t *testing.T, n *cluster.Node, text string) bool {
@@ -46,22 +34,11 @@ func stored(t *testing.T, n *cluster.Node, text string) bool {
 // have it read it, also their own when they start again.
 func TestSealedRows(t *testing.T) {
 	t.Parallel()
-	c := cluster.New(t, cluster.Options{Nodes: 3, Schema: residentSchema, Idle: true, Config: map[string]string{"topology.residency": "crm.*=a b"}})
-	keys := t.TempDir()
+	c := cluster.New(t, cluster.Options{Nodes: 3, Keys: true, Schema: residentSchema, Config: map[string]string{"topology.residency": "crm.*=a b",
+		"topology.kind": "star", "topology.center": "c", "stream.compression": "none", "capture.frame_bytes": "64KiB", "conflict.tables": "crm.visits: n=delta"}})
 	a, b, x := c.Node("a"), c.Node("b"), c.Node("c")
-	for _, n := range c.Nodes {
-		if err := os.WriteFile(n.File, []byte(sealedConfig(c, n, keys)), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := bridge.MakeKeys(a.Load(), keys, func(string) {}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(filepath.Join(keys, "c", "rows-a+b.key")); err == nil {
+	if _, err := os.Stat(filepath.Join(x.Keys(), "rows-a+b.key")); err == nil {
 		t.Fatal("node c has the key")
-	}
-	for _, n := range c.Nodes {
-		n.Start()
 	}
 	a.Exec(`INSERT INTO crm.person VALUES (1, 'secret of one'); INSERT INTO item VALUES (1, 'public of one')`)
 	a.Exec(`INSERT INTO crm.person SELECT i, 'secret of many ' || i FROM generate_series(100, 3000) i`)
@@ -105,7 +82,7 @@ func TestSealedRows(t *testing.T) {
 		}
 	}
 	// Who is to have it and lacks the key says so, and goes on when it is there.
-	key := filepath.Join(keys, "b", "rows-a+b.key")
+	key := filepath.Join(b.Keys(), "rows-a+b.key")
 	text, err := os.ReadFile(key)
 	if err != nil {
 		t.Fatal(err)
@@ -124,7 +101,7 @@ func TestSealedRows(t *testing.T) {
 
 	// Another key from now on: whoever lacks it waits, and goes on when it is there.
 	both := append(append(bytes.Repeat([]byte("A"), 43), '=', '\n'), text...)
-	if err := os.WriteFile(filepath.Join(keys, "a", "rows-a+b.key"), both, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(a.Keys(), "rows-a+b.key"), both, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	a.Stop()

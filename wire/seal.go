@@ -119,7 +119,7 @@ func SealedPartOf(payload []byte) (SealedPart, error) {
 	return part, p.err
 }
 
-// Opener opens what is sealed for a node. It does not change once built, and is safe for concurrent use.
+// Opener opens what is sealed for a node; nil opens nothing. It does not change once built, and is safe for concurrent use.
 type Opener struct {
 	node string
 	keys map[uint64]cipher.AEAD
@@ -171,6 +171,14 @@ func (o *Opener) Open(dst []byte, author origin.Origin, payload []byte) ([]byte,
 		return dst, fmt.Errorf("%w: a sealed record is not as its author has written it", ErrCorrupt)
 	}
 	return out, nil
+}
+
+// Frame returns the body of a frame, as Body does. One that says that nothing in it is sealed is not looked through.
+func (o *Opener) Frame(f *Frame) ([]byte, error) {
+	if !f.Sealed {
+		return f.Body, nil
+	}
+	return o.Body(f.Origin, f.Body)
 }
 
 // Body returns a frame's body with what is sealed for this node opened, and without what is sealed for others. A body without sealed

@@ -154,6 +154,9 @@ func (c *Cluster) WriteConfig() {
 	}
 }
 
+// Keys is the directory of what pgbridge keys has made for the node, with Options.Keys.
+func (n *Node) Keys() string { return filepath.Join(n.c.keys, n.Name) }
+
 // Edge reports whether nobody can dial the node.
 func (n *Node) Edge() bool { return topology.IsEdge(n.role()) }
 
@@ -178,7 +181,7 @@ func (n *Node) writeConfig() {
 	}
 	b.WriteString("nats:\n")
 	if n.c.keys != "" {
-		fmt.Fprintf(&b, "  keys_dir: %s\n", filepath.Join(n.c.keys, n.Name))
+		fmt.Fprintf(&b, "  keys_dir: %s\n", n.Keys())
 	}
 	fmt.Fprintf(&b, "  embedded:\n    sync: %s\n", sync)
 	if !n.Edge() {

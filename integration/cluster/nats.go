@@ -16,11 +16,11 @@ func (n *Node) Connect() *nats.Conn {
 	n.t.Helper()
 	opts := []nats.Option{nats.MaxReconnects(-1), nats.ReconnectWait(20 * time.Millisecond)}
 	if n.c.keys != "" {
-		as, err := nats.NkeyOptionFromSeed(filepath.Join(n.c.keys, n.Name, "node.nk"))
+		as, err := nats.NkeyOptionFromSeed(filepath.Join(n.Keys(), "node.nk"))
 		if err != nil {
 			n.t.Fatal(err)
 		}
-		opts = append(opts, as, nats.RootCAs(filepath.Join(n.c.keys, n.Name, "ca.pem")), nats.CustomInboxPrefix("_INBOX."+n.Name))
+		opts = append(opts, as, nats.RootCAs(filepath.Join(n.Keys(), "ca.pem")), nats.CustomInboxPrefix("_INBOX."+n.Name))
 	}
 	nc, err := nats.Connect("nats://"+n.Listen, opts...)
 	if err != nil {
@@ -39,7 +39,9 @@ func (n *Node) Purge(origins ...string) {
 			origins = append(origins, m.Name)
 		}
 	}
-	js, err := jetstream.New(n.Connect())
+	nc := n.Connect()
+	defer nc.Close()
+	js, err := jetstream.New(nc)
 	if err != nil {
 		n.t.Fatal(err)
 	}
