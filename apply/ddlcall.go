@@ -65,8 +65,8 @@ var travels = []string{"ALTER DOMAIN", "ALTER FUNCTION", "ALTER INDEX", "ALTER M
 // EventTriggerPrefix begins the names of the event triggers that have schema changes travel by themselves.
 const EventTriggerPrefix = "pgbridge_ddl_"
 
-// AutomaticSQL is what makes the event triggers that have schema changes in the database travel by themselves, or what drops them.
-func AutomaticSQL(on bool) (statements []string) {
+// automaticSQL is what makes the event triggers that have schema changes in the database travel by themselves, or what drops them.
+func automaticSQL(on bool) (statements []string) {
 	for _, x := range []struct{ event, name string }{{"ddl_command_start", "started"}, {"sql_drop", "dropped"}, {"ddl_command_end", "ended"}} {
 		statements = append(statements, "DROP EVENT TRIGGER IF EXISTS "+EventTriggerPrefix+x.name)
 		if on {
@@ -85,7 +85,7 @@ func SetAutomatic(ctx context.Context, dsn string, on bool) error {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	statements := AutomaticSQL(on)
+	statements := automaticSQL(on)
 	_, err = conn.Exec(ctx, strings.Join(statements, ";"), pgx.QueryExecModeSimpleProtocol)
 	switch {
 	case err == nil:
