@@ -36,6 +36,7 @@ const (
 	chacha     = "golang.org/x/crypto/chacha20poly1305"
 	errgroup   = "golang.org/x/sync"
 	prometheus = "github.com/prometheus"
+	otel       = "go.opentelemetry.io/otel"
 	diff       = "github.com/sergi/go-diff"
 	sysunix    = "golang.org/x/sys/unix"
 )
@@ -57,7 +58,7 @@ func borders() map[string]border {
 		"console": {never: []string{"database/sql"}},
 		"catalog": {inside: []string{"capture"}, outside: []string{pgx}},
 		"doctor":  {inside: []string{"capture", "catalog", "config", "topology"}, outside: []string{pgx}},
-		"bridge":  {inside: []string{"*"}, outside: []string{pgx, pglogrepl, nats, errgroup, prometheus}},
+		"bridge":  {inside: []string{"*"}, outside: []string{pgx, pglogrepl, nats, errgroup, prometheus, otel}},
 		"demo": {inside: []string{"bridge", "config", "demo/editor", "integration/pgcluster"},
 			outside: []string{pgx, errgroup, sysunix}},
 		"demo/editor":  {outside: []string{pgx, errgroup, diff}},

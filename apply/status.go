@@ -46,3 +46,6 @@ func (a *Applier) Status() []OriginStatus {
 
 // Applied returns the vector of what is applied here, own transactions left out.
 func (a *Applier) Applied() origin.Vector { return a.progress.vector() }
+
+// WatchApplied returns what is applied here, and a channel that is closed when that has become more.
+func (a *Applier) WatchApplied() (origin.Vector, <-chan struct{}) { return a.progress.watch() }

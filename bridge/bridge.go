@@ -46,6 +46,10 @@ func Run(ctx context.Context, cfg *config.Config, opts Options) error {
 	if err := b.checkLinks(); err != nil {
 		return err
 	}
+	if b.traces, err = newTraces(ctx, cfg, b.log); err != nil {
+		return err
+	}
+	defer b.traces.close()
 	if err := b.startServer(); err != nil {
 		return err
 	}
@@ -71,6 +75,7 @@ type bridge struct {
 	log      *slog.Logger
 	server   *stream.Server // nil: external NATS
 	primary  *capture.Primary
+	traces   *traces
 	started  time.Time
 	everRan  bool                   // a life has come to run
 	waits    atomic.Int32           // over HTTP, for tokens

@@ -114,6 +114,9 @@ func (l *life) start(s stages, g *errgroup.Group) {
 	part(s.working, g, "retention", asks(l.retain))
 	part(s.working, g, "tables", l.tables.Run)
 	part(s.working, g, "sequences", l.watchSequences)
+	if l.traces != nil {
+		part(s.working, g, "traces", asks(func(ctx context.Context) error { return l.traces.run(ctx, l.own, l.applier, l.publisher) }))
+	}
 	part(s.reading, g, "neighbours", asks(l.neighbours.run))
 	part(s.reading, g, "deltas", asks(l.giveDeltas))
 	part(s.reading, g, "answers", asks(l.answerNodes))
@@ -322,7 +325,7 @@ func (l *life) openCapture(ctx context.Context) error {
 	if err := l.applier.CheckDeletesFrom(ctx, from); err != nil {
 		return err
 	}
-	l.outbox = &outbox{Publisher: l.publisher, published: l.applier.Published}
+	l.outbox = &outbox{Publisher: l.publisher, published: l.applier.Published, traces: l.traces}
 	if fence.LastSeq == 0 {
 		l.outbox.before = &fence.Header
 	}

@@ -19,6 +19,7 @@ type outbox struct {
 	*stream.Publisher
 	published func(ctx context.Context, f *wire.Frame) // told of each frame
 	probes    probes
+	traces    *traces
 	mu        sync.Mutex
 	frames    []sent // oldest first
 	sum       uint64 // of their bytes, and of those before
@@ -52,6 +53,7 @@ func (o *outbox) Publish(ctx context.Context, f *wire.Frame) (uint64, error) {
 	if err == nil {
 		o.note(seq, f)
 		o.probes.published(seq, f)
+		o.traces.handed(seq, f)
 		if o.published != nil {
 			o.published(ctx, f)
 		}

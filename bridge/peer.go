@@ -297,6 +297,7 @@ func (p *peer) read(ctx context.Context, u *upstream, find bool) error {
 			if p.relay != nil {
 				u.tookAhead(m.Frame)
 			}
+			p.traces.arrived(m.Frame)
 			return p.applier.FeedAhead(ctx, p.origin, p.place(u, m.Seq), m.Frame)
 		}
 		u.took(m.Frame)
@@ -308,6 +309,7 @@ func (p *peer) read(ctx context.Context, u *upstream, find bool) error {
 		p.problem.Store(nil)
 		p.newer.Store(false)
 		p.seen.Store(max(p.seen.Load(), m.Frame.Low.Seq(p.own)))
+		p.traces.arrived(m.Frame)
 		if err := p.applier.Feed(ctx, p.origin, p.place(u, m.Seq), m.Frame); err != nil || p.relay == nil {
 			return err
 		}

@@ -27,6 +27,7 @@ type Config struct {
 	Conflict Conflict
 	Verify   Verify
 	HTTP     HTTP
+	Tracing  Tracing
 	Log      Log
 }
 
@@ -197,6 +198,12 @@ type HTTP struct {
 	AllowPlaintext bool
 	// Pprof serves the profiles of the Go runtime there, too.
 	Pprof bool
+}
+
+// Tracing configures OpenTelemetry traces of transactions' ways.
+type Tracing struct {
+	Endpoint string // the URL of a collector that takes OTLP over HTTP; empty: nothing is traced
+	OneIn    int    // one of so many transactions is traced, the same ones on all nodes
 }
 
 // Log configures the log on standard error.

@@ -164,6 +164,8 @@ func TestWrongTogether(t *testing.T) {
 			`--set: http.listen: "127.0.0.1:http" is not host:port; write an address such as 127.0.0.1:4222`},
 		{"token without a listener", map[string]string{"http.operator_token": "sixteen-letters!"},
 			`--set: http.operator_token: is for the console, which is served at http.listen, and that is empty; set http.listen: 127.0.0.1:8080, or remove the token`},
+		{"collector", map[string]string{"trace.endpoint": "127.0.0.1:4318"},
+			`--set: trace.endpoint: "127.0.0.1:4318" is no URL of a collector; write one such as http://127.0.0.1:4318`},
 		{"short token", map[string]string{"http.listen": "127.0.0.1:8080", "http.viewer_token_file": secret},
 			`--set: http.viewer_token_file: the token has 6 characters; use 16 or more, such as openssl rand -hex 24 prints`},
 		{"one token for two roles", map[string]string{"http.listen": "localhost:8080", "http.viewer_token": "sixteen-letters!", "http.operator_token": "sixteen-letters!"},

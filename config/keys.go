@@ -233,6 +233,13 @@ func partKeys() []key {
 			why:   "Serve the Go runtime's profiles there, too, at /debug/pprof/. The status socket always does. See docs/metrics.md.",
 			field: func(c *Config) any { return &c.HTTP.Pprof }},
 
+		{name: "trace.endpoint",
+			why:   "URL of a collector that takes OpenTelemetry traces (OTLP over HTTP), such as http://127.0.0.1:4318; empty: none are made. See docs/metrics.md.",
+			field: func(c *Config) any { return &c.Tracing.Endpoint }},
+		{name: "trace.one_in", initial: "1000", least: "1", most: "1000000000",
+			why:   "One of so many transactions is traced; the same number on every node, which traces the same ones then.",
+			field: func(c *Config) any { return &c.Tracing.OneIn }},
+
 		{name: "log.level", initial: "info", allowed: []string{"debug", "info", "warn", "error"}, live: true,
 			why:   "Least severity that is logged, to standard error.",
 			field: func(c *Config) any { return &c.Log.Level }},

@@ -59,6 +59,7 @@ func TestTenLinesAreEnough(t *testing.T) {
 			SpoolLimit: 10 * GiB, MaxClockSkew: time.Minute},
 		Conflict: Conflict{Default: "last_writer_wins"},
 		Verify:   Verify{RowsPerSecond: 2000},
+		Tracing:  Tracing{OneIn: 1000},
 		Log:      Log{Level: "info", Format: "text"},
 	}
 	if !reflect.DeepEqual(got, want) {
@@ -99,7 +100,7 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 		"conflict.foreign_keys": "app.item.*=restore, app.*.fk=keep",
 		"conflict.home":         "app.item=region", "conflict.home_nodes": "eu=a, us=b",
 		"verify.every": "6h", "verify.rows_per_second": "70",
-		"http.listen": "127.0.0.1:8080", "http.viewer_token_file": viewer, "http.operator_token": "operators-may-act", "http.allow_plaintext": "true", "http.pprof": "true", "log.level": "warn", "log.format": "json",
+		"http.listen": "127.0.0.1:8080", "http.viewer_token_file": viewer, "http.operator_token": "operators-may-act", "http.allow_plaintext": "true", "http.pprof": "true", "trace.endpoint": "http://10.0.0.9:4318", "trace.one_in": "5", "log.level": "warn", "log.format": "json",
 	}
 	elsewhere := map[string]bool{"postgres.dsn_file": true, "topology.center": true, "nats.token": true, "nats.url": true, "nats.creds_file": true, "nats.keys_dir": true,
 		"http.viewer_token": true, "http.operator_token_file": true}
@@ -132,7 +133,8 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 		Verify: Verify{Every: 6 * time.Hour, RowsPerSecond: 70},
 		HTTP: HTTP{Listen: "127.0.0.1:8080", ViewerToken: "viewers-may-look-on", ViewerTokenFile: viewer, OperatorToken: "operators-may-act",
 			AllowPlaintext: true, Pprof: true},
-		Log: Log{Level: "warn", Format: "json"},
+		Tracing: Tracing{Endpoint: "http://10.0.0.9:4318", OneIn: 5},
+		Log:     Log{Level: "warn", Format: "json"},
 	}
 	if !reflect.DeepEqual(cfg, want) {
 		t.Errorf("got\n%+v\nwant\n%+v", *cfg, *want)

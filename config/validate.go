@@ -58,6 +58,7 @@ func (c *Config) problems() problems {
 	c.checkWriters(&ps)
 	c.checkResidency(&ps)
 	c.checkHTTP(&ps)
+	c.checkTracing(&ps)
 	return ps
 }
 
@@ -291,6 +292,16 @@ func (c *Config) checkHTTP(ps *problems) {
 	case listens && c.Console() && !isLoopback(h.Listen) && !h.AllowPlaintext:
 		ps.add("http.listen", "other machines can reach %s, and tokens would go there without TLS; "+
 			"listen on 127.0.0.1, behind a proxy that has TLS, or set http.allow_plaintext: true in a network you trust", h.Listen)
+	}
+}
+
+// checkTracing checks where traces are sent.
+func (c *Config) checkTracing(ps *problems) {
+	if c.Tracing.Endpoint == "" {
+		return
+	}
+	if u, err := url.Parse(c.Tracing.Endpoint); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		ps.add("trace.endpoint", "%q is no URL of a collector; write one such as http://127.0.0.1:4318", c.Tracing.Endpoint)
 	}
 }
 
