@@ -40,20 +40,10 @@ func readKeys(cfg *config.Config) (*nodeKeys, error) {
 		return nil, nil
 	}
 	k := &nodeKeys{dir: cfg.NATS.KeysDir}
-	fault := func(err error) error {
-		return &configError{fmt.Sprintf("nats.keys_dir: %v; run pgbridge keys, and bring the directory of node %s here", err, cfg.Node)}
-	}
-	text, err := os.ReadFile(k.file(nodesFile))
-	if err == nil {
-		k.users, err = parseNodes(text)
-	}
-	if err != nil {
+	fault := func(err error) error { return keysFault(cfg, err) }
+	var err error
+	if k.users, err = readNodes(k.file(nodesFile), append(peerNames(cfg), cfg.Node)); err != nil {
 		return nil, fault(err)
-	}
-	for _, node := range append(peerNames(cfg), cfg.Node) {
-		if k.users[node] == "" {
-			return nil, fault(fmt.Errorf("%s has no key of node %s", k.file(nodesFile), node))
-		}
 	}
 	seed, err := os.ReadFile(k.file(seedFile))
 	if err != nil {
@@ -89,7 +79,7 @@ func publicOf(seed []byte) (string, error) {
 }
 
 // parseNodes reads lines of a node's name and its public nkey.
-func parseNodes(text []byte) (map[string]string, error) {
+func parseNodes(name string, text []byte) (map[string]string, error) {
 	all := map[string]string{}
 	lines := bufio.NewScanner(bytes.NewReader(text))
 	for n := 1; lines.Scan(); n++ {
@@ -97,7 +87,7 @@ func parseNodes(text []byte) (map[string]string, error) {
 		switch {
 		case len(words) == 0 || strings.HasPrefix(words[0], "#"):
 		case len(words) != 2 || !nkeys.IsValidPublicUserKey(words[1]):
-			return nil, fmt.Errorf("line %d of %s is not a node and its public nkey", n, nodesFile)
+			return nil, fmt.Errorf("line %d of %s is not a node and its public nkey", n, name)
 		default:
 			all[words[0]] = words[1]
 		}
@@ -131,7 +121,7 @@ func withKeys(cfg *config.Config, node string, a config.Access) config.Access {
 
 // MakeKeys makes a directory in dir for each node of a configuration's topology: TLS certificates of an authority that it makes, too,
 // and nkeys. What is there already stays, but certificates that end within the year, or of a host that has changed. So it is run again
-// for a new node, whose key all nodes must get: their files named nodes. tell is told what it does.
+// for a new node, whose key all nodes must get: their files named nodes and signers. tell is told what it does.
 func MakeKeys(cfg *config.Config, dir string, tell func(text string)) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -142,13 +132,18 @@ func MakeKeys(cfg *config.Config, dir string, tell func(text string)) error {
 	}
 	nodes := append(peerNames(cfg), cfg.Node)
 	slices.Sort(nodes)
-	var lines strings.Builder
+	var users, signers strings.Builder
 	for _, node := range nodes {
-		public, err := makeSeed(filepath.Join(dir, node), tell)
+		user, err := makeSeed(filepath.Join(dir, node), seedFile, tell)
 		if err != nil {
 			return fmt.Errorf("make the key of node %s: %w", node, err)
 		}
-		fmt.Fprintf(&lines, "%s %s\n", node, public)
+		signer, err := makeSeed(filepath.Join(dir, node), signSeedFile, tell)
+		if err != nil {
+			return fmt.Errorf("make the key by which node %s signs: %w", node, err)
+		}
+		fmt.Fprintf(&users, "%s %s\n", node, user)
+		fmt.Fprintf(&signers, "%s %s\n", node, signer)
 	}
 	if err := makeSealKeys(cfg, dir, tell); err != nil {
 		return fmt.Errorf("make keys for topology.residency: %w", err)
@@ -158,7 +153,8 @@ func MakeKeys(cfg *config.Config, dir string, tell func(text string)) error {
 		if err := writeFile(k.file(authorityFile), authority.pem, 0o644); err != nil {
 			return err
 		}
-		if err := writeFile(k.file(nodesFile), []byte(lines.String()), 0o644); err != nil {
+		err := errors.Join(writeFile(k.file(nodesFile), []byte(users.String()), 0o644), writeFile(k.file(signersFile), []byte(signers.String()), 0o644))
+		if err != nil {
 			return err
 		}
 		hosts := config.Hosts(cfg.Topology.Nodes[node], cfg.NATS.Links[node].URL)
@@ -172,12 +168,12 @@ func MakeKeys(cfg *config.Config, dir string, tell func(text string)) error {
 	return nil
 }
 
-// makeSeed makes the nkey of a node unless it is there, and returns its public part.
-func makeSeed(dir string, tell func(string)) (string, error) {
+// makeSeed makes an nkey of a node unless it is there, and returns its public part.
+func makeSeed(dir, name string, tell func(string)) (string, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, seedFile)
+	path := filepath.Join(dir, name)
 	seed, err := os.ReadFile(path)
 	if err == nil {
 		return publicOf(seed)

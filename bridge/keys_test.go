@@ -29,7 +29,7 @@ func TestKeysAreMadeOnce(t *testing.T) {
 			t.Errorf("it has made %q, want %q", made, want)
 		}
 	}
-	requireMade("makes ca.pem and ca.key", "makes a/node.nk", "makes b/node.nk", "makes kiosk/node.nk", "makes a/node.pem", "makes b/node.pem")
+	requireMade("makes ca.pem and ca.key", "makes a/node.nk", "makes a/frames.nk", "makes b/node.nk", "makes b/frames.nk", "makes kiosk/node.nk", "makes kiosk/frames.nk", "makes a/node.pem", "makes b/node.pem")
 	requireMade()
 	certificate := func(name string) *x509.Certificate {
 		t.Helper()
@@ -56,14 +56,14 @@ func TestKeysAreMadeOnce(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, "kiosk", "node.pem")); err == nil {
 		t.Error("an edge has a certificate")
 	}
-	for _, secret := range []string{"ca.key", "a/node.nk", "a/node.key"} {
+	for _, secret := range []string{"ca.key", "a/node.nk", "a/frames.nk", "a/node.key"} {
 		if st, err := os.Stat(filepath.Join(dir, secret)); err != nil || st.Mode().Perm() != 0o600 {
 			t.Errorf("%s: %v, %v", secret, st, err)
 		}
 	}
 
 	cfg.Topology.Nodes["c"] = "nats://10.0.0.4:4222"
-	requireMade("makes c/node.nk", "makes c/node.pem")
+	requireMade("makes c/node.nk", "makes c/frames.nk", "makes c/node.pem")
 	for _, node := range []string{"a", "c", "kiosk"} {
 		own := *cfg
 		own.Node, own.NATS.KeysDir = node, filepath.Join(dir, node)
@@ -96,6 +96,33 @@ func TestKeysAreMadeOnce(t *testing.T) {
 		own.NATS.KeysDir = filepath.Join(dir, "a")
 		x.change(&own)
 		if _, err := readKeys(&own); err == nil || !permanent(err) || !strings.Contains(err.Error(), x.want) || !strings.Contains(err.Error(), "; run pgbridge keys") {
+			t.Errorf("%s: %v, want %s", what, err, x.want)
+		}
+	}
+	for what, x := range map[string]struct {
+		change func(c *config.Config)
+		want   string
+	}{
+		"no directory":   {func(c *config.Config) { c.NATS.KeysDir = filepath.Join(dir, "x") }, "nats.keys_dir: open "},
+		"another node's": {func(c *config.Config) { c.NATS.KeysDir = filepath.Join(dir, "b") }, "frames.nk is not the key of node a that signers has"},
+		"the one for server": {func(c *config.Config) {
+			c.NATS.KeysDir = spoilt(t, dir, "a", "frames.nk", readAll(t, filepath.Join(dir, "a", "node.nk")))
+		}, "frames.nk is not the key of node a"},
+		"an unknown node": {func(c *config.Config) { c.Topology.Nodes = map[string]string{"a": "", "z": ""} }, "signers has no key of node z"},
+		"no key":          {func(c *config.Config) { c.NATS.KeysDir = spoilt(t, dir, "a", "frames.nk", "SU") }, "frames.nk is not the key of node a"},
+		"no signers":      {func(c *config.Config) { c.NATS.KeysDir = spoilt(t, dir, "a", "signers", "a\n") }, "line 1 of signers is not a node and its public nkey"},
+		"none":            {func(c *config.Config) { c.Stream.Signatures = config.SignaturesNone }, ""},
+	} {
+		own := *cfg
+		own.NATS.KeysDir, own.Stream.Signatures = filepath.Join(dir, "a"), config.SignaturesRequire
+		if s, err := readSigning(&own); err != nil || s.signer == nil || s.verifier == nil {
+			t.Fatal(err)
+		}
+		x.change(&own)
+		switch s, err := readSigning(&own); {
+		case x.want == "" && (err != nil || s.signer != nil || s.verifier != nil):
+			t.Errorf("%s: %v", what, err)
+		case x.want != "" && (err == nil || !permanent(err) || !strings.Contains(err.Error(), x.want) || !strings.Contains(err.Error(), "; run pgbridge keys")):
 			t.Errorf("%s: %v, want %s", what, err, x.want)
 		}
 	}

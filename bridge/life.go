@@ -40,6 +40,7 @@ type life struct {
 	sequences  sequenceWatch
 	conflicts  minute
 	seals      *seals
+	signing    signing
 	forgets    chan error     // of capacity 1: a node is gone, and the next life does without it
 	joining    *apply.Joining // nil: this node did not join with rows of another one
 }
@@ -232,6 +233,9 @@ func (l *life) openApplier(ctx context.Context) error {
 	if len(l.cfg.Conflict.Tables) == 0 {
 		merged = ""
 	}
+	if l.signing, err = readSigning(l.cfg); err != nil {
+		return err
+	}
 	if l.seals, err = readSeals(l.cfg, originOf(l.cfg.Node)); err != nil {
 		return err
 	}
@@ -298,7 +302,7 @@ func (l *life) openPublisher(ctx context.Context) error {
 	}
 	l.publisher, err = stream.OpenPublisher(ctx, nc, stream.PublisherOptions{
 		Cluster: l.cfg.Cluster, Node: l.cfg.Node, MaxBytes: int64(l.cfg.Stream.MaxBytes), Replicas: l.cfg.Stream.Replicas,
-		Zstd: l.cfg.Stream.Compression == "zstd", Notes: l.notes(), Logger: l.log, FirstSeq: l.firstSeq(),
+		Zstd: l.cfg.Stream.Compression == "zstd", Notes: l.notes(), Logger: l.log, FirstSeq: l.firstSeq(), Signer: l.signing.signer,
 	})
 	return err
 }

@@ -33,7 +33,10 @@ type peer struct {
 	disagrees atomic.Bool
 	// newer: what comes next was written by a pgbridge whose frames this one cannot read.
 	newer atomic.Bool
-	graph atomic.Pointer[difference] // in what that node's topology differs from ours; nil: in nothing
+	// forged: what comes next is not signed by the peer. refused counts how often that was met.
+	forged  atomic.Bool
+	refused atomic.Uint64
+	graph   atomic.Pointer[difference] // in what that node's topology differs from ours; nil: in nothing
 }
 
 // difference is in what another node's topology differs.
@@ -97,7 +100,7 @@ func (p *peer) follow(whole context.Context, w topology.Way, moved bool) error {
 		return err
 	}
 	defer nc.Close()
-	r, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: p.cfg.Cluster, Sender: w.From, Origin: p.origin.Node, Ahead: p.cfg.Apply.Ahead, Logger: p.log})
+	r, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: p.cfg.Cluster, Sender: w.From, Origin: p.origin.Node, Ahead: p.cfg.Apply.Ahead, Verifier: p.signing.verifier, Logger: p.log})
 	if err != nil {
 		return err
 	}
@@ -233,6 +236,10 @@ func (p *peer) trouble(way string, err error) {
 		text = fault
 	}
 	p.newer.Store(errors.Is(err, wire.ErrVersion))
+	p.forged.Store(errors.Is(err, wire.ErrSignature))
+	if p.forged.Load() {
+		p.refused.Add(1)
+	}
 	if old := p.problem.Swap(&text); old == nil || *old != text {
 		p.log.Warn("peer is not read", "origin", p.origin.Node, "sender", way, "err", text)
 	}
@@ -272,7 +279,7 @@ func (p *peer) toldBefore(ctx context.Context, u *upstream, from, want uint64) u
 		return from
 	}
 	f, err := u.reader.Get(ctx, from-1)
-	if err != nil || f.Origin != p.origin || f.Back != 0 || f.LastSeq+1 != want {
+	if err != nil || p.signing.verifier.Check(f) != nil || f.Origin != p.origin || f.Back != 0 || f.LastSeq+1 != want {
 		return from
 	}
 	return from - 1
@@ -308,6 +315,7 @@ func (p *peer) read(ctx context.Context, u *upstream, find bool) error {
 		}
 		p.problem.Store(nil)
 		p.newer.Store(false)
+		p.forged.Store(false)
 		p.seen.Store(max(p.seen.Load(), m.Frame.Low.Seq(p.own)))
 		p.traces.arrived(m.Frame)
 		if err := p.applier.Feed(ctx, p.origin, p.place(u, m.Seq), m.Frame); err != nil || p.relay == nil {

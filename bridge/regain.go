@@ -155,7 +155,7 @@ func (l *life) askDonor(ctx context.Context, name string, own origin.Origin) (_ 
 			k.nc.Close()
 		}
 	}()
-	k.reader, err = stream.NewReader(k.nc, stream.ReaderOptions{Cluster: l.cfg.Cluster, Sender: name, Origin: own.Node, Logger: l.log})
+	k.reader, err = stream.NewReader(k.nc, stream.ReaderOptions{Cluster: l.cfg.Cluster, Sender: name, Origin: own.Node, Verifier: l.signing.verifier, Logger: l.log})
 	if err != nil {
 		return nil, err
 	}
@@ -191,6 +191,7 @@ func (l *life) copyFrames(ctx context.Context, k *donor, tail *wire.Frame, node 
 		}
 		fence.Header = tail.Header
 		fence.Fence, fence.WriterEpoch, fence.Back, fence.FirstSeq = true, node.WriterEpoch, 0, 0
+		fence.Signature, fence.Claim = nil, nil
 	}
 	if _, err := l.publisher.Fence(ctx, fence); err != nil {
 		return 0, err
@@ -207,17 +208,20 @@ func (l *life) copyFrames(ctx context.Context, k *donor, tail *wire.Frame, node 
 		<-ran
 	}()
 	var places places
-	last := uint64(0)
+	last, head := uint64(0), fence.Header
 	err = k.reader.Run(ctx, from, func(ctx context.Context, m stream.Message) error {
 		if !m.Frame.Fence {
 			f := *m.Frame
+			if err := f.GoOn(&head); err != nil {
+				return err
+			}
 			f.OriginWriter = m.Frame.RunWriter()
 			f.Sender, f.WriterEpoch, f.Hops = l.cfg.Node, node.WriterEpoch, nil
 			f.Back = places.handedOn(m.Seq, l.publisher.Next(), m.Frame.Back)
 			if last, err = l.publisher.Publish(ctx, &f); err != nil {
 				return err
 			}
-			n++
+			n, head = n+1, f.Header
 		}
 		if m.Seq >= k.last {
 			return errCopied

@@ -85,6 +85,7 @@ func (r *relay) fence(ctx context.Context) error {
 		_, tail := r.pub.Tail()
 		f := &wire.Frame{Header: wire.Header{Cluster: r.cfg.Cluster, Sender: r.cfg.Node, Origin: r.origin}}
 		if tail != nil {
+			tail.Keep()
 			f.Header = tail.Header
 			r.last = tail.LastSeq
 		}
@@ -218,7 +219,7 @@ func (r *relay) next(ctx context.Context) (received, error) {
 // handOn publishes the frame as ours: its records as they are, unless they were handed on, its places as they are here.
 func (r *relay) handOn(ctx context.Context, x received) error {
 	f := *x.frame
-	if err := goOn(&f, &r.head); err != nil {
+	if err := f.GoOn(&r.head); err != nil {
 		return err
 	}
 	f.OriginWriter = x.frame.RunWriter()

@@ -144,7 +144,8 @@ type LinkReport struct {
 	Queued       int       `json:"queued"`      // transactions that have arrived and are not applied
 	QueuedBytes  int64     `json:"queued_bytes"`
 	Conflicts    uint64    `json:"conflicts"`
-	Parked       uint64    `json:"parked"` // transactions put aside: they cannot be applied here
+	Parked       uint64    `json:"parked"`            // transactions put aside: they cannot be applied here
+	Refused      uint64    `json:"refused,omitempty"` // how often frames were met that their author has not signed
 	// Disagrees: the node decides conflicts by other policies and is not read until they are the same.
 	Disagrees bool `json:"disagrees,omitempty"`
 }

@@ -106,7 +106,7 @@ func (s streams) rereadPeer(ctx context.Context, o origin.Origin, after, upTo ui
 			return fmt.Errorf("nothing of %s is read", o.Node)
 		}
 		// A reader of its own: the peer's is reading.
-		r, err := stream.NewReader(at.nc, stream.ReaderOptions{Cluster: s.cfg.Cluster, Sender: at.name, Origin: o.Node, Logger: s.log})
+		r, err := stream.NewReader(at.nc, stream.ReaderOptions{Cluster: s.cfg.Cluster, Sender: at.name, Origin: o.Node, Verifier: s.signing.verifier, Logger: s.log})
 		if err != nil {
 			return err
 		}

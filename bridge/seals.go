@@ -87,7 +87,7 @@ func readSeals(cfg *config.Config, own origin.Origin) (*seals, error) {
 		for _, file := range files {
 			keys, err := readSealKeys(file)
 			if err != nil {
-				return nil, sealFault(cfg, err)
+				return nil, keysFault(cfg, err)
 			}
 			all, first[file] = append(all, keys...), keys[0]
 		}
@@ -98,7 +98,7 @@ func readSeals(cfg *config.Config, own origin.Origin) (*seals, error) {
 			case !slices.Contains(nodes, cfg.Node):
 				continue
 			case first[file] == nil:
-				return nil, sealFault(cfg, fmt.Errorf("%s is not there", file))
+				return nil, keysFault(cfg, fmt.Errorf("%s is not there", file))
 			}
 			prefix := make([]byte, wire.SealPrefixBytes)
 			if _, err := rand.Read(prefix); err != nil {
@@ -112,10 +112,6 @@ func readSeals(cfg *config.Config, own origin.Origin) (*seals, error) {
 	var err error
 	s.open, err = wire.NewOpener(cfg.Node, all)
 	return s, err
-}
-
-func sealFault(cfg *config.Config, err error) error {
-	return &configError{fmt.Sprintf("nats.keys_dir: %v; run pgbridge keys, and bring the directory of node %s here", err, cfg.Node)}
 }
 
 // byTable tells what rows of a table are sealed by, nil: by nothing; nil, if that is so of all.

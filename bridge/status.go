@@ -195,6 +195,8 @@ func (b *bridge) report(ctx context.Context) *Report {
 		}
 		if p := l.peerOf(o.Origin); p != nil && p.newer.Load() {
 			r.Alarms = append(r.Alarms, newerAlarm(p))
+		} else if p != nil && p.forged.Load() {
+			r.Alarms = append(r.Alarms, forgedAlarm(p))
 		}
 		if o.Parked > 0 {
 			r.Alarms = append(r.Alarms, parkedAlarm(o))
@@ -304,7 +306,7 @@ func (l *life) reportLink(o apply.OriginStatus) LinkReport {
 		w, _ := p.neighbours.way(p.origin.Node)
 		r.Link = w.From
 		r.URL = p.cfg.Redacted().Topology.Nodes[r.Link]
-		r.Disagrees = p.disagrees.Load()
+		r.Disagrees, r.Refused = p.disagrees.Load(), p.refused.Load()
 		if state, err := p.state(); err != nil {
 			r.State, r.Waiting = state, err.Error()
 			if fault := l.linkFault(r.Link); fault != "" {
@@ -323,6 +325,19 @@ func newerAlarm(p *peer) Alarm {
 	}
 	return Alarm{Code: "frames-newer", Severity: SeverityError, Text: text,
 		Mend: "upgrade pgbridge on this node; nothing is lost meanwhile, the stream keeps what waits, and all else goes on"}
+}
+
+// forgedAlarm says that somebody has changed what another node has written, or writes in its name.
+func forgedAlarm(p *peer) Alarm {
+	text := "what comes next of node " + p.origin.Node + " is refused"
+	if at := p.at.Load(); at != nil {
+		text += ", and comes from node " + at.name
+	}
+	if reason := p.problem.Load(); reason != nil {
+		text += ": " + *reason
+	}
+	return Alarm{Code: "frames-forged", Severity: SeverityError, Text: text,
+		Mend: "see who has changed it on the way, and take that node out of topology.links; if frames were written before stream.signatures was set there, set write here until they are applied. Nothing of it is applied meanwhile (docs/security.md)"}
 }
 
 // peerOf returns who reads what an origin writes; nil if nobody does.

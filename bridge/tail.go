@@ -80,6 +80,7 @@ func (l *life) fenceFrame(tail *wire.Frame, node apply.Node, info capture.SlotIn
 	if tail != nil {
 		t := tail.Header
 		t.Fence, t.WriterEpoch, t.Back, t.FirstSeq = true, node.WriterEpoch, 0, 0
+		t.Signature, t.Claim = nil, nil
 		if t.Timeline != info.Timeline {
 			t.Timeline, t.Standbys = info.Timeline, "" // this server's standbys need not have what its WAL has to this point
 		}

@@ -99,6 +99,15 @@ type Embedded struct {
 	AllowPlaintext bool
 }
 
+const signaturesKey = "stream.signatures"
+
+// What Stream.Signatures may be.
+const (
+	SignaturesNone    = "none"    // frames are neither signed nor checked
+	SignaturesWrite   = "write"   // own frames are signed, and others' that are
+	SignaturesRequire = "require" // frames that are not signed are refused, too
+)
+
 // Stream configures this node's own stream.
 type Stream struct {
 	// MaxBytes is what the stream may hold before capture pauses.
@@ -109,6 +118,8 @@ type Stream struct {
 	Replicas int
 	// Compression of frame bodies: "none" or "zstd".
 	Compression string
+	// Signatures of frames, one of SignaturesNone and the others.
+	Signatures string
 }
 
 // Capture configures the way from the WAL to frames.

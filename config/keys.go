@@ -141,6 +141,9 @@ func brokerKeys() []key {
 		{name: "stream.compression", initial: "none", allowed: []string{"none", "zstd"},
 			why:   "Compress frames: zstd where links are slower than the CPU.",
 			field: func(c *Config) any { return &c.Stream.Compression }},
+		{name: signaturesKey, initial: SignaturesNone, allowed: []string{SignaturesNone, SignaturesWrite, SignaturesRequire},
+			why:   "Sign own frames and check others': write refuses what is forged, require what is not signed, too. See docs/security.md.",
+			field: func(c *Config) any { return &c.Stream.Signatures }},
 	}
 }
 

@@ -53,7 +53,7 @@ func TestTenLinesAreEnough(t *testing.T) {
 		Topology: Topology{Kind: "mesh", FailoverAfter: 10 * time.Second, Nodes: map[string]string{
 			"a": "nats://127.0.0.1:4222", "b": "nats://127.0.0.1:4223", "c": "nats://127.0.0.1:4224"}},
 		NATS:    NATS{Embedded: Embedded{Listen: "127.0.0.1:4222", Sync: "always", MaxStore: 10 * GiB, MaxPayload: MiB}},
-		Stream:  Stream{MaxBytes: 8 * GiB, AbsentBytes: 4 * GiB, Compression: "none"},
+		Stream:  Stream{MaxBytes: 8 * GiB, AbsentBytes: 4 * GiB, Compression: "none", Signatures: SignaturesNone},
 		Capture: Capture{FrameBytes: 256 * KiB, Linger: 5 * time.Millisecond, StatusInterval: 10 * time.Second},
 		Apply: Apply{BatchTransactions: 256, BatchBytes: MiB, Ahead: true, ConflictRetention: 30 * 24 * time.Hour, ConflictRows: 1_000_000,
 			SpoolLimit: 10 * GiB, MaxClockSkew: time.Minute},
@@ -102,7 +102,7 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 		"verify.every": "6h", "verify.rows_per_second": "70",
 		"http.listen": "127.0.0.1:8080", "http.viewer_token_file": viewer, "http.operator_token": "operators-may-act", "http.allow_plaintext": "true", "http.pprof": "true", "trace.endpoint": "http://10.0.0.9:4318", "trace.one_in": "5", "log.level": "warn", "log.format": "json",
 	}
-	elsewhere := map[string]bool{"postgres.dsn_file": true, "topology.center": true, "nats.token": true, "nats.url": true, "nats.creds_file": true, "nats.keys_dir": true,
+	elsewhere := map[string]bool{"postgres.dsn_file": true, "topology.center": true, "nats.token": true, "nats.url": true, "nats.creds_file": true, "nats.keys_dir": true, "stream.signatures": true,
 		"http.viewer_token": true, "http.operator_token_file": true}
 	for _, k := range keys() {
 		if values[k.name] == "" && !elsewhere[k.name] {
@@ -122,7 +122,7 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 		NATS: NATS{Embedded: Embedded{Listen: "0.0.0.0:4222", Sync: "interval", MaxStore: GiB, MaxPayload: 2 * MiB, AllowPlaintext: true},
 			Token: "s3cret", TokenFile: token,
 			Links: map[string]Access{"a": {URL: "nats://10.9.0.1:4222", User: "me", Password: "s3cret", PasswordFile: token}}},
-		Stream:  Stream{MaxBytes: 512 * MiB, Replicas: 1, Compression: "zstd"},
+		Stream:  Stream{MaxBytes: 512 * MiB, Replicas: 1, Compression: "zstd", Signatures: SignaturesNone},
 		Capture: Capture{FrameBytes: MiB, Linger: time.Millisecond, StatusInterval: 2 * time.Second},
 		Apply: Apply{BatchTransactions: 3, BatchBytes: 2 * MiB, YieldAt: 9, Rate: 3 * MiB, ConflictRetention: 24 * time.Hour, ConflictRows: 4,
 			SpoolLimit: 5 * GiB, MaxClockSkew: 6 * time.Second},

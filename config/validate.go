@@ -261,6 +261,9 @@ func (c *Config) checkBroker(ps *problems) {
 	if c.NATS.KeysDir != "" && (c.NATS.CredsFile != "" || c.NATS.Token != "") {
 		ps.add("nats.keys_dir", "given together with nats.creds_file or a token; keep one of them")
 	}
+	if c.Stream.Signatures != SignaturesNone && c.NATS.KeysDir == "" {
+		ps.add(signaturesKey, "%s takes keys; run pgbridge keys and set nats.keys_dir", c.Stream.Signatures)
+	}
 	if c.NATS.CredsFile != "" && c.NATS.Token != "" {
 		ps.add("nats.creds_file", "given together with a token; keep one of them")
 	}

@@ -48,7 +48,7 @@ func TestKeys(t *testing.T) {
 	if err := bridge.MakeKeys(a.Load(), keys, tell); err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Join(made, ", "); got != "makes ca.pem and ca.key, makes a/node.nk, makes b/node.nk, makes c/node.nk, makes a/node.pem, makes b/node.pem" {
+	if got := strings.Join(made, ", "); got != "makes ca.pem and ca.key, makes a/node.nk, makes a/frames.nk, makes b/node.nk, makes b/frames.nk, makes c/node.nk, makes c/frames.nk, makes a/node.pem, makes b/node.pem" {
 		t.Errorf("it says %q", got)
 	}
 	made = nil

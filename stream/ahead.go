@@ -40,8 +40,8 @@ type ahead struct {
 	size    int
 }
 
-func newAhead(subject string) ahead {
-	return ahead{message: nats.Msg{Subject: subject, Header: nats.Header{}}}
+func newAhead(subject string, signer *wire.Signer) ahead {
+	return ahead{encoder: wire.Encoder{Signer: signer}, message: nats.Msg{Subject: subject, Header: nats.Header{}}}
 }
 
 // Ahead shows readers the frame that Publish will be given next: as it is now if more may come in it, or whole. It
@@ -107,6 +107,9 @@ func (w *walk) ahead(ctx context.Context, m *nats.Msg) error {
 		return nil
 	}
 	f, err := w.decode(seq, m.Data)
+	if err == nil {
+		err = w.r.o.Verifier.Check(f)
+	}
 	if err != nil || f.Fence || f.WriterEpoch != w.epoch {
 		return nil
 	}

@@ -1,9 +1,12 @@
 package stream
 
 import (
+	"bytes"
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -18,19 +21,20 @@ import (
 type seen struct {
 	t    *testing.T
 	got  chan string
+	end  func() error // of reading
 	nc   *nats.Conn
 	read *Reader
 }
 
-func readAhead(t *testing.T, s *natstest.Server, from uint64) *seen {
+func readAhead(t *testing.T, s *natstest.Server, from uint64, v *wire.Verifier) *seen {
 	t.Helper()
 	x := &seen{t: t, got: make(chan string, 100), nc: s.Connect(t)}
 	var err error
-	x.read, err = NewReader(x.nc, ReaderOptions{Cluster: testCluster, Sender: testNode, Ahead: true, Logger: quiet})
+	x.read, err = NewReader(x.nc, ReaderOptions{Cluster: testCluster, Sender: testNode, Ahead: true, Verifier: v, Logger: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
-	run(t, func(ctx context.Context) error {
+	x.end = run(t, func(ctx context.Context) error {
 		return x.read.Run(ctx, from, func(_ context.Context, m Message) error {
 			switch {
 			case m.Frame.Fence:
@@ -81,7 +85,7 @@ func (x *seen) flush(sender *nats.Conn) {
 func TestAhead(t *testing.T) {
 	s := natstest.New(t)
 	p, _ := running(t, s.Connect(t), 1, PublisherOptions{})
-	x := readAhead(t, s, 1)
+	x := readAhead(t, s, 1, nil)
 	first := publish(t, p, numbered(1, 1, 0))
 	x.want("1")
 	place := fmt.Sprintf(" from %d", first+1)
@@ -107,11 +111,61 @@ func TestAhead(t *testing.T) {
 	}
 }
 
+// TestForgedFramesAreNotDelivered: what its author has not signed is not delivered, ahead of the stream or from it.
+func TestForgedFramesAreNotDelivered(t *testing.T) {
+	s := natstest.New(t)
+	seed := bytes.Repeat([]byte{7}, wire.SignSeedBytes)
+	signer, err := wire.NewSigner(seed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	verifier, err := wire.NewVerifier(map[string][]byte{testNode: ed25519.NewKeyFromSeed(seed).Public().(ed25519.PublicKey)}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, _ := running(t, s.Connect(t), 1, PublisherOptions{Signer: signer})
+	x := readAhead(t, s, 1, verifier)
+	first := publish(t, p, numbered(1, 1, 0))
+	x.want("1")
+	x.show(p, numbered(1, 2, 0), false)
+	x.want(fmt.Sprintf("+2 from %d", first+1))
+
+	sender := s.Connect(t)
+	forged, err := (&wire.Encoder{}).Append(nil, numbered(1, 666, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &nats.Msg{Subject: AheadSubject(testCluster, testNode, testNode), Data: forged, Header: nats.Header{jetstream.ExpectedLastSeqHeader: {fmt.Sprint(first)}}}
+	if err := sender.PublishMsg(m); err != nil {
+		t.Fatal(err)
+	}
+	x.flush(sender)
+	x.show(p, numbered(1, 3, 16), false)
+	x.want(fmt.Sprintf("+3 from %d", first+1))
+	publish(t, p, numbered(1, 3, 16))
+	x.want("3")
+
+	m.Subject, m.Header = Subject(testCluster, testNode, testNode), nil
+	js, err := jetstream.New(sender)
+	if err == nil {
+		_, err = js.PublishMsg(testContext(t), m)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := x.end(); !errors.Is(err, wire.ErrSignature) || !strings.Contains(err.Error(), fmt.Sprintf("frame %d of stream", first+2)) {
+		t.Errorf("reading ends with %v", err)
+	}
+	if len(x.got) > 0 {
+		t.Errorf("delivered: %s", <-x.got)
+	}
+}
+
 // TestAheadOfWhatIsNotStored: reading goes on through frames that nothing has stored, from one writer only.
 func TestAheadOfWhatIsNotStored(t *testing.T) {
 	s := natstest.New(t)
 	p, _ := running(t, s.Connect(t), 1, PublisherOptions{})
-	x := readAhead(t, s, 1)
+	x := readAhead(t, s, 1, nil)
 	first := publish(t, p, numbered(1, 1, 0))
 	x.want("1")
 	sender := s.Connect(t)
@@ -182,7 +236,7 @@ func TestAheadWaitsForNothing(t *testing.T) {
 	p := open(t, nc, PublisherOptions{})
 	p.Ahead(numbered(1, 1, 0), true)
 	p, _ = running(t, s.Connect(t), 1, PublisherOptions{})
-	x := readAhead(t, s, 1)
+	x := readAhead(t, s, 1, nil)
 	publish(t, p, numbered(1, 1, 0))
 	x.want("1")
 	s.Stop()
@@ -220,7 +274,7 @@ func TestAheadWithoutThePermission(t *testing.T) {
 		}
 	}))
 	p, _ := running(t, nc, 1, PublisherOptions{})
-	x := readAhead(t, s, 1)
+	x := readAhead(t, s, 1, nil)
 	for n := uint64(1); n <= 10; n++ {
 		p.Ahead(numbered(1, n, 0), true)
 		x.flush(nc)

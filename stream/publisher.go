@@ -48,6 +48,7 @@ type PublisherOptions struct {
 	WindowBytes  int64         // in flight; 0: 8 MiB. One frame may be larger
 	AckTimeout   time.Duration // without any ack while frames wait; 0: 10 s
 	Zstd         bool
+	Signer       *wire.Signer // of own frames; nil: they are not signed
 	// Notes are what readers must know of the writer before they read: Reader.Notes. They stay with the stream.
 	Notes  map[string]string
 	Logger *slog.Logger // nil: slog.Default()
@@ -155,7 +156,7 @@ func OpenPublisher(ctx context.Context, nc *nats.Conn, o PublisherOptions) (*Pub
 	p := &Publisher{
 		o: o, api: newAPI(nc, o.Domain), stream: streamOf(o.Cluster, o.Node, o.Origin), subject: Subject(o.Cluster, o.Node, o.Origin),
 		inbox: nc.NewInbox(), acks: make(chan *nats.Msg, 4*MaxWindowFrames),
-		encoder: wire.Encoder{Zstd: o.Zstd}, ahead: newAhead(AheadSubject(o.Cluster, o.Node, o.Origin)),
+		encoder: wire.Encoder{Zstd: o.Zstd, Signer: o.Signer}, ahead: newAhead(AheadSubject(o.Cluster, o.Node, o.Origin), o.Signer),
 		failed: make(chan struct{}, 1), done: make(chan struct{}), state: StateIdle,
 	}
 	if o.Shadow {

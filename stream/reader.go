@@ -19,11 +19,12 @@ import (
 // ReaderOptions say whose stream is read.
 type ReaderOptions struct {
 	Cluster, Sender string
-	Origin          string // whose frames are read; empty: the sender's own
-	Shadow          bool   // the sender's stream of shadow mode is read
-	Domain          string // of JetStream at the sender's broker; empty: the broker's own
-	Ahead           bool   // take also what the stream has not stored yet, as far as it comes
-	FetchBytes      int64  // on the way and in memory before fn; 0: 4 MiB, raised to two of the largest messages
+	Origin          string         // whose frames are read; empty: the sender's own
+	Shadow          bool           // the sender's stream of shadow mode is read
+	Domain          string         // of JetStream at the sender's broker; empty: the broker's own
+	Ahead           bool           // take also what the stream has not stored yet, as far as it comes
+	Verifier        *wire.Verifier // of what Run delivers; nil: it is delivered as it is
+	FetchBytes      int64          // on the way and in memory before fn; 0: 4 MiB, raised to two of the largest messages
 
 	// What was remembered with the position from-1; zero values are not checked.
 	Created     time.Time // of the stream
@@ -151,13 +152,14 @@ type walk struct {
 	status chan nats.Status // wakes a retry when the connection is back
 	dec    wire.Decoder
 
-	next    uint64    // the sequence to deliver next
-	epoch   uint64    // the highest writer epoch seen
-	sum     uint32    // CRC of frame next-1; 0: unknown
-	created time.Time // of the stream; zero: not met yet
-	settled bool      // epoch is that of frame next-1 or the highest before it
-	part    part      // of the frame that is coming ahead
-	whole   uint64    // up to this sequence all frames from next on came ahead; below next: none did
+	next    uint64      // the sequence to deliver next
+	epoch   uint64      // the highest writer epoch seen
+	sum     uint32      // CRC of frame next-1; 0: unknown
+	created time.Time   // of the stream; zero: not met yet
+	settled bool        // epoch is that of frame next-1 or the highest before it
+	part    part        // of the frame that is coming ahead
+	head    wire.Header // of frame next-1, if frames are checked
+	whole   uint64      // up to this sequence all frames from next on came ahead; below next: none did
 }
 
 // retryError is what may be better next time.
@@ -290,6 +292,9 @@ func (w *walk) deliver(ctx context.Context, data []byte) error {
 			w.whole, w.part = 0, part{}
 		}
 		w.epoch = f.WriterEpoch
+		if err := w.check(f); err != nil {
+			return err
+		}
 		if err := w.fn(ctx, Message{Seq: w.next, Frame: f, Size: len(data), Sum: checksum(data)}); err != nil {
 			return err
 		}
@@ -299,6 +304,23 @@ func (w *walk) deliver(ctx context.Context, data []byte) error {
 	w.sum = checksum(data)
 	w.next++
 	w.r.next.Store(w.next)
+	return nil
+}
+
+// check refuses a frame that is not as its author has signed it. What comes again goes on, as it does unchecked.
+func (w *walk) check(f *wire.Frame) error {
+	v, again := w.r.o.Verifier, f.Claim != nil
+	if v == nil {
+		return nil
+	}
+	err := v.Check(f)
+	if err == nil && again && !f.Fence && w.head.Origin == f.Origin {
+		err = f.GoOn(&w.head)
+	}
+	if err != nil {
+		return fmt.Errorf("frame %d of stream %s: %w", w.next, w.r.stream, err)
+	}
+	w.head = f.Header
 	return nil
 }
 

@@ -35,7 +35,8 @@
 //	         resume_lsn:uvarint back:uvarint
 //	         mark_xid:uvarint mark_seq:uvarint
 //	         system_id:uvarint timeline:uvarint
-//	         [ origin_writer:uvarint hops:uvarint, and for each a node:string [ standbys:string ] ]
+//	         [ origin_writer:uvarint hops:uvarint, and for each a node:string [ standbys:string
+//	         [ signature:string claim:string ] ] ]
 //	body   = length:uvarint (before compression), stored_length:uvarint, bytes
 //
 // A reader skips what it does not know at the end of the header. last_seq, last_stamp, up, low and the
@@ -49,6 +50,12 @@
 // higher one voids the runs that are open; behind it, what a lower one says of runs comes again, and is passed over. A fence says nothing of that.
 // standbys: the physical slots without whose standbys nobody was shown anything of the origin's that is not in this frame or an
 // earlier one, names divided by commas; empty if that is not so.
+//
+// signature: the author's, by Ed25519 (RFC 8032), of "pgbridge frame", a byte 0, and the claim. The claim is a header as the author has
+// written it, with sender, hops and signature left out, back and origin_writer 0, and as writer_epoch that of the author's bridge; and SHA-256 of the body. It
+// is left out where it follows from the frame itself. Else the frame was handed on behind what holds a part of it already: then the body is whole, as it
+// was signed, but of its transactions those up to first_seq - 1 (last_seq if first_seq is 0) are not of this frame, nor does it say of the
+// origin what the claim does. A fence may have the claim of an earlier frame, without its body.
 //
 // The body is a list of records, each
 //

@@ -61,6 +61,8 @@ type Header struct {
 	OriginWriter    uint64
 	Hops            []string
 	Standbys        string
+	Signature       []byte // of its author; nil: it is not signed
+	Claim           []byte // what is signed, if the frame does not say it; nil: it does
 }
 
 // RunWriter is the writer epoch of the bridge that began the frame's runs. A fence says nothing of runs: its epoch is that of its sender,
@@ -76,6 +78,8 @@ func (h *Header) RunWriter() uint64 {
 type Frame struct {
 	Header
 	Body []byte // records, not compressed
+
+	whole []byte // the body that was signed, if transactions were taken out of Body
 }
 
 // Encoder writes frames. The zero Encoder writes without compression. Not safe for concurrent use.
@@ -83,6 +87,8 @@ type Encoder struct {
 	// Zstd compresses bodies of at least MinCompress bytes, and keeps the result only if it is smaller
 	// by an eighth.
 	Zstd bool
+	// Signer signs fences, and frames that are not signed yet; nil: frames go as they are.
+	Signer *Signer
 
 	z   *zstd.Encoder
 	buf []byte
@@ -96,15 +102,24 @@ func (e *Encoder) Append(dst []byte, f *Frame) ([]byte, error) {
 	if len(f.Body) > MaxBody {
 		return dst, fmt.Errorf("frame body of %d bytes, the format allows %d", len(f.Body), MaxBody)
 	}
+	if e.Signer != nil && (f.Signature == nil || f.Fence) {
+		own := *f
+		e.Signer.sign(&own)
+		f = &own
+	}
+	body := f.Body
+	if f.whole != nil {
+		body = f.whole
+	}
 	start := len(dst)
-	stored, flags, version := f.Body, byte(0), byte(first)
+	stored, flags, version := body, byte(0), byte(first)
 	if f.Sealed {
 		version = Version
 	}
 	if f.Fence {
 		flags |= flagFence
 	}
-	if e.Zstd && len(f.Body) >= MinCompress {
+	if e.Zstd && len(body) >= MinCompress {
 		if e.z == nil {
 			z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
 			if err != nil {
@@ -112,23 +127,24 @@ func (e *Encoder) Append(dst []byte, f *Frame) ([]byte, error) {
 			}
 			e.z = z
 		}
-		e.buf = e.z.EncodeAll(f.Body, e.buf[:0])
-		if len(e.buf) < len(f.Body)-len(f.Body)/8 {
+		e.buf = e.z.EncodeAll(body, e.buf[:0])
+		if len(e.buf) < len(body)-len(body)/8 {
 			stored, flags = e.buf, flags|flagZstd
 		}
 	}
 	dst = append(dst, magic...)
 	dst = append(dst, version, flags)
-	hdr := f.Header.append(make([]byte, 0, 256))
+	hdr := f.Header.append(make([]byte, 0, 256), f.along())
 	dst = binary.AppendUvarint(dst, uint64(len(hdr)))
 	dst = append(dst, hdr...)
-	dst = binary.AppendUvarint(dst, uint64(len(f.Body)))
+	dst = binary.AppendUvarint(dst, uint64(len(body)))
 	dst = binary.AppendUvarint(dst, uint64(len(stored)))
 	dst = append(dst, stored...)
 	return binary.BigEndian.AppendUint32(dst, crc32.Checksum(dst[start:], castagnoli)), nil
 }
 
-func (h *Header) append(b []byte) []byte {
+// append appends the header, and if it is signed what its author has said, unless it says that itself.
+func (h *Header) append(b, claim []byte) []byte {
 	b = appendString(b, h.Cluster)
 	b = appendString(b, h.Sender)
 	b = appendOrigin(b, h.Origin)
@@ -146,7 +162,7 @@ func (h *Header) append(b []byte) []byte {
 	b = binary.AppendUvarint(b, h.Mark.Seq)
 	b = binary.AppendUvarint(b, h.SystemID)
 	b = binary.AppendUvarint(b, uint64(h.Timeline))
-	if h.OriginWriter == 0 && len(h.Hops) == 0 && h.Standbys == "" {
+	if h.OriginWriter == 0 && len(h.Hops) == 0 && h.Standbys == "" && h.Signature == nil {
 		return b
 	}
 	b = binary.AppendUvarint(b, h.OriginWriter)
@@ -154,10 +170,14 @@ func (h *Header) append(b []byte) []byte {
 	for _, node := range h.Hops {
 		b = appendString(b, node)
 	}
-	if h.Standbys == "" {
+	if h.Standbys == "" && h.Signature == nil {
 		return b
 	}
-	return appendString(b, h.Standbys)
+	b = appendString(b, h.Standbys)
+	if h.Signature == nil {
+		return b
+	}
+	return appendString(appendString(b, string(h.Signature)), string(claim))
 }
 
 // Decoder reads frames. The zero Decoder is ready to use. Not safe for concurrent use.
@@ -181,7 +201,7 @@ func (d *Decoder) Decode(data []byte) (*Frame, error) {
 	}
 	p := parser{b: data[6:end]}
 	f := &Frame{}
-	f.header(parser{b: p.bytes(p.length())}, &p)
+	f.parse(parser{b: p.bytes(p.length())}, &p)
 	size := p.uvarint()
 	stored := p.bytes(p.length())
 	if p.err == nil && len(p.b) != 0 {
@@ -196,11 +216,13 @@ func (d *Decoder) Decode(data []byte) (*Frame, error) {
 			return nil, fmt.Errorf("%w: body of %d bytes, %d stored", ErrCorrupt, size, len(stored))
 		}
 		f.Body = stored
-		return f, nil
+	} else {
+		var err error
+		if f.Body, err = d.inflate(stored, size); err != nil {
+			return f, err
+		}
 	}
-	body, err := d.inflate(stored, size)
-	f.Body = body
-	return f, err
+	return f, f.heed()
 }
 
 func (d *Decoder) inflate(stored []byte, size uint64) ([]byte, error) {
@@ -222,34 +244,43 @@ func (d *Decoder) inflate(stored []byte, size uint64) ([]byte, error) {
 	return body, nil
 }
 
-func (f *Frame) header(h parser, outer *parser) {
-	f.Cluster = h.string()
-	f.Sender = h.string()
-	f.Origin = h.origin()
-	f.WriterEpoch = h.uvarint()
-	f.FirstSeq = h.uvarint()
-	f.LastSeq = h.uvarint()
-	f.LastStamp = origin.Stamp(h.varint())
-	f.FirstCommitTime = origin.Stamp(h.varint())
-	f.LastCommitTime = origin.Stamp(h.varint())
-	f.Up = h.vector()
-	f.Low = h.vector()
-	f.ResumeLSN = h.uvarint()
-	f.Back = h.uvarint()
-	f.Mark.XID = h.uvarint()
-	f.Mark.Seq = h.uvarint()
-	f.SystemID = h.uvarint()
-	f.Timeline = h.uint32()
-	if len(h.b) > 0 {
-		f.OriginWriter = h.uvarint()
-		for n := h.length(); n > 0 && h.err == nil; n-- {
-			f.Hops = append(f.Hops, h.string())
+func (h *Header) parse(p parser, outer *parser) {
+	h.Cluster = p.string()
+	h.Sender = p.string()
+	h.Origin = p.origin()
+	h.WriterEpoch = p.uvarint()
+	h.FirstSeq = p.uvarint()
+	h.LastSeq = p.uvarint()
+	h.LastStamp = origin.Stamp(p.varint())
+	h.FirstCommitTime = origin.Stamp(p.varint())
+	h.LastCommitTime = origin.Stamp(p.varint())
+	h.Up = p.vector()
+	h.Low = p.vector()
+	h.ResumeLSN = p.uvarint()
+	h.Back = p.uvarint()
+	h.Mark.XID = p.uvarint()
+	h.Mark.Seq = p.uvarint()
+	h.SystemID = p.uvarint()
+	h.Timeline = p.uint32()
+	if len(p.b) > 0 {
+		h.OriginWriter = p.uvarint()
+		for n := p.length(); n > 0 && p.err == nil; n-- {
+			h.Hops = append(h.Hops, p.string())
 		}
 	}
-	if len(h.b) > 0 {
-		f.Standbys = h.string()
+	if len(p.b) > 0 {
+		h.Standbys = p.string()
+	}
+	if len(p.b) > 0 {
+		signature, claim := p.bytes(p.length()), p.bytes(p.length())
+		if len(signature) > 0 {
+			h.Signature = signature
+		}
+		if len(signature) > 0 && len(claim) > 0 {
+			h.Claim = claim
+		}
 	}
 	if outer.err == nil {
-		outer.err = h.err
+		outer.err = p.err
 	}
 }

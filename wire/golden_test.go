@@ -26,7 +26,15 @@ func TestFramesOfEachVersionAreRead(t *testing.T) {
 	large.Body = AppendChunk(large.Body, 6, 0, bytes.Repeat([]byte("compressible "), 200))
 	sealed := exampleFrame()
 	sealed.Sealed, sealed.Body = true, newSealer(t, "a b", 1).Append(nil, SealedRelation, sealed.Body)
-	for name, want := range map[string]*Frame{"v1_records": exampleFrame(), "v1_fence": fence, "v1_handed_on": handedOn, "v1_zstd": large, "v2_sealed": sealed} {
+	signed := exampleFrame()
+	newSigner(t, 1).sign(signed)
+	again := sent(t, nil, signed)
+	if err := again.GoOn(&Header{LastSeq: 7}); err != nil {
+		t.Fatal(err)
+	}
+	again.Sender, again.OriginWriter, again.Hops = "b", 3, []string{"a"}
+	for name, want := range map[string]*Frame{"v1_records": exampleFrame(), "v1_fence": fence, "v1_handed_on": handedOn, "v1_zstd": large, "v2_sealed": sealed,
+		"v1_signed": signed, "v1_signed_again": again} {
 		path := filepath.Join("testdata", name+".frame")
 		written, err := (&Encoder{Zstd: name == "v1_zstd"}).Append(nil, want)
 		if err != nil {

@@ -271,6 +271,17 @@ func FuzzDecode(f *testing.F) {
 		b, _ := (&Encoder{Zstd: z}).Append(nil, exampleFrame())
 		f.Add(b)
 	}
+	signed := exampleFrame()
+	newSigner(f, 1).sign(signed)
+	for seq := range signed.LastSeq + 2 {
+		again := *signed
+		if err := again.GoOn(&Header{LastSeq: seq}); err != nil {
+			f.Fatal(err)
+		}
+		b, _ := new(Encoder).Append(nil, &again)
+		f.Add(b)
+	}
+	verifier := newVerifier(f, true)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var d Decoder
 		fr, err := d.Decode(data)
@@ -284,6 +295,9 @@ func FuzzDecode(f *testing.F) {
 		again, err := d.Decode(b)
 		if err != nil || !reflect.DeepEqual(again, fr) {
 			t.Fatalf("%+v, %v, want %+v", again, err, fr)
+		}
+		if err := verifier.Check(fr); err == nil && !fr.Fence && fr.Signature == nil {
+			t.Fatalf("%+v is taken without a signature", fr)
 		}
 	})
 }

@@ -33,7 +33,7 @@ type Options struct {
 	Processes bool
 	// Config changes a node's configuration file's keys. Nodes that topology.roles makes edges have no address then.
 	Config map[string]string
-	// Keys gives the nodes what pgbridge keys makes: they speak TLS, and rows of tables that only some have are sealed.
+	// Keys gives the nodes what pgbridge keys makes: they speak TLS, sign their frames and require that, and rows of tables that only some have are sealed.
 	Keys bool
 	// NoHold switches the causal hold off (in process only).
 	NoHold bool
@@ -186,6 +186,9 @@ func (n *Node) writeConfig() {
 	fmt.Fprintf(&b, "  embedded:\n    sync: %s\n", sync)
 	if !n.Edge() {
 		fmt.Fprintf(&b, "    listen: %s\n", n.Listen)
+	}
+	if n.c.keys != "" {
+		b.WriteString("stream:\n  signatures: require\n")
 	}
 	fmt.Fprintf(&b, "topology:\n  kind: mesh\n  nodes:\n")
 	for _, m := range n.c.Nodes {

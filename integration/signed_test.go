@@ -1,0 +1,181 @@
+package integration
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pgbridge/pgbridge/bridge"
+	"github.com/pgbridge/pgbridge/config"
+	"github.com/pgbridge/pgbridge/integration/cluster"
+	"github.com/pgbridge/pgbridge/stream"
+	"github.com/pgbridge/pgbridge/wire"
+)
+
+// forged is the frame that somebody makes of one with a single transaction, so that it is the next one and writes another value.
+func forged(t *testing.T, f *wire.Frame, value, other string) *wire.Frame {
+	t.Helper()
+	g := &wire.Frame{Header: f.Header}
+	g.FirstSeq, g.LastSeq, g.LastStamp = f.LastSeq+1, f.LastSeq+1, f.LastStamp+1
+	recs := wire.NewRecords(f.Body)
+	for {
+		rest := recs.Rest()
+		rec, err := recs.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw := rest[:len(rest)-len(recs.Rest())]
+		if rec.Kind == wire.KindBegin {
+			b, err := wire.ParseBegin(rec.Payload)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.Seq, b.Stamp = g.LastSeq, g.LastStamp
+			raw = wire.AppendBegin(nil, b)
+		}
+		g.Body = append(g.Body, raw...)
+	}
+	if !bytes.Contains(g.Body, []byte(value)) {
+		t.Fatalf("the last frame does not write %s", value)
+	}
+	g.Body = bytes.ReplaceAll(g.Body, []byte(value), []byte(other))
+	return g
+}
+
+// TestForgedFrames: a node that hands on frames of another one makes up one in its name. It is applied where nobody looks, and refused
+// where frames are signed, whatever it has for a signature; all else goes on.
+func TestForgedFrames(t *testing.T) {
+	t.Parallel()
+	for _, x := range []struct {
+		name, signatures string
+		spoil            func(honest, f *wire.Frame)
+		applied          bool
+	}{
+		{"none are signed", config.SignaturesNone, func(_, _ *wire.Frame) {}, true},
+		{"it has the signature of another frame", config.SignaturesWrite, func(_, _ *wire.Frame) {}, false},
+		{"it has a frame's signature and claim", config.SignaturesWrite, func(honest, f *wire.Frame) {
+			honest.Keep()
+			f.Claim = honest.Claim
+		}, false},
+		{"it is not signed", config.SignaturesRequire, func(_, f *wire.Frame) { f.Signature = nil }, false},
+		{"it is not signed, and need not be", config.SignaturesWrite, func(_, f *wire.Frame) { f.Signature = nil }, true},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			c := cluster.New(t, cluster.Options{Nodes: 3, Keys: true, Schema: `CREATE TABLE t (id int PRIMARY KEY, v text)`, Config: map[string]string{
+				"topology.kind": "star", "topology.center": "c", "stream.signatures": x.signatures, "stream.compression": "none"}})
+			a, b, mid := c.Node("a"), c.Node("b"), c.Node("c")
+			b.Exec(`INSERT INTO t VALUES (2, 'of b')`)
+			c.WaitConverged()
+			a.Exec(`INSERT INTO t VALUES (1, 'honest')`)
+			b.Await(`SELECT v FROM t WHERE id = 1`, "honest")
+
+			// Nothing else is handed on while the frame is made up.
+			nc := mid.Connect()
+			r, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: c.Name, Sender: "c", Origin: "a"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			own := a.Status().Seq
+			var last uint64
+			var honest *wire.Frame
+			mid.AwaitStatus(func(*cluster.Report) bool {
+				if _, last, _, err = r.Info(t.Context()); err == nil {
+					honest, err = r.Get(t.Context(), last)
+				}
+				return err == nil && honest.FirstSeq == own && bytes.Contains(honest.Body, []byte("honest"))
+			})
+			if (honest.Signature != nil) != (x.signatures != config.SignaturesNone) {
+				t.Fatalf("%s: signature %x", x.signatures, honest.Signature)
+			}
+			f := forged(t, honest, "honest", "forged")
+			x.spoil(honest, f)
+			data, err := new(wire.Encoder).Append(nil, f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m := &nats.Msg{Subject: stream.Subject(c.Name, "c", "a"), Data: data, Header: nats.Header{jetstream.ExpectedLastSeqHeader: {fmt.Sprint(last)}}}
+			js, err := jetstream.New(nc)
+			if err == nil {
+				_, err = js.PublishMsg(t.Context(), m)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			mid.Exec(`INSERT INTO t VALUES (3, 'of c')`)
+			b.Await(`SELECT v FROM t WHERE id = 3`, "of c")
+			if x.applied {
+				b.Await(`SELECT v FROM t WHERE id = 1`, "forged")
+				return
+			}
+			b.AwaitStatus(func(r *cluster.Report) bool {
+				for _, al := range r.Alarms {
+					if al.Code == "frames-forged" {
+						return strings.Contains(al.Text, "of node a is refused, and comes from node c: frame") && strings.Contains(al.Text, wire.ErrSignature.Error()) && refused(r, "a") > 0
+					}
+				}
+				return false
+			})
+			if got := b.Value(`SELECT v FROM t WHERE id = 1`); got != "honest" {
+				t.Errorf("node b has %s", got)
+			}
+		})
+	}
+}
+
+// refused is how often frames of a node were refused.
+func refused(r *cluster.Report, node string) uint64 {
+	for _, l := range r.Links {
+		if strings.HasPrefix(l.Origin, node) {
+			return l.Refused
+		}
+	}
+	return 0
+}
+
+// TestSigningBegins: nodes that replicate begin to sign, one after the other, and then to require it; one that lacks a key does not start.
+func TestSigningBegins(t *testing.T) {
+	t.Parallel()
+	kinds := map[string]string{"topology.kind": "star", "topology.center": "c", "stream.signatures": config.SignaturesNone}
+	c := cluster.New(t, cluster.Options{Nodes: 3, Keys: true, Schema: `CREATE TABLE t (id int PRIMARY KEY, v text)`, Config: kinds})
+	id := 0
+	write := func() {
+		for _, n := range c.Nodes {
+			id++
+			n.Exec(fmt.Sprintf(`INSERT INTO t VALUES (%d, 'of %s')`, id, n.Name))
+			n.Exec(fmt.Sprintf(`INSERT INTO t SELECT i, repeat('large ', 400) FROM generate_series(%d, %d) i`, 10000*id, 10000*id+999))
+		}
+	}
+	write()
+	for _, to := range []string{config.SignaturesWrite, config.SignaturesRequire, config.SignaturesWrite, config.SignaturesNone} {
+		kinds["stream.signatures"] = to
+		for _, n := range c.Nodes {
+			n.Stop()
+			n.Start()
+			write()
+		}
+		c.WaitConverged()
+	}
+	b := c.Node("b")
+	b.Stop()
+	for _, file := range []string{"frames.nk", "signers"} {
+		cfg := b.Load()
+		cfg.Stream.Signatures, cfg.NATS.KeysDir = config.SignaturesRequire, t.TempDir()
+		if err := errors.Join(os.CopyFS(cfg.NATS.KeysDir, os.DirFS(b.Keys())), os.Remove(filepath.Join(cfg.NATS.KeysDir, file))); err != nil {
+			t.Fatal(err)
+		}
+		if err := bridge.Run(t.Context(), cfg, bridge.Options{Logger: b.Logger()}); err == nil || !strings.Contains(err.Error(), file+": no such file") || !strings.Contains(err.Error(), "run pgbridge keys") {
+			t.Errorf("without %s it says %v", file, err)
+		}
+	}
+}
