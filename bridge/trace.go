@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -109,7 +110,9 @@ func (traceIDs) NewSpanID(context.Context, trace.TraceID) trace.SpanID { return 
 
 // name works out of a transaction's name by which ids it is traced; false: it is not.
 func (t *traces) name(o origin.Origin, seq uint64) (trace.SpanContext, bool) {
-	h := sha256.Sum256(fmt.Appendf(nil, "%s\n%s\n%d\n%d", t.cluster, o.Node, o.Epoch, seq))
+	b := append(append(append(make([]byte, 0, 128), t.cluster...), '\n'), o.Node...)
+	b = strconv.AppendUint(append(strconv.AppendUint(append(b, '\n'), uint64(o.Epoch), 10), '\n'), seq, 10)
+	h := sha256.Sum256(b)
 	if binary.BigEndian.Uint64(h[24:])%t.oneIn != 0 {
 		return trace.SpanContext{}, false
 	}
