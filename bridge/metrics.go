@@ -54,6 +54,7 @@ var (
 	metricLetGo       = describe("let_go_transactions", "Own transactions that a node lacks which was let go.", "peer")
 	metricClock       = describe("clock_ahead_seconds", "How far another node's clock is ahead of this one's.", "peer")
 	metricClockWithin = describe("clock_within_seconds", "How exactly that is known.", "peer")
+	metricRefusals    = describe("broker_refused_total", "What the NATS server inside the bridge has refused: sign_in, tls or permission.", "what")
 	metricSignIns     = describe("console_refused_sign_ins_total", "Sign-ins to the console that were refused.")
 	metricAlarm       = describe("alarm", "How many alarms of that code status has.", "code", "severity")
 )
@@ -62,7 +63,7 @@ var (
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{metricInfo, metricRunning, metricStreaming, metricSeq, metricDurable, metricWAL, metricInFlight, metricStream, metricStreamLimit,
 		metricConnected, metricApplied, metricQueued, metricLag, metricParked, metricLosses, metricRefused, metricKinds, metricAway, metricQuarantined, metricOwed, metricLetGo, metricClock,
-		metricClockWithin, metricSignIns, metricAlarm} {
+		metricClockWithin, metricRefusals, metricSignIns, metricAlarm} {
 		ch <- d
 	}
 }
@@ -81,6 +82,11 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(metricInfo, 1, r.Cluster, r.Node)
 	gauge(metricRunning, one(r.Waiting == ""))
 	gauge(metricWAL, float64(r.Slot.WALHeldBytes))
+	if x := r.BrokerRefused; x != nil {
+		count(metricRefusals, x.SignIns, "sign_in")
+		count(metricRefusals, x.Handshakes, "tls")
+		count(metricRefusals, x.Permissions, "permission")
+	}
 	count(metricSignIns, r.SignInsRefused)
 	for _, a := range alarmCounts(r.Alarms) {
 		gauge(metricAlarm, a.n, a.code, string(a.severity))

@@ -13,6 +13,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/pgbridge/pgbridge/stream"
 )
 
 // gather gives the metrics that a report makes.
@@ -79,7 +81,7 @@ func (r rule) fires(t *testing.T, all []*dto.MetricFamily) bool {
 // wellReport is of a node with which all is well.
 func wellReport() *Report {
 	return &Report{Cluster: "shop", Node: "a", Seq: 7, Capture: CaptureReport{State: "streaming"}, Publisher: PublisherReport{DurableSeq: 7}, Slot: SlotReport{WALHeldBytes: 16 << 20},
-		Stream: StreamReport{Bytes: 1000, LimitBytes: 8 << 30}, Conflicts: map[string]uint64{"update_update": 3}, Clocks: []ClockReport{{"b", -0.2, 0.001}},
+		BrokerRefused: &stream.Refusals{SignIns: 2}, Stream: StreamReport{Bytes: 1000, LimitBytes: 8 << 30}, Conflicts: map[string]uint64{"update_update": 3}, Clocks: []ClockReport{{"b", -0.2, 0.001}},
 		Links: []LinkReport{{Link: "c", Origin: "b", State: "connected", AppliedSeq: 11, ReceivedSeq: 12, LagSeconds: 0.5, Conflicts: 3}}, Alarms: []Alarm{{Code: "paused", Severity: SeverityWarning}}}
 }
 

@@ -1,6 +1,10 @@
 package bridge
 
-import "time"
+import (
+	"time"
+
+	"github.com/pgbridge/pgbridge/stream"
+)
 
 // Report is what an operator asks a bridge: where it stands, what waits, and what to do about it. Its
 // JSON is that of "pgbridge status --json"; keys are those of the log. Counters are since the bridge
@@ -52,6 +56,8 @@ type Report struct {
 	// Clocks are the other nodes whose clocks were compared with this one's lately, by name.
 	Clocks []ClockReport `json:"clocks,omitempty"`
 
+	// BrokerRefused is what the NATS server inside the bridge has refused; nil: there is none inside.
+	BrokerRefused *stream.Refusals `json:"broker_refused,omitempty"`
 	// SignInsRefused is how many sign-ins to the console were refused since the bridge started.
 	SignInsRefused uint64 `json:"sign_ins_refused,omitempty"`
 

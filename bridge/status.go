@@ -102,6 +102,10 @@ func (b *bridge) report(ctx context.Context) *Report {
 	r.Stream.Stream = fmt.Sprintf("PGB_%s_%s", b.cfg.Cluster, b.cfg.Node)
 	r.Slot.Slot = slotName(b.cfg)
 	b.reportSlot(ctx, r)
+	if b.server != nil {
+		refused := b.server.Refusals()
+		r.BrokerRefused = &refused
+	}
 	if b.console != nil {
 		r.SignInsRefused = b.console.Refused()
 	}

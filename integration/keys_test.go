@@ -14,6 +14,7 @@ import (
 
 	"github.com/pgbridge/pgbridge/bridge"
 	"github.com/pgbridge/pgbridge/integration/cluster"
+	"github.com/pgbridge/pgbridge/stream"
 )
 
 // keysConfig is the configuration of a node with the servers inside a and b, which have keys, and an edge c.
@@ -106,6 +107,10 @@ func TestKeys(t *testing.T) {
 			t.Errorf("%s: %v, want %s", what, err, x.want)
 		}
 	}
+
+	a.AwaitStatus(func(r *cluster.Report) bool {
+		return *r.BrokerRefused == stream.Refusals{SignIns: 2, Handshakes: 2, Permissions: 11}
+	})
 
 	// A node whose key is not known elsewhere is told apart from one that is away.
 	b := c.Node("b")

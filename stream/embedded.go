@@ -84,6 +84,7 @@ func isLoopback(host string) bool {
 type Server struct {
 	opts    ServerOptions
 	log     *slog.Logger
+	refused refusals
 	mu      sync.Mutex // held while the server starts or stops
 	current atomic.Pointer[server.Server]
 	closed  bool   // guarded by mu
@@ -128,7 +129,7 @@ func (s *Server) start() error {
 	if err != nil {
 		return fmt.Errorf("set up the embedded NATS server: %w", err)
 	}
-	log := &serverLog{log: s.log}
+	log := &serverLog{log: s.log, refused: &s.refused}
 	srv.SetLoggerV2(log, false, false, false)
 	srv.Start()
 	if fatal := log.fatal(); fatal == nil && srv.ReadyForConnections(readyTimeout) {
