@@ -3,7 +3,6 @@ package apply
 import (
 	"cmp"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -580,11 +579,7 @@ func (b *comeback) takeMerged(ctx context.Context) error {
 		if m.local.merge == nil {
 			return nil
 		}
-		s := copyStep(b.t, m, ch)
-		if err := b.change(m, m.statement("ki", m.insertSQL), s.ch.New, m.insertSet(nil), nil); err != nil || len(b.queue) < windowChanges {
-			return err
-		}
-		return b.flush(ctx)
+		return b.takeMergedRow(ctx, m, ch)
 	})
 	b.t = b.all[0]
 	return errors.Join(err, b.flush(ctx))
@@ -596,54 +591,6 @@ func (m *mapping) insertedSQL() (string, []uint32) {
 	types := m.local.whereKey(&where, nil)
 	return fmt.Sprintf("INSERT INTO pgbridge.rewrite (schema, name, key, gone, image) SELECT %s, %s, '{}', false, row_to_json(t.*) FROM %s t WHERE %s",
 		literal(m.local.schema), literal(m.local.name), m.local.rows, where.String()), types
-}
-
-const (
-	givenWriteSQL = `INSERT INTO pgbridge.journal (hi, lo, origin, seq, part, stamp, kind, seen, ops, image) VALUES ($1, $2, $3, $4, $5, $6, $7::text::"char", $8, $9, $10)`
-	givenBaseSQL  = `INSERT INTO pgbridge.journal_base (hi, lo, schema, name, cells) VALUES ($1, $2, $3, $4, $5)`
-)
-
-// takeJournal lets the donor's journal take the place of this node's.
-func (b *comeback) takeJournal(ctx context.Context) error {
-	b.push("clear", &statement{sql: "DELETE FROM pgbridge.journal"}, nil)
-	b.push("clear", &statement{sql: "DELETE FROM pgbridge.journal_base"}, nil)
-	write := &statement{sql: givenWriteSQL, types: []uint32{oidInt8, oidInt8, oidInt4, oidInt8, oidInt4, oidInt8, oidText, oidBytea, oidBytea, oidBytea}}
-	base := &statement{sql: givenBaseSQL, types: []uint32{oidInt8, oidInt8, oidText, oidText, oidBytea}}
-	return b.records(func(rec wire.Record) error {
-		switch rec.Kind {
-		case wire.KindLogged:
-			l, err := wire.ParseLogged(slices.Clone(rec.Payload))
-			if err != nil {
-				return err
-			}
-			id, ok := b.k.ids[l.Version.Origin]
-			if !ok {
-				return fmt.Errorf("a row was written by %s, which is not in topology.nodes here", l.Version.Origin)
-			}
-			b.push("journal", write, append(hashParams(l.Key), int32Param(id), int64Param(int64(l.Seq)), int32Param(int32(l.Part)),
-				int64Param(int64(l.Version.Stamp)), textParam(string(l.Kind)), binaryParam(l.Seen), binaryParam(l.Ops), bytesParam(l.Image)))
-		case wire.KindBase:
-			x, err := wire.ParseBase(slices.Clone(rec.Payload))
-			if err != nil {
-				return err
-			}
-			b.push("journal", base, append(hashParams(x.Key), textParam(x.Schema), textParam(x.Table), bytesParam(x.Cells)))
-		}
-		if len(b.queue) < windowChanges {
-			return nil
-		}
-		return b.flush(ctx)
-	})
-}
-
-func int32Param(v int32) param { return binaryParam(binary.BigEndian.AppendUint32(nil, uint32(v))) }
-
-// bytesParam is NULL for nil.
-func bytesParam(b []byte) param {
-	if b == nil {
-		return param{null: true}
-	}
-	return binaryParam(b)
 }
 
 // quietWAL is that of a node of which nothing is captured.

@@ -162,6 +162,9 @@ func (j *Joiner) Empty(ctx context.Context, c *CopyTable) error {
 	if err := j.conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM "+name+")").Scan(&some); err != nil {
 		return fmt.Errorf("look into table %s: %w", name, explain(err))
 	}
+	if some && c.Merged {
+		return &refusal{fmt.Errorf("table %s has rows here already, and is given whole to a node that joins, since it is merged (conflict.tables)", name), "run TRUNCATE " + name}
+	}
 	if some {
 		return &refusal{fmt.Errorf("table %s has rows here already, and joining copies all of them", name),
 			"give --existing if they are from a dump or a backup, or run TRUNCATE " + name + " if they are of no use"}

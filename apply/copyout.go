@@ -23,6 +23,7 @@ type CopyTable struct {
 	Name     string `json:"name"`
 	Relation []byte `json:"relation"` // its columns, as a record
 	Rows     int64  `json:"rows"`     // about so many, by the last ANALYZE
+	Merged   bool   `json:"merged"`   // it is given when the node is one, whole (Donation.Merged)
 	Bytes    int64  `json:"bytes"`    // of the table, with large values and without indexes
 }
 
@@ -104,24 +105,13 @@ func (a *Applier) CopyTables(ctx context.Context, publication string, without fu
 	}
 	var all []CopyTable
 	for _, t := range tables {
-		c := CopyTable{Schema: t.schema, Name: t.name, Relation: wire.AppendRelation(nil, t.relation(t.oid))}
-		if err := copyable(t); err != nil {
-			return nil, err
-		}
+		c := CopyTable{Schema: t.schema, Name: t.name, Relation: wire.AppendRelation(nil, t.relation(t.oid)), Merged: t.merge != nil}
 		if err := x.conn.QueryRow(ctx, sizeSQL, t.oid).Scan(&c.Rows, &c.Bytes); err != nil {
 			return nil, fmt.Errorf("read size of %s: %w", t.quoted, err)
 		}
 		all = append(all, c)
 	}
 	return all, nil
-}
-
-func copyable(t *table) error {
-	if t.merge != nil {
-		return &NoDelta{fmt.Sprintf("table %s is merged (conflict.tables), and the writes that are not settled yet cannot be copied; "+
-			"take it out of conflict.tables on all nodes while the node joins", t.quoted)}
-	}
-	return nil
 }
 
 // order is the key of a table as its index orders it.
@@ -240,8 +230,8 @@ func (a *Applier) CopyPage(ctx context.Context, q CopyPage, since origin.Vector,
 	}
 	defer x.close(ctx)
 	t, err := x.catalog.table(ctx, q.Schema, q.Name)
-	if err == nil {
-		err = copyable(t)
+	if err == nil && t.merge != nil {
+		err = &NoDelta{fmt.Sprintf("table %s is merged (conflict.tables) and not copied by pages; let the node that joins have the same version of pgbridge", t.quoted)}
 	}
 	if err == nil {
 		err = x.noneKept(ctx, t)

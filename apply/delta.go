@@ -32,7 +32,9 @@ type Donation struct {
 	Have        origin.Vector                   // what the other node has seen
 	// Own returns the last own transaction in the snapshot, once capture has read them all.
 	Own func(ctx context.Context) (origin.Entry, error)
-	// Whole, if set, asks for more: the other node's data were set back (wholedelta.go).
+	// Merged: merged tables go whole, with their journal, since the other node, which joins, has nothing of them (HoldJournal).
+	Merged bool
+	// Whole, if set, asks for that and more: the other node's data were set back (wholedelta.go).
 	Whole *Whole
 }
 
@@ -111,7 +113,7 @@ func (a *Applier) Delta(ctx context.Context, d Donation, out io.Writer) error {
 			return err
 		}
 	}
-	if x.whole != nil {
+	if x.whole != nil || d.Merged {
 		err = x.mergedWhole(ctx, merged)
 	} else {
 		err = x.merged(ctx, merged)

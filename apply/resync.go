@@ -46,6 +46,7 @@ type resync struct {
 	theirs    []*wire.Made   // schema changes that the donor has made
 	looked    int64          // the generation under which doomed and logged were looked up; -1: they were not
 	careful   bool           // rows are looked at for collisions
+	joins     bool           // merged tables come whole, to a node that has nothing of them
 	keys      []wire.KeyHash // that the donor has, of a whole delta (wholedelta.go)
 }
 
@@ -62,12 +63,12 @@ const resyncTries = 5
 // resyncNames is where the names of a resync's statements begin, beyond the keeper's in the same session.
 const resyncNames = 1 << 30
 
-// Resync takes in the delta that stands in file. Call it while the Applier runs and no transactions are fed to it; what it does
+// Resync takes in the delta that stands in file; joins: merged tables are whole in it. Call it while the Applier runs and no transactions are fed to it; what it does
 // is only known to an Applier that is opened anew.
-func (a *Applier) Resync(ctx context.Context, file *os.File) (*Resynced, error) {
+func (a *Applier) Resync(ctx context.Context, file *os.File, joins bool) (*Resynced, error) {
 	var got *Resynced
 	j := keeperJob{done: make(chan error, 1), run: func(ctx context.Context) (err error) {
-		got, err = a.resync(ctx, file)
+		got, err = a.resync(ctx, file, joins)
 		return err
 	}}
 	select {
@@ -109,11 +110,12 @@ func (a *Applier) newResync(ctx context.Context, file *os.File) (*resync, error)
 	return r, nil
 }
 
-func (a *Applier) resync(ctx context.Context, file *os.File) (*Resynced, error) {
+func (a *Applier) resync(ctx context.Context, file *os.File, joins bool) (*Resynced, error) {
 	r, err := a.newResync(ctx, file)
 	if err != nil {
 		return nil, err
 	}
+	r.joins = joins
 	if err := r.readAhead(); err != nil {
 		return nil, err
 	}
@@ -409,6 +411,9 @@ func (r *resync) look(ctx context.Context) error {
 	if err := r.findDoomed(); err != nil {
 		return err
 	}
+	if r.joins { // the journal is taken as it is
+		return nil
+	}
 	return r.loggedRows(ctx)
 }
 
@@ -451,7 +456,15 @@ func (r *resync) windows(ctx context.Context) (more func(step) error, rest func(
 func (r *resync) changes(ctx context.Context) error {
 	c := r.carefulRun
 	more, steps := r.windows(ctx)
+	if r.joins {
+		if err := errors.Join(r.noneMerged(ctx), r.takeJournal(ctx)); err != nil {
+			return err
+		}
+	}
 	add := func(t *txn, m *mapping, ch *wire.Change) error {
+		if r.joins && m.local.merge != nil {
+			return r.takeMergedRow(ctx, m, ch)
+		}
 		r.watchFor(m)
 		return more(copyStep(t, m, ch))
 	}

@@ -29,6 +29,7 @@ import (
 //	question = 'b' vector                  begin, for somebody who has seen so much
 //	         | 'w' origin:uint8 vector keys  begin, for the node whose data were set back (comeback.go): its name with its length,
 //	                                       what it certainly has, and the hashes of rows that must be in it, 16 bytes each
+//	         | 'j' vector                  begin, for a node that joins and has seen so much, but nothing of merged tables
 //	         | 's' name                    how far is it that a node's transactions are known?
 //	         | 'r' id:uint64 offset:uint64 read on
 //	answer   = 'i' id:uint64               it has begun
@@ -38,7 +39,7 @@ import (
 //	         | 'e'                         the end
 //	         | 'x' text                    why there is none
 const (
-	askBegin, askWhole, askKnown, askRead                                  = 'b', 'w', 's', 'r'
+	askBegin, askJoin, askWhole, askKnown, askRead                         = 'b', 'j', 'w', 's', 'r'
 	answerID, answerKnown, answerWait, answerData, answerEnd, answerRefuse = 'i', 'k', 'w', 'd', 'e', 'x'
 )
 
@@ -116,10 +117,10 @@ func (g *deltas) answer(asker string, q []byte) []byte {
 	defer g.mu.Unlock()
 	switch {
 	case g.ctx.Err() != nil:
-	case len(q) > 0 && q[0] == askBegin:
+	case len(q) > 0 && (q[0] == askBegin || q[0] == askJoin):
 		have, err := wire.ParseVectors(q[1:], 1)
 		if err == nil {
-			err = g.begin(asker, have[0], nil)
+			err = g.begin(asker, apply.Donation{Have: have[0], Merged: q[0] == askJoin})
 		}
 		if err != nil {
 			return refuse(err)
@@ -128,7 +129,7 @@ func (g *deltas) answer(asker string, q []byte) []byte {
 	case len(q) > 0 && q[0] == askWhole:
 		have, whole, err := parseWhole(q[1:])
 		if err == nil {
-			err = g.begin(asker, have, whole)
+			err = g.begin(asker, apply.Donation{Have: have, Whole: whole})
 		}
 		if err != nil {
 			return refuse(err)
@@ -148,7 +149,7 @@ func (g *deltas) answer(asker string, q []byte) []byte {
 func refuse(err error) []byte { return append([]byte{answerRefuse}, err.Error()...) }
 
 // begin has a delta written; mu is held.
-func (g *deltas) begin(asker string, have origin.Vector, whole *apply.Whole) error {
+func (g *deltas) begin(asker string, gift apply.Donation) error {
 	tables := residencyOf(g.cfg)
 	if p := tables.lacking(g.cfg.Node, asker); p != "" {
 		return fmt.Errorf("node %s has tables %s, which are not here (topology.residency): a node that has them must be asked", asker, p)
@@ -168,12 +169,16 @@ func (g *deltas) begin(asker string, have origin.Vector, whole *apply.Whole) err
 	})
 	g.open[id] = d
 	why := "that was away for too long"
-	if whole != nil {
+	switch {
+	case gift.Whole != nil:
 		why = "whose data were set back"
+	case gift.Merged:
+		why = "that joins"
 	}
-	g.log.Info("gives a delta to a node "+why, "have", have.String())
+	g.log.Info("gives a delta to a node "+why, "have", gift.Have.String())
+	gift.Without = tables.without(asker)
 	g.wg.Go(func() {
-		err := g.write(ctx, tables.without(asker), have, whole, d)
+		err := g.write(ctx, gift, d)
 		d.mu.Lock()
 		d.done, d.err = true, err
 		d.mu.Unlock()
@@ -214,9 +219,11 @@ func (d *delta) read(offset int64) []byte {
 	return []byte{answerWait}
 }
 
-func (g *deltas) write(ctx context.Context, without func(schema, table string) bool, have origin.Vector, whole *apply.Whole, d *delta) error {
-	if whole != nil {
-		whole.Settled = g.applier.SettledBut(whole.For)
+func (g *deltas) write(ctx context.Context, gift apply.Donation, d *delta) error {
+	if gift.Whole != nil {
+		gift.Whole.Settled = g.applier.SettledBut(gift.Whole.For)
+	}
+	if gift.Whole != nil || gift.Merged {
 		release, err := g.applier.HoldJournal(ctx)
 		if err != nil {
 			return err
@@ -228,8 +235,9 @@ func (g *deltas) write(ctx context.Context, without func(schema, table string) b
 		return err
 	}
 	defer s.Close()
-	return g.applier.Delta(ctx, apply.Donation{Snapshot: s.Name, Taken: s.Close, Publication: slotName(g.cfg), Without: without, Have: have, Whole: whole,
-		Own: func(ctx context.Context) (origin.Entry, error) { return g.ownAt(ctx, s.LSN) }}, d)
+	gift.Snapshot, gift.Taken, gift.Publication = s.Name, s.Close, slotName(g.cfg)
+	gift.Own = func(ctx context.Context) (origin.Entry, error) { return g.ownAt(ctx, s.LSN) }
+	return g.applier.Delta(ctx, gift, d)
 }
 
 // errBehind ends a scan.
@@ -448,7 +456,11 @@ func (l *life) fetch(ctx context.Context, u *upstream) error {
 // fetchFrom fetches a delta from the node that is read from or, if that does not have all tables that this one has, from the first that has
 // and gives it: frames go only when all other nodes have applied them, so that any of these will do.
 func (l *life) fetchFrom(ctx context.Context, u *upstream) (from string, file *os.File, size int64, err error) {
-	question := wire.AppendVector([]byte{askBegin}, l.applier.Have())
+	kind := byte(askBegin)
+	if l.takesMerged() {
+		kind = askJoin
+	}
+	question := wire.AppendVector([]byte{kind}, l.applier.Have())
 	tables := residencyOf(l.cfg)
 	lacking := tables.lacking(u.name, l.cfg.Node)
 	if lacking == "" {
@@ -473,11 +485,14 @@ func (l *life) fetchFrom(ctx context.Context, u *upstream) (from string, file *o
 	return cmp.Or(from, u.name), nil, 0, err
 }
 
+// takesMerged reports whether this node joins where tables are merged, of which it has nothing yet.
+func (l *life) takesMerged() bool { return l.joins() && len(l.cfg.Conflict.Tables) > 0 }
+
 // resync takes a delta in. It always ends the life: it was begun for that.
 func (l *life) resync(ctx context.Context) error {
 	f := l.lack.takes()
 	begun := time.Now()
-	got, err := l.applier.Resync(ctx, f.file)
+	got, err := l.applier.Resync(ctx, f.file, l.takesMerged())
 	if ctx.Err() != nil {
 		return nil // the next life takes it in
 	}

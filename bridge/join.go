@@ -279,6 +279,9 @@ func (j *join) begin(ctx context.Context, seen *nodeSeen) error {
 	}
 	var all []apply.CopyPart
 	for i := range of.Tables {
+		if of.Tables[i].Merged { // whole, with the delta
+			continue
+		}
 		parts, err := j.cut(ctx, &of.Tables[i], columns[i])
 		if err != nil {
 			return err
@@ -341,7 +344,7 @@ func (j *join) fit(ctx context.Context, tables []apply.CopyTable) ([][]string, e
 			}
 			return nil, err
 		}
-		if j.o.Existing {
+		if j.o.Existing && !t.Merged {
 			continue
 		}
 		if err := j.joiner.Empty(ctx, t); err != nil {
