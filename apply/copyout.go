@@ -231,9 +231,9 @@ func (a *Applier) CopyParts(ctx context.Context, schema, name string, parts int,
 	return all, nil
 }
 
-// CopyPage writes a page to out. since is what all nodes have seen (Knows). The error is a NoDelta if who wrote some of the rows is not
+// CopyPage writes a page to out, of the rows that a node has. since is what all nodes have seen (Knows). The error is a NoDelta if who wrote some of the rows is not
 // known.
-func (a *Applier) CopyPage(ctx context.Context, q CopyPage, since origin.Vector, out io.Writer) (*CopyEnd, error) {
+func (a *Applier) CopyPage(ctx context.Context, node string, q CopyPage, since origin.Vector, out io.Writer) (*CopyEnd, error) {
 	x, err := a.openCopier(ctx, since)
 	if err != nil {
 		return nil, err
@@ -256,8 +256,12 @@ func (a *Applier) CopyPage(ctx context.Context, q CopyPage, since origin.Vector,
 	if !o.fits(q.After) || !o.fits(q.UpTo) || q.Rows < 1 {
 		return nil, fmt.Errorf("the page that is wanted of %s does not fit its key, which has %d columns; was the table changed?", t.quoted, len(o.columns))
 	}
+	resides, err := a.opts.residesSQL(node, t)
+	if err != nil {
+		return nil, err
+	}
 	end := &CopyEnd{}
-	where := o.between(q.After, q.UpTo)
+	where := o.between(q.After, q.UpTo) + " AND " + resides
 	err = x.conn.QueryRow(ctx, fmt.Sprintf("SELECT %s FROM %s t WHERE %s ORDER BY %s OFFSET %d LIMIT 1", o.text(), t.rows, where,
 		strings.Join(o.columns, ", "), q.Rows-1)).Scan(&end.Last)
 	switch {
@@ -265,7 +269,7 @@ func (a *Applier) CopyPage(ctx context.Context, q CopyPage, since origin.Vector,
 	case err != nil:
 		return nil, fmt.Errorf("read keys of %s: %w", t.quoted, err)
 	default:
-		where = o.between(q.After, end.Last)
+		where = o.between(q.After, end.Last) + " AND " + resides
 	}
 	if len(q.Have) == 0 {
 		return end, x.page(ctx, t, q.Columns, where, out, end)

@@ -149,9 +149,8 @@ func refuse(err error) []byte { return append([]byte{answerRefuse}, err.Error().
 
 // begin has a delta written; mu is held.
 func (g *deltas) begin(asker string, have origin.Vector, whole *apply.Whole) error {
-	tables := residencyOf(g.cfg)
-	if p := tables.lacking(g.cfg.Node, asker); p != "" {
-		return fmt.Errorf("node %s has tables %s, which are not here (topology.residency): a node that has them must be asked", asker, p)
+	if what, setting := lacks(g.cfg, g.cfg.Node, asker); what != "" {
+		return fmt.Errorf("node %s has %s, which are not here (%s): a node that has them must be asked", asker, what, setting)
 	}
 	file, err := deltaFile(g.life)
 	if err != nil {
@@ -173,7 +172,7 @@ func (g *deltas) begin(asker string, have origin.Vector, whole *apply.Whole) err
 	}
 	g.log.Info("gives a delta to a node "+why, "have", have.String())
 	g.wg.Go(func() {
-		err := g.write(ctx, tables.without(asker), have, whole, d)
+		err := g.write(ctx, asker, have, whole, d)
 		d.mu.Lock()
 		d.done, d.err = true, err
 		d.mu.Unlock()
@@ -214,7 +213,7 @@ func (d *delta) read(offset int64) []byte {
 	return []byte{answerWait}
 }
 
-func (g *deltas) write(ctx context.Context, without func(schema, table string) bool, have origin.Vector, whole *apply.Whole, d *delta) error {
+func (g *deltas) write(ctx context.Context, asker string, have origin.Vector, whole *apply.Whole, d *delta) error {
 	if whole != nil {
 		whole.Settled = g.applier.SettledBut(whole.For)
 		release, err := g.applier.HoldJournal(ctx)
@@ -228,7 +227,7 @@ func (g *deltas) write(ctx context.Context, without func(schema, table string) b
 		return err
 	}
 	defer s.Close()
-	return g.applier.Delta(ctx, apply.Donation{Snapshot: s.Name, Taken: s.Close, Publication: slotName(g.cfg), Without: without, Have: have, Whole: whole,
+	return g.applier.Delta(ctx, apply.Donation{Snapshot: s.Name, Taken: s.Close, Publication: slotName(g.cfg), For: asker, Without: residencyOf(g.cfg).without(asker), Have: have, Whole: whole,
 		Own: func(ctx context.Context) (origin.Entry, error) { return g.ownAt(ctx, s.LSN) }}, d)
 }
 
@@ -449,15 +448,14 @@ func (l *life) fetch(ctx context.Context, u *upstream) error {
 // and gives it: frames go only when all other nodes have applied them, so that any of these will do.
 func (l *life) fetchFrom(ctx context.Context, u *upstream) (from string, file *os.File, size int64, err error) {
 	question := wire.AppendVector([]byte{askBegin}, l.applier.Have())
-	tables := residencyOf(l.cfg)
-	lacking := tables.lacking(u.name, l.cfg.Node)
+	lacking, setting := lacks(l.cfg, u.name, l.cfg.Node)
 	if lacking == "" {
 		file, size, err = l.fetchDelta(ctx, u.name, u.nc, question)
 		return u.name, file, size, err
 	}
-	err = fmt.Errorf("it does not have tables %s (topology.residency), and no other node that has what this one has can be reached from here", lacking)
+	err = fmt.Errorf("it does not have %s (%s), and no other node that has what this one has can be reached from here", lacking, setting)
 	for _, o := range l.others() {
-		if tables.lacking(o.Node, l.cfg.Node) != "" {
+		if what, _ := lacks(l.cfg, o.Node, l.cfg.Node); what != "" {
 			continue
 		}
 		nc, late := l.reach(o.Node)

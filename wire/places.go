@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -63,6 +64,26 @@ const (
 	typeVarchar = 1043
 	typeUUID    = 2950
 )
+
+// OfKey finds the value in a row's key, a JSON object of its columns; false if it is not there.
+func (p *Places) OfKey(key []byte) (value []byte, ok bool) {
+	var columns map[string]json.RawMessage
+	if err := json.Unmarshal(key, &columns); err != nil || len(columns[p.Column]) == 0 {
+		return nil, false
+	}
+	value = columns[p.Column]
+	if value[0] != '"' {
+		return value, string(value) != "null" // a number, true or false: as it is written
+	}
+	var text string
+	if err := json.Unmarshal(value, &text); err != nil {
+		return nil, false
+	}
+	if _, named := p.Nodes[text]; !named {
+		text = strings.TrimRight(text, " ") // it may be a char's
+	}
+	return []byte(text), true
+}
 
 // CheckValue returns why no row of a type has such a value, as it is written; "" if rows may. enum says that the type is one.
 func CheckValue(typ uint32, enum bool, value string) (why string) {
@@ -128,11 +149,12 @@ func appendUUID(dst []byte, id [16]byte) []byte {
 // PlacedRows finds the places of a relation's rows. Not safe for concurrent use.
 type PlacedRows struct {
 	*Places
-	at     int // the column's
-	typ    uint32
-	before []byte // scratch of Values
-	after  []byte
-	tuple  []Value
+	OldBytes int // how long the old tuple was, with its letter, that Values has read last
+	at       int // the column's
+	typ      uint32
+	before   []byte // scratch of Values
+	after    []byte
+	tuple    []Value
 }
 
 // In returns them for a relation. The error is that it lacks the column.
@@ -144,6 +166,9 @@ func (p *Places) In(r *Relation) (*PlacedRows, error) {
 	}
 	return &PlacedRows{Places: p, at: at, typ: r.Columns[at].TypeOID}, nil
 }
+
+// Index is the column's, from 0.
+func (p *PlacedRows) Index() int { return p.at }
 
 // AppendValue appends what a tuple has in the column, as text; false if that is nothing.
 func (p *PlacedRows) AppendValue(dst []byte, tuple []Value) ([]byte, bool) {
@@ -180,7 +205,8 @@ func (p *PlacedRows) AppendValue(dst []byte, tuple []Value) ([]byte, bool) {
 // valid until the next call. tuples is what stands behind the relation.
 func (p *PlacedRows) Values(tuples []byte) (before, after []byte, err error) {
 	var had, has bool
-	for len(tuples) > 0 {
+	p.OldBytes = 0
+	for all := len(tuples); len(tuples) > 0; {
 		tag := tuples[0]
 		p.tuple, tuples, err = ParseTuple(p.tuple[:0], tuples[1:])
 		if err != nil {
@@ -190,6 +216,7 @@ func (p *PlacedRows) Values(tuples []byte) (before, after []byte, err error) {
 			p.after, has = p.AppendValue(p.after[:0], p.tuple)
 		} else {
 			p.before, had = p.AppendValue(p.before[:0], p.tuple)
+			p.OldBytes = all - len(tuples)
 		}
 	}
 	switch {
