@@ -201,8 +201,8 @@ func atPlaces(relation string, places []string) string {
 	return fmt.Sprintf(`t.tableoid = %s AND t.ctid = ANY ('{"%s"}'::tid[])`, relation, strings.Join(places, `","`))
 }
 
-// CopyParts cuts a table into so many parts of about the same size, by a sample of its keys: it returns the last key of each but the last.
-func (a *Applier) CopyParts(ctx context.Context, schema, name string, parts int, rows int64) ([][]string, error) {
+// CopyParts cuts the rows of a table that a node has into so many parts of about the same size, by a sample of their keys: it returns the last key of each but the last.
+func (a *Applier) CopyParts(ctx context.Context, node, schema, name string, parts int, rows int64) ([][]string, error) {
 	x, err := a.openCopier(ctx, nil)
 	if err != nil {
 		return nil, err
@@ -216,11 +216,15 @@ func (a *Applier) CopyParts(ctx context.Context, schema, name string, parts int,
 	if err != nil {
 		return nil, err
 	}
+	resides, err := a.opts.residesSQL(node, t)
+	if err != nil {
+		return nil, err
+	}
 	const wanted = 10_000
 	share := min(100, 100*wanted/float64(max(rows, 1)))
 	keys := strings.Join(o.columns, ", ")
 	sample, err := x.conn.Query(ctx, fmt.Sprintf(`SELECT key FROM (SELECT %s AS key, row_number() OVER (ORDER BY %s) AS n, count(*) OVER () AS count
-		FROM %s t TABLESAMPLE SYSTEM (%g)) s WHERE n * %d / count > (n - 1) * %[5]d / count AND n < count ORDER BY n`, o.text(), keys, t.rows, share, parts))
+		FROM %s t TABLESAMPLE SYSTEM (%g) WHERE %s) s WHERE n * %d / count > (n - 1) * %[6]d / count AND n < count ORDER BY n`, o.text(), keys, t.rows, share, resides, parts))
 	if err != nil {
 		return nil, fmt.Errorf("cut %s into parts: %w", t.quoted, err)
 	}

@@ -123,23 +123,47 @@ func (o *Options) residesSQL(node string, t *table) (string, error) {
 
 // placesSQL is residesSQL of a table's places.
 func placesSQL(p *wire.Places, node string, t *table) (string, error) {
-	i := slices.IndexFunc(t.cols, func(c column) bool { return c.name == p.Column })
-	if i < 0 {
-		return "", blocked("table %s has no column %s, by which topology.rows says where its rows are", t.quoted, p.Column)
+	is, err := t.placeSQL(p)
+	if err != nil {
+		return "", err
 	}
 	var here, away []string
 	for _, value := range p.Values() {
 		if p.At(node, []byte(value)) {
-			here = append(here, literal(value))
+			here = append(here, value)
 		} else {
-			away = append(away, literal(value))
+			away = append(away, value)
 		}
 	}
-	of := func(values []string) string {
-		return fmt.Sprintf("t.%s::text COLLATE \"C\" = ANY (ARRAY[%s]::text[])", t.cols[i].quoted, strings.Join(values, ", "))
-	}
 	if others := p.Nodes[wire.OtherValues]; others == nil || slices.Contains(others, node) {
-		return "NOT " + of(away), nil
+		return "NOT " + is(away), nil
 	}
-	return of(here), nil
+	return is(here), nil
+}
+
+// valuesSQL is the condition that a row, of alias t, is among some.
+func (t *table) valuesSQL(p *wire.Places, rows *VerifyRows) (string, error) {
+	is, err := t.placeSQL(p)
+	if err == nil && rows.Others {
+		return "(" + is(rows.Values) + " OR NOT " + is(p.Values()) + ")", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	return is(rows.Values), nil
+}
+
+// placeSQL returns the condition that a row, of alias t, has one of some values.
+func (t *table) placeSQL(p *wire.Places) (is func(values []string) string, err error) {
+	i := slices.IndexFunc(t.cols, func(c column) bool { return c.name == p.Column })
+	if i < 0 {
+		return nil, blocked("table %s has no column %s, by which topology.rows says where its rows are", t.quoted, p.Column)
+	}
+	return func(values []string) string {
+		all := make([]string, len(values))
+		for n, v := range values {
+			all[n] = literal(v)
+		}
+		return fmt.Sprintf("t.%s::text COLLATE \"C\" = ANY (ARRAY[%s]::text[])", t.cols[i].quoted, strings.Join(all, ", "))
+	}, nil
 }

@@ -163,7 +163,7 @@ func (g *answerer) ask(ctx context.Context, asker string, q *nodeQuestion) (any,
 	case askTables:
 		return g.tables(ctx, asker)
 	case askParts:
-		return g.applier.CopyParts(ctx, q.Page.Schema, q.Page.Name, q.Parts, q.Rows)
+		return g.applier.CopyParts(ctx, asker, q.Page.Schema, q.Page.Name, q.Parts, q.Rows)
 	case askPage:
 		return g.begin(asker, q)
 	case askAbout:

@@ -1,12 +1,20 @@
 package integration
 
 import (
+	"encoding/base64"
 	"fmt"
+	"log/slog"
+	"math"
+	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/pgbridge/pgbridge/bridge"
 	"github.com/pgbridge/pgbridge/integration/cluster"
 	"github.com/pgbridge/pgbridge/integration/pgtest"
+	"github.com/pgbridge/pgbridge/origin"
+	"github.com/pgbridge/pgbridge/stream"
+	"github.com/pgbridge/pgbridge/wire"
 )
 
 // placedSchema is a table of whose rows some are on a and b, some on a and c, and the others on all, beside one that all have.
@@ -113,4 +121,141 @@ func TestRows(t *testing.T) {
 // together writes several statements as one transaction.
 func together(n *cluster.Node, sql ...string) {
 	n.Exec(`DO $$ BEGIN ` + strings.Join(sql, "; ") + `; END $$`)
+}
+
+// TestRowsAreGivenToWhomTheyAreFor: a node that was away is given what came meanwhile of the rows that it has; nodes are compared by the rows
+// that both have; and nobody is told of others.
+func TestRowsAreGivenToWhomTheyAreFor(t *testing.T) {
+	t.Parallel()
+	c, _ := placedCluster(t, cluster.Options{Majors: pgtest.Versions(t)})
+	a, b, x := c.Node("a"), c.Node("b"), c.Node("c")
+	a.Exec(`INSERT INTO shop.orders SELECT r, i, 'first' FROM unnest('{eu,us,asia}'::text[]) r, generate_series(1, 50) i`)
+	x.Exec(`INSERT INTO shop.orders VALUES ('eu', 1000, 'of c alone')`)
+	c.WaitConverged()
+	had := vectorAt(t, x)
+	had.Merge(vectorAt(t, a))
+	heal := isolate(c, "c")
+	together(a, `UPDATE shop.orders SET v = 'EU while away' WHERE region = 'eu' AND id < 5`, `UPDATE shop.orders SET v = 'US while away' WHERE region = 'us' AND id < 5`,
+		`DELETE FROM shop.orders WHERE id BETWEEN 10 AND 12`, `INSERT INTO shop.orders VALUES ('eu', 1000, 'EU while away')`,
+		`UPDATE shop.orders SET region = 'us', id = 100 WHERE region = 'eu' AND id = 20`, `UPDATE shop.orders SET region = 'eu', id = 100 WHERE region = 'us' AND id = 20`,
+		`UPDATE shop.orders SET region = 'us', id = 101 WHERE region = 'asia' AND id = 20`, `UPDATE shop.orders SET region = 'asia', id = 101 WHERE region = 'us' AND id = 21`,
+		`UPDATE shop.orders SET region = 'eu', id = 102 WHERE region = 'asia' AND id = 21`)
+	b.Exec(`UPDATE shop.orders SET v = 'EU while away' WHERE region = 'eu' AND id = 6`)
+	x.Exec(`UPDATE shop.orders SET v = 'of c meanwhile' WHERE region = 'us' AND id IN (3, 7)`)
+	a.Exec(`INSERT INTO item SELECT i, repeat('x', 100) FROM generate_series(3000, 5000) i`) // several frames, of which the last one stays
+	awaitSame(a, b, `SELECT count(*), sum(hashtext(item::text)) FROM item`, `SELECT count(*), sum(hashtext(o::text)) FROM shop.orders o WHERE region <> 'us'`)
+	a.Exec(`DELETE FROM shop.orders WHERE region = 'eu' AND id = 1000`)
+	b.Await(`SELECT count(*) FROM shop.orders WHERE id = 1000`, "0")
+	requireKeptRows(t, c.Name, a, had)
+	a.Purge()
+	b.Purge()
+	heal()
+	c.WaitConverged()
+	if got := resyncs(t, x); got != 1 {
+		t.Errorf("node c has been given what it lacked %d times", got)
+	}
+	if got := x.Value(`SELECT string_agg(id || v, ',') FROM shop.orders WHERE region = 'eu'`); got != "1000of c alone" {
+		t.Errorf("node c has %s", got)
+	}
+	heal = isolate(c, "b")
+	together(a, `UPDATE shop.orders SET v = 'while b is away'`, `DELETE FROM shop.orders WHERE id = 30`)
+	x.Exec(`INSERT INTO item SELECT i, repeat('x', 100) FROM generate_series(6000, 7900) i`)
+	a.Exec(`INSERT INTO item SELECT i, repeat('x', 100) FROM generate_series(8000, 9900) i`)
+	awaitSame(a, x, `SELECT count(*), sum(hashtext(item::text)) FROM item`)
+	a.Purge()
+	x.Purge()
+	heal()
+	c.WaitConverged()
+	if got := resyncs(t, b); got != 1 {
+		t.Errorf("node b has been given what it lacked %d times", got)
+	}
+	requirePlaced(t, b, "us")
+
+	// Compared, and mended.
+	plant(t, c.Name, b, `UPDATE shop.orders SET v = 'planted' WHERE region = 'eu' AND id = 1`, `INSERT INTO shop.orders VALUES ('us', 2000, 'of b alone')`)
+	plant(t, c.Name, x, `UPDATE shop.orders SET v = 'planted' WHERE region = 'us' AND id = 2`, `DELETE FROM shop.orders WHERE region = 'asia' AND id = 3`)
+	if got := strings.Join(differing(verify(t, a, bridge.VerifyOptions{})), ", "); got != `shop.orders region=asia, id=3, shop.orders region=eu, id=1, shop.orders region=us, id=2` {
+		t.Errorf("compared, there differ %s", got)
+	}
+	if got := strings.Join(differing(verify(t, b, bridge.VerifyOptions{Repair: true})), ", "); got != `shop.orders region=asia, id=3, shop.orders region=eu, id=1` {
+		t.Errorf("compared at b, there differ %s", got)
+	}
+	if r := verify(t, x, bridge.VerifyOptions{Table: "shop.*", Repair: true}); r.Differences != 1 || r.Mended != 1 || len(r.Tables) != 1 {
+		t.Errorf("compared at c: %+v", r)
+	}
+	c.WaitConverged()
+	if r := verify(t, a, bridge.VerifyOptions{}); r.Differences != 0 {
+		t.Errorf("behind a repair there differ %+v", r.Found)
+	}
+	if got := b.Value(`SELECT string_agg(id || v, ',') FROM shop.orders WHERE region = 'us'`); got != "2000of b alone" {
+		t.Errorf("node b has %s", got)
+	}
+}
+
+// requireKeptRows fails if a node tells another one, or somebody whom it does not know, of rows that are not for them.
+func requireKeptRows(t *testing.T, cluster string, n *cluster.Node, had origin.Vector) {
+	t.Helper()
+	for asker, has := range map[string]bool{"c": true, "": false, "nobody": false} {
+		nc, err := stream.Connect(stream.ConnectOptions{URL: "nats://" + n.Listen, Node: asker, Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		ask := func(subject, question string) string {
+			t.Helper()
+			answer, err := stream.Ask(t.Context(), nc, subject, []byte(question))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return string(answer)
+		}
+		const table = `"table":{"schema":"shop","name":"orders","columns":["id","region","v"],"key":["region","id"]}`
+		all := strconv.FormatUint(math.MaxUint64, 10)
+		list := ask(stream.VerifySubject(cluster, n.Name), `{"kind":"list",`+table+`,"limit":1000,"parts":`+all+`}`)
+		eu, us, asia := base64.StdEncoding.EncodeToString([]byte("eu")), base64.StdEncoding.EncodeToString([]byte("us")), base64.StdEncoding.EncodeToString([]byte("asia"))
+		if strings.Contains(list, eu) || strings.Contains(list, us) != has || !strings.Contains(list, asia) {
+			t.Errorf("%q is told of the rows %.300s", asker, list)
+		}
+		one := base64.StdEncoding.EncodeToString([]byte("1"))
+		look := ask(stream.VerifySubject(cluster, n.Name), `{"kind":"look",`+table+`,"keys":[["`+eu+`","`+one+`"],["`+us+`","`+one+`"]],"cells":true}`)
+		if strings.Contains(look, "EU while away") || strings.Contains(look, "US while away") != has {
+			t.Errorf("%q, who looks at rows, is told %s", asker, look)
+		}
+		got := delta(t, ask, stream.DeltaSubject(cluster, n.Name), string(wire.AppendVector([]byte{'b'}, had)))
+		if strings.Contains(got, "EU while away") || strings.Contains(got, "US while away") != has || !strings.Contains(got, strings.Repeat("x", 100)) {
+			t.Errorf("%q is given %.1000q", asker, got)
+		}
+	}
+}
+
+// TestJoinWithPlacedRows: a node joins from one that has all rows that it is to have, and gets no others.
+func TestJoinWithPlacedRows(t *testing.T) {
+	t.Parallel()
+	c, settings := placedCluster(t, cluster.Options{Majors: pgtest.Versions(t)})
+	a, b, x := c.Node("a"), c.Node("b"), c.Node("c")
+	a.Exec(`INSERT INTO shop.orders SELECT r, i, 'a' FROM unnest('{eu,us,asia}'::text[]) r, generate_series(1, 500) i`)
+	c.WaitConverged()
+	settings["topology.rows"] = "shop.orders.region=eu:a b,shop.orders.region=us:a c d,shop.orders.region=*:a b c d"
+	d := c.Grow()
+	join := func(from string) error {
+		return bridge.Join(t.Context(), d.Load(), bridge.JoinOptions{From: from, Jobs: 2, Logger: d.Logger(), Tell: func(text string) { t.Log(text) }})
+	}
+	const refused = "it does not have rows of shop.orders with region=us, which node d is to have (topology.rows); join from a node that has them"
+	if err := join("b"); err == nil || !strings.Contains(err.Error(), refused) {
+		t.Errorf("a donor without the rows: %v", err)
+	}
+	if err := join("a"); err != nil {
+		t.Fatalf("%v\n%s", err, d.LogTail())
+	}
+	d.Start()
+	b.Exec(`UPDATE shop.orders SET v = 'b' WHERE id < 10`)
+	x.Exec(`UPDATE shop.orders SET v = 'c' WHERE region = 'us' AND id < 10`)
+	d.Exec(`UPDATE shop.orders SET v = 'd' WHERE id BETWEEN 10 AND 19`)
+	d.Exec(`UPDATE shop.orders SET region = 'eu', id = 1000 WHERE region = 'asia' AND id = 20`)
+	d.Exec(`DELETE FROM shop.orders WHERE region = 'eu'`) // which stays there
+	c.WaitConverged()
+	requirePlaced(t, d, "eu")
+	if got := b.Value(`SELECT count(*) FROM shop.orders WHERE region = 'eu'`); got != "501" {
+		t.Errorf("node b has %s rows", got)
+	}
 }
