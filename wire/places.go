@@ -85,11 +85,16 @@ func (p *Places) OfKey(key []byte) (value []byte, ok bool) {
 	return []byte(text), true
 }
 
-// CheckValue returns why no row of a type has such a value, as it is written; "" if rows may. enum says that the type is one.
-func CheckValue(typ uint32, enum bool, value string) (why string) {
+// Placeable reports whether a type's values can be told apart by their text; enum says that it is one.
+func Placeable(typ uint32, enum bool) bool {
+	return enum || slices.Contains([]uint32{typeBool, typeInt8, typeInt2, typeInt4, typeText, typeBPChar, typeVarchar, typeUUID}, typ)
+}
+
+// CheckValue returns why no row of such a type has a value, as it is written; "" if rows may.
+func CheckValue(typ uint32, value string) (why string) {
 	number := func(bits int) {
 		if n, err := strconv.ParseInt(value, 10, bits); err != nil || strconv.FormatInt(n, 10) != value {
-			why = fmt.Sprintf("%q is not a number of its type, as it is written without sign and zeros in front", value)
+			why = fmt.Sprintf("%q is not a number of its type, as the server writes it", value)
 		}
 	}
 	switch typ {
@@ -106,15 +111,6 @@ func CheckValue(typ uint32, enum bool, value string) (why string) {
 	case typeUUID:
 		if b := []byte(value); len(b) != 36 || string(appendUUID(nil, uuidBytes(b))) != value {
 			why = fmt.Sprintf("%q is not a UUID in small letters", value)
-		}
-	case typeText, typeVarchar:
-	case typeBPChar:
-		if strings.HasSuffix(value, " ") {
-			why = fmt.Sprintf("%q ends with a space", value)
-		}
-	default:
-		if !enum {
-			why = "only text, varchar, char, uuid, boolean, smallint, integer, bigint and enums can be told apart by their text"
 		}
 	}
 	return why
