@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -257,5 +259,59 @@ func TestJoinWithPlacedRows(t *testing.T) {
 	requirePlaced(t, d, "eu")
 	if got := b.Value(`SELECT count(*) FROM shop.orders WHERE region = 'eu'`); got != "501" {
 		t.Errorf("node b has %s rows", got)
+	}
+}
+
+// TestSealedRowsOfATable: rows that only some nodes have go through one that has not, and nobody can read them there; nor what an update
+// makes of a row that it takes away from there.
+func TestSealedRowsOfATable(t *testing.T) {
+	t.Parallel()
+	c := cluster.New(t, cluster.Options{Nodes: 3, Keys: true, Schema: placedSchema, Config: map[string]string{"topology.rows": placedRows,
+		"topology.kind": "star", "topology.center": "c", "stream.compression": "none", "capture.frame_bytes": "64KiB"}})
+	a, b, x := c.Node("a"), c.Node("b"), c.Node("c")
+	if _, err := os.Stat(filepath.Join(x.Keys(), "rows-a+b.key")); err == nil {
+		t.Fatal("node c has the key")
+	}
+	together(a, `INSERT INTO shop.orders VALUES ('eu', 1, 'secret of one'), ('us', 1, 'told of one'), ('asia', 1, 'public of one')`, `INSERT INTO item VALUES (1, 'public of one')`)
+	a.Exec(`INSERT INTO shop.orders SELECT 'eu', i, 'secret of many ' || i FROM generate_series(100, 3000) i`)
+	a.Exec(`INSERT INTO shop.orders VALUES ('eu', 2, 'large', 'secret of ' || repeat('large ', 600000)), ('us', 2, 'large', 'told of ' || repeat('large ', 600000))`)
+	together(b, `INSERT INTO item SELECT i, 'public of many ' || i FROM generate_series(100, 3000) i`,
+		`INSERT INTO shop.orders SELECT 'eu', i, 'secret among them' FROM generate_series(5000, 6000) i`)
+	c.WaitConverged()
+	for id, by := range map[int]*cluster.Node{10: a, 20: b, 30: x} {
+		a.Exec(fmt.Sprintf(`INSERT INTO shop.orders SELECT r, %d + i, 'told', 'told ' || %s FROM unnest('{eu,us,asia}'::text[]) r, generate_series(0, 2) i`, id, large("i")))
+		c.WaitConverged()
+		for i, move := range []struct{ from, to string }{{"us", "eu"}, {"asia", "eu"}, {"asia", "us"}, {"eu", "us"}, {"eu", "asia"}, {"us", "asia"}} {
+			said := map[string]string{"eu": "secret", "us": "told", "asia": "public"}[move.to]
+			by.Exec(fmt.Sprintf(`UPDATE shop.orders SET region = '%s', id = -id - %d, v = '%s of ' || id WHERE region = '%s' AND id = (SELECT min(id) FROM shop.orders WHERE region = '%[4]s' AND id BETWEEN %[5]d AND %[5]d + 9)`,
+				move.to, id*100+10*i, said, move.from, id))
+		}
+	}
+	b.Exec(`DELETE FROM shop.orders WHERE region = 'us'`) // what stays there
+	x.Exec(`DELETE FROM shop.orders WHERE region = 'eu'`)
+	c.WaitConverged()
+	requirePlaced(t, b, "us")
+	requirePlaced(t, x, "eu")
+
+	// What the one in the middle keeps for one that is away can be read there, but for what is sealed.
+	b.Stop()
+	together(a, `INSERT INTO item VALUES (7, 'public of seven')`, `INSERT INTO shop.orders VALUES ('eu', 7, 'secret of seven')`,
+		`UPDATE shop.orders SET region = 'eu', id = 77, v = 'secret of asia' WHERE region = 'asia' AND id = 1`, `UPDATE shop.orders SET v = 'secret large' WHERE region = 'eu' AND id = 2`)
+	x.AwaitStatus(func(*cluster.Report) bool { return stored(t, x, "public of seven") })
+	if stored(t, x, "secret") {
+		t.Error("what is sealed stands in the files of node c")
+	}
+	b.Start()
+	for _, n := range []*cluster.Node{a, b} { // which read their own frames back
+		n.Stop()
+		n.Start()
+	}
+	b.Exec(`DELETE FROM shop.orders WHERE region = 'eu' AND id = 7`)
+	a.Exec(`UPDATE shop.orders SET region = 'us', id = 78, v = 'told', wide = 'told' WHERE region = 'eu' AND id = 2`)
+	c.WaitConverged()
+	for _, n := range c.Nodes {
+		if stored(t, n, "secret") {
+			t.Errorf("what is sealed stands in the files of node %s", n.Name)
+		}
 	}
 }
