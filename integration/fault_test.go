@@ -143,10 +143,16 @@ func playFaults(t *testing.T, nodes, schedules, least int) {
 		f.kinds["topology.residency"] = "public.hot=" + strings.Join(have, " ")
 		t.Log(f.kinds["topology.residency"])
 	}
+	placed := s%4 == 1 || s%8 == 3 // only some have some of its rows
+	if placed {
+		f.kinds["topology.rows"] = randomPlaces(nodes, rand.New(rand.NewSource(s)))
+		t.Log(f.kinds["topology.rows"])
+	}
 	keys := s%4 < 2 // so that it is sealed there
-	f.c = cluster.New(t, cluster.Options{Nodes: nodes, Keys: keys, Schema: loadSchema + fullSchema, Own: true, Clocks: true, Processes: true, Config: f.kinds,
+	f.c = cluster.New(t, cluster.Options{Nodes: nodes, Keys: keys, Schema: loadSchema + placedTable + fullSchema, Own: true, Clocks: true, Processes: true, Config: f.kinds,
 		Settings: map[string]string{"logical_decoding_work_mem": "64kB"}})
 	f.l = newLoad(t, f.c, 1, s)
+	f.l.placed = placed
 	every := min(schedules/2, 5) // schedules on one topology
 	for i := range schedules {
 		x := s + int64(i)
