@@ -460,7 +460,9 @@ func (l *life) fetchFrom(ctx context.Context, u *upstream) (from string, file *o
 		}
 		nc, late := l.reach(o.Node)
 		if late == nil {
-			file, size, late = l.fetchDelta(ctx, o.Node, nc, question)
+			if late = connected(ctx, nc); late == nil { // it takes a while to an edge
+				file, size, late = l.fetchDelta(ctx, o.Node, nc, question)
+			}
 			nc.Close()
 		}
 		if late == nil {
@@ -469,6 +471,13 @@ func (l *life) fetchFrom(ctx context.Context, u *upstream) (from string, file *o
 		from, err = o.Node, late
 	}
 	return cmp.Or(from, u.name), nil, 0, err
+}
+
+// connected waits for a connection.
+func connected(ctx context.Context, nc *nats.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, connectPatience)
+	defer cancel()
+	return stream.AwaitConnected(ctx, nc)
 }
 
 // resync takes a delta in. It always ends the life: it was begun for that.

@@ -255,7 +255,7 @@ func randomPlaced(node string, r *rand.Rand) (string, []any) {
 
 // randomPlaces are places of placedTable's rows: of each part other ones, and two nodes that have all, so that each node finds one that can give
 // it what it lacks.
-func randomPlaces(nodes int, r *rand.Rand) string {
+func randomPlaces(nodes int, r *rand.Rand) (places string, whole []string) {
 	var lines []string
 	names := r.Perm(nodes)
 	for part := range placedParts - 1 {
@@ -270,5 +270,8 @@ func randomPlaces(nodes int, r *rand.Rand) string {
 		}
 		lines = append(lines, line)
 	}
-	return strings.Join(lines, ",")
+	for _, n := range names[:2] {
+		whole = append(whole, string(rune('a'+n)))
+	}
+	return strings.Join(lines, ","), whole
 }

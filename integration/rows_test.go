@@ -99,6 +99,14 @@ func TestRows(t *testing.T) {
 		t.Errorf("moved, the rows are in %s", got)
 	}
 
+	// Where old rows are not in the WAL whole any more, a large value is asked for.
+	a.Exec(`ALTER TABLE shop.orders REPLICA IDENTITY DEFAULT`)
+	a.Exec(`INSERT INTO shop.orders SELECT 'eu', -101, 'large', ` + large("0"))
+	b.Await(`SELECT count(*) FROM shop.orders WHERE id = -101`, "1")
+	a.Exec(`UPDATE shop.orders SET region = 'us' WHERE id = -101`)
+	c.WaitConverged()
+	x.Await(`SELECT count(*) FROM shop.orders WHERE id = -101 AND wide = `+large("0"), "1")
+
 	// What users write of others' rows stays with them, and meets nothing.
 	x.Exec(`INSERT INTO shop.orders VALUES ('eu', 1, 'of c alone')`)
 	together(x, `UPDATE shop.orders SET v = 'of c alone still'  WHERE region = 'eu'`, `UPDATE shop.orders SET v = 'c' WHERE region = 'asia'`)
