@@ -190,6 +190,9 @@ func (p *planner) deletes(k wire.KeyHash) error {
 
 func (p *planner) insert(m *mapping) error {
 	c := &p.change
+	if p.w.opts.Rows != nil && hasUnchanged(c.New) { // an update that brings the row here (resident.go)
+		return errSurprise
+	}
 	k, err := p.hash(m, c.New)
 	if err != nil {
 		return err
@@ -202,9 +205,6 @@ func (p *planner) insert(m *mapping) error {
 	}
 	p.set = m.insertSet(p.set[:0])
 	if !allBinary(c.New, p.set) {
-		if hasUnchanged(c.New) { // an update that brings the row here (resident.go)
-			return errSurprise
-		}
 		return p.single(wire.KindInsert, m, p.set, nil, false)
 	}
 	if err := p.join(wire.KindInsert, m, p.set, false); err != nil {
