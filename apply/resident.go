@@ -40,6 +40,7 @@ func (r *resident) lacks(rel *wire.Relation) bool {
 // each other.
 type sifter struct {
 	*resident
+	author string         // who has written the changes
 	last   *wire.Relation // whose row came last
 	away   bool           // it is not here
 	placed *wire.PlacedRows
@@ -86,6 +87,9 @@ func (s *sifter) row(rec wire.Record, id uint32, tuples []byte) (wire.Record, bo
 		if s.moved = s.moved[:0]; again {
 			return rec, false, nil
 		}
+	}
+	if !s.placed.At(s.author, before) && !s.placed.At(s.author, after) {
+		return rec, false, nil // what users write of others' rows stays with them
 	}
 	var made []byte // memory of its own: plans keep what they read
 	was, is := s.placed.At(s.node, before), s.placed.At(s.node, after)

@@ -1,11 +1,13 @@
 package apply
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/wire"
 )
 
@@ -29,19 +31,25 @@ func TestSift(t *testing.T) {
 	for _, x := range []struct {
 		changes [][]byte
 		want    string // of a; of b; of c
+		author  string // empty: a
 	}{
-		{[][]byte{change(wire.KindInsert, 1, row("eu", "x"))}, "I eu x; I eu x;"},
-		{[][]byte{change(wire.KindInsert, 1, row("asia", "x")), change(wire.KindUpdate, 1, row("us", "y"))}, "I asia x, U us y; I asia x; I asia x, U us y"},
-		{[][]byte{change(wire.KindDelete, 1, key("us"))}, "D us -;; D us -"},
-		{[][]byte{moved}, "U eu - us x; D eu -; I us x"},
-		{[][]byte{change(wire.KindUpdate, 1, key("us"), row("asia", "x"))}, "U us - asia x; I asia x; U us - asia x"},
-		{[][]byte{moved, change(wire.KindDelete, 1, key("eu"))}, "U eu - us x; D eu -, D eu -; I us x"}, // who sees both halves has both values
-		{[][]byte{moved, change(wire.KindDelete, 1, key("us"))}, "U eu - us x, D us -; D eu -; I us x, D us -"},
-		{[][]byte{moved, change(wire.KindInsert, 1, row("eu", "y")), change(wire.KindDelete, 1, key("eu"))}, "U eu - us x, I eu y, D eu -; D eu -, I eu y, D eu -; I us x"},
-		{[][]byte{moved, change(wire.KindInsert, 2, row("eu", "y")), change(wire.KindDelete, 1, key("eu"))}, "U eu - us x, I eu y, D eu -; D eu -, I eu y, D eu -; I us x, I eu y"},
-		{[][]byte{change(wire.KindUpdate, 1, tuple('O', text("eu"), text("long")), tuple('N', text("us"), unchanged))}, "U eu long us ?; D eu long; I us long"},
-		{[][]byte{change(wire.KindUpdate, 1, key("eu"), tuple('N', text("us"), unchanged))}, "U eu - us ?; D eu -; I us ?"},
-		{[][]byte{change(wire.KindInsert, 3, row("eu", "x")), wire.AppendTruncate(nil, 0, []uint32{1, 3})}, "I eu x, T 1 3; T 1; T 1"},
+		{[][]byte{change(wire.KindInsert, 1, row("eu", "x"))}, "I eu x; I eu x;", ""},
+		{[][]byte{change(wire.KindInsert, 1, row("asia", "x")), change(wire.KindUpdate, 1, row("us", "y"))}, "I asia x, U us y; I asia x; I asia x, U us y", ""},
+		{[][]byte{change(wire.KindDelete, 1, key("us"))}, "D us -;; D us -", ""},
+		{[][]byte{moved}, "U eu - us x; D eu -; I us x", ""},
+		{[][]byte{change(wire.KindUpdate, 1, key("us"), row("asia", "x"))}, "U us - asia x; I asia x; U us - asia x", ""},
+		{[][]byte{moved, change(wire.KindDelete, 1, key("eu"))}, "U eu - us x; D eu -, D eu -; I us x", ""}, // who sees both halves has both values
+		{[][]byte{moved, change(wire.KindDelete, 1, key("us"))}, "U eu - us x, D us -; D eu -; I us x, D us -", ""},
+		{[][]byte{moved, change(wire.KindInsert, 1, row("eu", "y")), change(wire.KindDelete, 1, key("eu"))}, "U eu - us x, I eu y, D eu -; D eu -, I eu y, D eu -; I us x", ""},
+		{[][]byte{moved, change(wire.KindInsert, 2, row("eu", "y")), change(wire.KindDelete, 1, key("eu"))}, "U eu - us x, I eu y, D eu -; D eu -, I eu y, D eu -; I us x, I eu y", ""},
+		{[][]byte{change(wire.KindUpdate, 1, tuple('O', text("eu"), text("long")), tuple('N', text("us"), unchanged))}, "U eu long us ?; D eu long; I us long", ""},
+		{[][]byte{change(wire.KindUpdate, 1, key("eu"), tuple('N', text("us"), unchanged))}, "U eu - us ?; D eu -; I us ?", ""},
+		{[][]byte{change(wire.KindInsert, 3, row("eu", "x")), wire.AppendTruncate(nil, 0, []uint32{1, 3})}, "I eu x, T 1 3; T 1; T 1", ""},
+		// What users write of others' rows stays with them; not what they make of such rows, nor what they make such of.
+		{[][]byte{change(wire.KindInsert, 1, row("eu", "x")), change(wire.KindUpdate, 1, row("eu", "x")), change(wire.KindDelete, 1, key("eu"))}, ";;", "c"},
+		{[][]byte{change(wire.KindUpdate, 1, key("us"), row("eu", "x"))}, "U us - eu x; I eu x; D us -", "c"},
+		{[][]byte{moved}, "U eu - us x; D eu -; I us x", "c"},
+		{[][]byte{change(wire.KindInsert, 1, row("eu", "x")), change(wire.KindInsert, 2, row("eu", "y"))}, "I eu y; I eu y; I eu y", "d"},
 	} {
 		var got []string
 		for _, node := range []string{"a", "b", "c"} {
@@ -54,7 +62,7 @@ func TestSift(t *testing.T) {
 			if node != "a" {
 				o.Elsewhere = func(schema, table string) bool { return table == "secret" }
 			}
-			c, err := newChanges(&txn{body: slices.Concat(x.changes...), relations: relations, here: o.resident()})
+			c, err := newChanges(&txn{origin: origin.Origin{Node: cmp.Or(x.author, "a"), Epoch: 1}, body: slices.Concat(x.changes...), relations: relations, here: o.resident()})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -16,7 +16,7 @@ type bigMessage struct {
 	at     int          // of its head in the chunk
 	row    *bigRow      // takes the key out, nil if it is not needed
 	behind []byte       // what comes behind it
-	held   *heldRow     // while it is not known whether it is for the others
+	held   *heldRow     // while it is not known what it is sealed by
 }
 
 // bigPart takes the next part of a message of size bytes.
@@ -86,7 +86,7 @@ func (t *tagger) bigBegin(ctx context.Context, b []byte, size int) ([]byte, erro
 	if r.unplaced != nil {
 		return nil, r.unplaced
 	}
-	if r.places != nil {
+	if r.places != nil && t.opts.SealRow != nil {
 		t.hold(r, kind, xid, id, size)
 		return tuples, nil
 	}

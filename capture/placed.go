@@ -17,40 +17,31 @@ func (r *relation) placed(o *Options) {
 	}
 }
 
-// ours reports whether a row change is for the others to know: it finds a row that is to be on this node, or leaves one. What users write of
-// others' rows stays here, as what they write to a table that is not on the node.
-func (t *tagger) ours(r *relation, tuples []byte) (bool, error) {
-	if r.places == nil {
-		return true, r.unplaced
+// watch tells the log, once, that users have written a row that is not to be on this node, neither as it was nor as it is. It goes into frames as any
+// row does, since what stands there must not hang on the configuration with which it is read: after a crash it is read again. Who applies it
+// leaves it out.
+func (t *tagger) watch(r *relation, before, after []byte) {
+	if r.strange || r.places.At(t.opts.Node, before) || r.places.At(t.opts.Node, after) {
+		return
 	}
-	before, after, err := r.places.Values(tuples)
-	if err != nil {
-		return false, protocolError("row of %s.%s: %v", r.Schema, r.Name, err)
-	}
-	return t.oursAt(r, before, after), nil
-}
-
-func (t *tagger) oursAt(r *relation, before, after []byte) bool {
-	if r.places.At(t.opts.Node, before) || r.places.At(t.opts.Node, after) {
-		return true
-	}
-	if !r.strange {
-		r.strange = true
-		t.opts.Logger.Warn("a row is written here that is for other nodes (topology.rows): it stays here", "table", r.Schema+"."+r.Name)
-	}
-	return false
+	r.strange = true
+	t.opts.Logger.Warn("a row is written here that is for other nodes (topology.rows): it stays here", "table", r.Schema+"."+r.Name)
 }
 
 // appendRow appends a row change, sealed as its table's or its own place wants it. An update that takes a sealed row from some nodes to others
 // is for those that are to have it; behind it a delete is for those that had it. records is how many these are.
 func (t *tagger) appendRow(dst []byte, r *relation, kind wire.Kind, id uint32, tuples []byte) (_ []byte, records int, err error) {
 	at := len(dst)
-	if r.places == nil || t.opts.SealRow == nil {
-		return r.sealed(wire.AppendChange(dst, kind, id, tuples), at, wire.SealedChange), 1, nil
+	if r.places == nil {
+		return r.sealed(wire.AppendChange(dst, kind, id, tuples), at, wire.SealedChange), 1, r.unplaced
 	}
 	before, after, err := r.places.Values(tuples)
 	if err != nil {
 		return dst, 0, protocolError("row of %s.%s: %v", r.Schema, r.Name, err)
+	}
+	t.watch(r, before, after)
+	if t.opts.SealRow == nil {
+		return wire.AppendChange(dst, kind, id, tuples), 1, nil
 	}
 	from, to := r.sealer(t.opts.SealRow, before), r.sealer(t.opts.SealRow, after)
 	dst = r.sealedBy(to, wire.AppendChange(dst, kind, id, tuples), at, wire.SealedChange)
@@ -100,7 +91,7 @@ func (t *tagger) askSealer(ask *wire.Ask) (_ *wire.Sealer, ok bool) {
 	return nil, true
 }
 
-// heldRow is a row that arrives in parts and is held until the column has come that says where it is to be.
+// heldRow is a row that arrives in parts and is held until the column has come that says what it is sealed by.
 type heldRow struct {
 	bigRow
 	rel  *relation
@@ -129,7 +120,7 @@ func (h *heldRow) known() bool {
 }
 
 // release takes the next part of a row that is held. When it is known where the row is to be, it begins, and what has been held is returned;
-// before, and if it is not for the others, nothing is.
+// nothing before.
 func (t *tagger) release(ctx context.Context, b []byte, last bool) ([]byte, error) {
 	h := t.big.held
 	h.head = append(h.head, b...)
@@ -159,11 +150,9 @@ func (t *tagger) release(ctx context.Context, b []byte, last bool) ([]byte, erro
 	case !has:
 		after = before
 	}
-	if !t.oursAt(h.rel, before, after) {
-		return nil, nil
-	}
-	if err := t.bigStart(ctx, h.kind, h.xid, h.id, h.size, h.head[0] != 'N'); err != nil || t.opts.SealRow == nil {
-		return h.head, err
+	t.watch(h.rel, before, after)
+	if err := t.bigStart(ctx, h.kind, h.xid, h.id, h.size, h.head[0] != 'N'); err != nil {
+		return nil, err
 	}
 	g := t.big
 	from, to := h.rel.sealer(t.opts.SealRow, before), h.rel.sealer(t.opts.SealRow, after)

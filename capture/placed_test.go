@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 
@@ -44,31 +45,45 @@ func placedScript(large int) *script {
 
 const placedWhole = `1 up {} low {}
   insert public.t id=1 x=ours
+  insert public.t id=2 x=theirs
+  update public.t to id=2 x=theirs
+  delete public.t key id=2 x=NULL
   update public.t key id=1 x=NULL to id=2 x=to them
   update public.t key id=2 x=NULL to id=3 x=to us
   update public.t key id=3 x=NULL to id=1 x=to others of us
   update public.t key id=1 x=NULL to id=9 x=to all
-2 large up {} low {}
+2 up {} low {}
+  insert public.t id=2 x=theirs alone
+3 large up {} low {}
+  insert public.t id=2 x=theirs
   insert public.t id=3 x=ours
   update public.t key id=3 x=NULL to id=2 x=to them
-3 large up {} low {}
+4 large up {} low {}
+  insert public.t id=2 x=<LARGE bytes>
   insert public.t id=1 x=<LARGE bytes>
   update public.t key id=1 x=NULL to id=3 x=<LARGE bytes>
+  delete public.t key id=2 x=NULL
+5 large up {} low {}
+  insert public.t id=2 x=<LARGE bytes>
 `
 
-// TestRowsOfOthersStayHere: what users write of rows that are for other nodes is left out, and a transaction of nothing else is none. Sealed,
-// a row that goes to other nodes is deleted, too, for those who had it.
-func TestRowsOfOthersStayHere(t *testing.T) {
+// TestPlacedRowsAreSealedByTheirPlace: a row is captured whoever is to have it, so that what stands in frames does not hang on the configuration,
+// and said to be others' once. Sealed, it is for those who are to have it; one that goes to other nodes is deleted, too, for those who had it.
+func TestPlacedRowsAreSealedByTheirPlace(t *testing.T) {
 	for _, large := range []int{3 * MinFrameBytes, wholeLimit + 100} {
 		for _, pieces := range []int{1 << 20, 1000} {
 			whole := strings.ReplaceAll(placedWhole, "LARGE", fmt.Sprint(large))
+			var log bytes.Buffer
 			w := newWorkbench(t, MinFrameBytes)
-			w.tagger.opts.Rows = placedByID()
+			w.tagger.opts.Rows, w.tagger.opts.Logger = placedByID(), slog.New(slog.NewTextHandler(&log, nil))
 			if err := w.play(placedScript(large), pieces); err != nil {
 				t.Fatal(err)
 			}
 			if got := describe(t, w.pub.all()); got != whole {
 				t.Errorf("captured is\n%s\nwant\n%s", got, whole)
+			}
+			if got := strings.Count(log.String(), "is for other nodes"); got != 2 { // of each announcement of the table
+				t.Errorf("that rows are others' is said %d times:\n%s", got, log.String())
 			}
 
 			w = newWorkbench(t, MinFrameBytes)
@@ -79,15 +94,49 @@ func TestRowsOfOthersStayHere(t *testing.T) {
 			}
 			sealed := strings.NewReplacer("x=to them\n", "x=to them\n  delete public.t key id=OLD x=NULL\n", "x=to us\n", "x=to us\n  delete public.t key id=2 x=NULL\n",
 				"x=to others of us\n", "x=to others of us\n  delete public.t key id=3 x=NULL\n").Replace(whole)
-			sealed = strings.Replace(strings.Replace(sealed, "OLD", "1", 1), "OLD", "3", 1) + "  delete public.t key id=1 x=NULL\n"
+			sealed = strings.Replace(strings.Replace(sealed, "OLD", "1", 1), "OLD", "3", 1)
+			last := fmt.Sprintf("  update public.t key id=1 x=NULL to id=3 x=<%d bytes>\n", large)
+			sealed = strings.Replace(sealed, last, last+"  delete public.t key id=1 x=NULL\n", 1)
 			if got := describe(t, w.pub.all()); got != sealed {
 				t.Errorf("sealed, captured is\n%s\nwant\n%s", got, sealed)
 			}
 			for _, f := range w.pub.all() {
-				if bytes.Contains(f.Body, []byte("to them")) || bytes.Contains(f.Body, []byte("ours")) || bytes.Contains(f.Body, []byte("xxxx")) {
+				if bytes.Contains(f.Body, []byte("to them")) || bytes.Contains(f.Body, []byte("ours")) || bytes.Contains(f.Body, []byte("theirs")) || bytes.Contains(f.Body, []byte("xxxx")) {
 					t.Errorf("a frame can be read: %q", f.Body)
 				}
 			}
+			requireGroups(t, w.pub.all())
+		}
+	}
+}
+
+// requireGroups fails if what a node opens is not what is for it, or written here.
+func requireGroups(t *testing.T, frames []*wire.Frame) {
+	t.Helper()
+	for node, want := range map[string]string{"b": "IIUDUDDUU", "c": "IUDUUDDU", "d": "U"} {
+		o, err := wire.NewOpener(node, [][]byte{testKey})
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := o.Body(frames[0].Origin, frames[0].Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for recs := wire.NewRecords(body); ; {
+			rec, err := recs.Next()
+			if err != nil {
+				break
+			}
+			if rec.Kind == wire.KindCommit {
+				break // of the first transaction
+			}
+			if strings.ContainsRune("IUD", rune(rec.Kind)) {
+				got += string(rune(rec.Kind))
+			}
+		}
+		if got != want {
+			t.Errorf("node %s reads %s of the first transaction, want %s", node, got, want)
 		}
 	}
 }

@@ -74,13 +74,6 @@ func (t *tagger) runRow(ctx context.Context, r *run, xid uint32, kind wire.Kind,
 	if r.foreign {
 		return nil
 	}
-	if t.opts.Rows != nil {
-		if rel, err := t.announced(id); err != nil {
-			return err
-		} else if ours, err := t.ours(rel, tuples); err != nil || !ours {
-			return err
-		}
-	}
 	rel, err := t.runUse(r, xid, id)
 	if err != nil {
 		return err

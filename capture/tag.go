@@ -229,13 +229,6 @@ func (t *tagger) row(ctx context.Context, kind wire.Kind, b []byte) error {
 	case x.run != nil:
 		return t.runRow(ctx, x.run, xid, kind, id, tuples)
 	}
-	if t.opts.Rows != nil {
-		if r, err := t.announced(id); err != nil {
-			return err
-		} else if ours, err := t.ours(r, tuples); err != nil || !ours {
-			return err
-		}
-	}
 	r, err := t.use(id)
 	if err != nil {
 		return err

@@ -257,6 +257,7 @@ func TestJoinWithPlacedRows(t *testing.T) {
 	if err := join("a"); err != nil {
 		t.Fatalf("%v\n%s", err, d.LogTail())
 	}
+	requirePlaced(t, d, "eu")
 	d.Start()
 	b.Exec(`UPDATE shop.orders SET v = 'b' WHERE id < 10`)
 	x.Exec(`UPDATE shop.orders SET v = 'c' WHERE region = 'us' AND id < 10`)
