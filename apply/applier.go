@@ -87,6 +87,9 @@ type Options struct {
 	Writers Writers
 	// Elsewhere tells of tables that are not on this node, though others have them: changes of theirs are left out. nil: there are none.
 	Elsewhere func(schema, table string) bool
+	// Rows says, of a table of which only some nodes have some rows, which ones have which; nil of others. nil: there are none. The same on
+	// all nodes.
+	Rows func(schema, table string) *wire.Places
 	// Open opens what is sealed in frames for those who have a table; nil: nothing is.
 	Open *wire.Opener
 	// ForeignKeys says what becomes of orphans; for a foreign key the first counts that is for it. The same on all nodes.

@@ -158,6 +158,9 @@ func (p *planner) bundleChange(rec wire.Record, relations map[uint32]*wire.Relat
 	r := bundled{kind: rec.Kind, m: m, last: len(p.b.txns) - 1}
 	switch rec.Kind {
 	case wire.KindInsert:
+		if p.w.opts.Rows != nil && hasUnchanged(c.New) {
+			return false
+		}
 		r.image = c.New
 	case wire.KindUpdate:
 		if len(c.New) != len(m.cols) || m.rekeyed(c) {

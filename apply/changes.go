@@ -13,7 +13,7 @@ import (
 const maxRow = 1 << 30
 
 // changes walks the row changes and truncates of a transaction, small or large, leaving out those of
-// subtransactions that were rolled back, and of tables that are not on this node. A record is valid until the next call.
+// subtransactions that were rolled back, and what is not for this node. A record is valid until the next call.
 type changes struct {
 	recs      wire.Records // of a small transaction
 	relations map[uint32]*wire.Relation
@@ -26,17 +26,17 @@ type changes struct {
 
 	schema bool // schema changes are returned, too, else left out
 
-	elsewhere func(*wire.Relation) bool // tables that are not here, and left out; nil: none
+	sifter *sifter // leaves out what is not for this node; nil: all is
 }
 
 func newChanges(t *txn) (*changes, error) {
 	if t.run == nil {
-		return &changes{recs: wire.NewRecords(t.body), relations: t.relations, elsewhere: t.elsewhere}, nil
+		return &changes{recs: wire.NewRecords(t.body), relations: t.relations, sifter: t.sifter()}, nil
 	}
 	if st, err := t.run.file.Stat(); err != nil || uint64(st.Size()) != t.run.length {
 		return nil, fmt.Errorf("%w: run %d has %d bytes, its file in data_dir has not", wire.ErrCorrupt, t.run.commit.Run, t.run.length)
 	}
-	c := &changes{relations: map[uint32]*wire.Relation{}, elsewhere: t.elsewhere}
+	c := &changes{relations: map[uint32]*wire.Relation{}, sifter: t.sifter()}
 	if t.run.commit.Aborts > 0 {
 		aborted, err := t.run.abortedSubs()
 		if err != nil {
@@ -104,9 +104,9 @@ func (c *changes) next() (wire.Record, map[uint32]*wire.Relation, error) {
 			if c.aborted[c.sub] || rec.Kind == wire.KindSchema && !c.schema {
 				continue
 			}
-			if c.elsewhere != nil {
+			if c.sifter != nil {
 				var left bool
-				if rec, left, err = without(rec, c.relations, c.elsewhere); err == nil && !left {
+				if rec, left, err = c.sifter.sift(rec, c.relations); err == nil && !left {
 					continue
 				}
 			}

@@ -375,12 +375,15 @@ func (b *comeback) knew(t *txn) bool {
 
 // lookAt finds users' rows of one table, and those that were deleted elsewhere. It appends the keys of all.
 func (b *comeback) lookAt(ctx context.Context, m *mapping, here *[]wire.KeyHash) error {
+	resides, err := b.opts.residesSQL(b.opts.Node, m.local)
+	if err != nil {
+		return err
+	}
 	cols, formats := m.local.keyColumns()
 	n := len(formats)
 	sql := "SELECT " + cols + `, t.xmin::text, (c.timestamp IS NULL)::text, COALESCE((extract(epoch FROM c.timestamp) * 1000000)::int8, 0)::text,
-		COALESCE(c.roident, 0)::text, 'f', COALESCE(` + genuine + `, true)::text FROM ` + m.local.rows + " t, " + lookVersion
+		COALESCE(c.roident, 0)::text, 'f', COALESCE(` + genuine + `, true)::text FROM ` + m.local.rows + " t, " + lookVersion + " WHERE " + resides
 	r := b.conn.PgConn().ExecParams(ctx, sql, nil, nil, nil, append(slices.Clone(formats), 0, 0, 0, 0, 0, 0))
-	var err error
 	for err == nil && r.NextRow() {
 		err = func() error {
 			row := r.Values()

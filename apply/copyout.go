@@ -191,8 +191,8 @@ func atPlaces(relation string, places []string) string {
 	return fmt.Sprintf(`t.tableoid = %s AND t.ctid = ANY ('{"%s"}'::tid[])`, relation, strings.Join(places, `","`))
 }
 
-// CopyParts cuts a table into so many parts of about the same size, by a sample of its keys: it returns the last key of each but the last.
-func (a *Applier) CopyParts(ctx context.Context, schema, name string, parts int, rows int64) ([][]string, error) {
+// CopyParts cuts the rows of a table that a node has into so many parts of about the same size, by a sample of their keys: it returns the last key of each but the last.
+func (a *Applier) CopyParts(ctx context.Context, node, schema, name string, parts int, rows int64) ([][]string, error) {
 	x, err := a.openCopier(ctx, nil)
 	if err != nil {
 		return nil, err
@@ -206,11 +206,15 @@ func (a *Applier) CopyParts(ctx context.Context, schema, name string, parts int,
 	if err != nil {
 		return nil, err
 	}
+	resides, err := a.opts.residesSQL(node, t)
+	if err != nil {
+		return nil, err
+	}
 	const wanted = 10_000
 	share := min(100, 100*wanted/float64(max(rows, 1)))
 	keys := strings.Join(o.columns, ", ")
 	sample, err := x.conn.Query(ctx, fmt.Sprintf(`SELECT key FROM (SELECT %s AS key, row_number() OVER (ORDER BY %s) AS n, count(*) OVER () AS count
-		FROM %s t TABLESAMPLE SYSTEM (%g)) s WHERE n * %d / count > (n - 1) * %[5]d / count AND n < count ORDER BY n`, o.text(), keys, t.rows, share, parts))
+		FROM %s t TABLESAMPLE SYSTEM (%g) WHERE %s) s WHERE n * %d / count > (n - 1) * %[6]d / count AND n < count ORDER BY n`, o.text(), keys, t.rows, share, resides, parts))
 	if err != nil {
 		return nil, fmt.Errorf("cut %s into parts: %w", t.quoted, err)
 	}
@@ -221,9 +225,9 @@ func (a *Applier) CopyParts(ctx context.Context, schema, name string, parts int,
 	return all, nil
 }
 
-// CopyPage writes a page to out. since is what all nodes have seen (Knows). The error is a NoDelta if who wrote some of the rows is not
+// CopyPage writes a page to out, of the rows that a node has. since is what all nodes have seen (Knows). The error is a NoDelta if who wrote some of the rows is not
 // known.
-func (a *Applier) CopyPage(ctx context.Context, q CopyPage, since origin.Vector, out io.Writer) (*CopyEnd, error) {
+func (a *Applier) CopyPage(ctx context.Context, node string, q CopyPage, since origin.Vector, out io.Writer) (*CopyEnd, error) {
 	x, err := a.openCopier(ctx, since)
 	if err != nil {
 		return nil, err
@@ -246,8 +250,12 @@ func (a *Applier) CopyPage(ctx context.Context, q CopyPage, since origin.Vector,
 	if !o.fits(q.After) || !o.fits(q.UpTo) || q.Rows < 1 {
 		return nil, fmt.Errorf("the page that is wanted of %s does not fit its key, which has %d columns; was the table changed?", t.quoted, len(o.columns))
 	}
+	resides, err := a.opts.residesSQL(node, t)
+	if err != nil {
+		return nil, err
+	}
 	end := &CopyEnd{}
-	where := o.between(q.After, q.UpTo)
+	where := o.between(q.After, q.UpTo) + " AND " + resides
 	err = x.conn.QueryRow(ctx, fmt.Sprintf("SELECT %s FROM %s t WHERE %s ORDER BY %s OFFSET %d LIMIT 1", o.text(), t.rows, where,
 		strings.Join(o.columns, ", "), q.Rows-1)).Scan(&end.Last)
 	switch {
@@ -255,7 +263,7 @@ func (a *Applier) CopyPage(ctx context.Context, q CopyPage, since origin.Vector,
 	case err != nil:
 		return nil, fmt.Errorf("read keys of %s: %w", t.quoted, err)
 	default:
-		where = o.between(q.After, end.Last)
+		where = o.between(q.After, end.Last) + " AND " + resides
 	}
 	if len(q.Have) == 0 {
 		return end, x.page(ctx, t, q.Columns, where, out, end)

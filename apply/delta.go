@@ -27,6 +27,7 @@ import (
 type Donation struct {
 	Snapshot    string                          // as exported; its transactions are a prefix of the commit records (PROOF.md F17)
 	Publication string                          // whose tables are meant
+	For         string                          // the other node
 	Without     func(schema, table string) bool // which of them the other node does not have; nil: it has all
 	Taken       func()                          // called when it need not be held any more
 	Have        origin.Vector                   // what the other node has seen
@@ -56,7 +57,8 @@ type donor struct {
 	seen        origin.Vector
 	whole       *Whole                          // nil: what the other node lacks is enough
 	keys        []wire.KeyHash                  // that are not written yet, if whole is set
-	not         func(schema, table string) bool // tables that the other node does not have; nil: it has all
+	asker       string                          // the other node
+	not         func(schema, table string) bool // tables that it does not have; nil: it has all
 }
 
 func (x *donor) without(schema, table string) bool { return x.not != nil && x.not(schema, table) }
@@ -71,7 +73,7 @@ func (a *Applier) Delta(ctx context.Context, d Donation, out io.Writer) error {
 	if wal == nil {
 		return &NoDelta{"the bridge does not run yet"}
 	}
-	x := &donor{out: out, whole: d.Whole, not: d.Without}
+	x := &donor{out: out, whole: d.Whole, asker: d.For, not: d.Without}
 	if x.whole != nil {
 		d.Have = x.whole.proved(d.Have)
 	}
@@ -247,7 +249,11 @@ func (x *donor) table(ctx context.Context, t *table) error {
 	if err := x.write(wire.AppendRelation(x.buf[:0], m.remote)); err != nil {
 		return err
 	}
-	sql, types, ps := x.rowsSQL(m)
+	resides, err := x.opts.residesSQL(x.asker, t)
+	if err != nil {
+		return err
+	}
+	sql, types, ps := x.rowsSQL(m, resides)
 	_, formats := m.allColumns()
 	values, paramFormats := raw(ps)
 	r := x.reader.PgConn().ExecParams(ctx, sql, values, types, paramFormats, append(slices.Clone(formats), 0))
@@ -279,8 +285,8 @@ func (x *donor) table(ctx context.Context, t *table) error {
 }
 
 // rowsSQL finds the rows of a table that the other node may lack. What it has seen is told as a guard tells it; a row that
-// bears a bundle's stamp has one of its own that is not above it.
-func (x *donor) rowsSQL(m *mapping) (string, []uint32, []param) {
+// bears a bundle's stamp has one of its own that is not above it. resides is the condition that the other node has the row at all.
+func (x *donor) rowsSQL(m *mapping, resides string) (string, []uint32, []param) {
 	cols, _ := m.allColumns()
 	xid := func(id uint64) param { return binaryParam(binary.BigEndian.AppendUint32(nil, uint32(id))) }
 	within, _ := x.wal.MarkWithin(x.t.up, x.origin)
@@ -294,10 +300,10 @@ func (x *donor) rowsSQL(m *mapping) (string, []uint32, []param) {
 		fmt.Fprintf(&covered, " WHEN %d THEN c.timestamp <= $%d", x.guard.ids[i], len(types))
 	}
 	if x.whole != nil {
-		return fmt.Sprintf("SELECT %s, (%s ELSE false END) IS TRUE FROM %s t, %s", cols, covered.String(), m.local.rows, lookVersion), types, ps
+		return fmt.Sprintf("SELECT %s, (%s ELSE false END) IS TRUE FROM %s t, %s WHERE %s", cols, covered.String(), m.local.rows, lookVersion, resides), types, ps
 	}
-	return fmt.Sprintf("SELECT %s, false FROM %s t, %s WHERE (%s ELSE false END) IS NOT TRUE",
-		cols, m.local.rows, lookVersion, covered.String()), types, ps
+	return fmt.Sprintf("SELECT %s, false FROM %s t, %s WHERE (%s ELSE false END) IS NOT TRUE AND %s",
+		cols, m.local.rows, lookVersion, covered.String(), resides), types, ps
 }
 
 // batch looks at who wrote rows and writes those that the other node lacks.
@@ -379,6 +385,9 @@ func (x *donor) kept(ctx context.Context) error {
 		if x.without(schema, name) {
 			return nil
 		}
+		if p := x.opts.places(schema, name); p != nil && !keptAt(p, x.asker, columns, image) {
+			return nil
+		}
 		if x.whole != nil {
 			x.keys = append(x.keys, key)
 		}
@@ -408,6 +417,12 @@ func (x *donor) kept(ctx context.Context) error {
 		return fmt.Errorf("read quarantine: %w", err)
 	}
 	return nil
+}
+
+// keptAt reports whether a node has a row that is kept: with the texts of its columns.
+func keptAt(p *wire.Places, node string, columns []string, image []*string) bool {
+	i := slices.Index(columns, p.Column)
+	return i >= 0 && image[i] != nil && p.At(node, []byte(*image[i]))
 }
 
 // keptTuple gives a kept row the form that a visible one has: a key's hash depends on it.

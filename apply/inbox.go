@@ -29,7 +29,7 @@ type txn struct {
 	relations map[uint32]*wire.Relation // of the frame where it begins, for a small one
 	described map[uint32]*wire.Relation // where it ends: with those that it describes itself
 	schema    bool                      // it changes the schema
-	elsewhere func(*wire.Relation) bool // see changes
+	here      *resident                 // see changes
 	size      int64                     // bytes that it holds in the inbox
 	// vectorOnly: not a transaction, only the news that the origin had seen low when it had published
 	// up to Seq.
@@ -52,6 +52,13 @@ func (t *txn) bytes() int64 {
 		return int64(t.run.length)
 	}
 	return int64(len(t.body))
+}
+
+func (t *txn) sifter() *sifter {
+	if t.here == nil {
+		return nil
+	}
+	return &sifter{resident: t.here, author: t.origin.Node}
 }
 
 func (t *txn) entry() origin.Entry {
@@ -117,15 +124,11 @@ type inbox struct {
 	frames  atomic.Uint64 // that have arrived
 	resends *resender     // told of requests and answers; nil: of the own stream
 
-	elsewhere func(*wire.Relation) bool // as the options have it
+	here *resident // as the options have it
 }
 
 func newInbox(o origin.Origin, opts *Options, last uint64) *inbox {
-	b := &inbox{origin: o, opts: opts, last: last, changed: make(chan struct{}), runs: map[uint64]*run{}}
-	if opts.Elsewhere != nil {
-		b.elsewhere = func(r *wire.Relation) bool { return opts.Elsewhere(r.Schema, r.Name) }
-	}
-	return b
+	return &inbox{origin: o, opts: opts, last: last, changed: make(chan struct{}), runs: map[uint64]*run{}, here: opts.resident()}
 }
 
 // close removes the files of runs that are still open.
@@ -445,7 +448,7 @@ func (b *inbox) unpack(f *wire.Frame, resume uint64, ahead bool) ([]*txn, error)
 				relations = withRelation(relations, r)
 			}
 		case wire.KindBegin:
-			t := &txn{origin: f.Origin, up: up, low: low, resume: resume, relations: relations, elsewhere: b.elsewhere}
+			t := &txn{origin: f.Origin, up: up, low: low, resume: resume, relations: relations, here: b.here}
 			if t.Begin, err = wire.ParseBegin(rec.Payload); err == nil {
 				t.body, relations, t.schema, err = transaction(&recs, relations)
 				t.described = relations
@@ -605,5 +608,5 @@ func (b *inbox) commit(payload []byte) (*txn, error) {
 	}
 	delete(b.runs, c.Run)
 	r.commit = c
-	return &txn{Begin: c.Begin, run: r, schema: c.Schemas > 0, size: txnOverhead, elsewhere: b.elsewhere}, nil
+	return &txn{Begin: c.Begin, run: r, schema: c.Schemas > 0, size: txnOverhead, here: b.here}, nil
 }

@@ -45,13 +45,13 @@ func TestCopyGivesWayToSchemaChange(t *testing.T) {
 		awaitTrue(t, func() bool { return lockWaits(t, p.to) })
 	}}
 	page := CopyPage{Schema: "public", Name: "t", Columns: []string{"id", "v"}, Rows: 100}
-	if _, err := p.a.CopyPage(ctx, page, p.seen(), w); !hasCode(err, "55P03") {
+	if _, err := p.a.CopyPage(ctx, "", page, p.seen(), w); !hasCode(err, "55P03") {
 		t.Errorf("the page ends with %v", err)
 	}
 	if err := <-done; err != nil {
 		t.Errorf("the schema change ends with %v", err)
 	}
-	if end, err := p.a.CopyPage(ctx, page, p.seen(), &w.Buffer); err != nil || end.Rows != 10 {
+	if end, err := p.a.CopyPage(ctx, "", page, p.seen(), &w.Buffer); err != nil || end.Rows != 10 {
 		t.Errorf("then it ends with %+v, %v", end, err)
 	}
 }

@@ -190,6 +190,9 @@ func (p *planner) deletes(k wire.KeyHash) error {
 
 func (p *planner) insert(m *mapping) error {
 	c := &p.change
+	if p.w.opts.Rows != nil && hasUnchanged(c.New) { // an update that brings the row here (resident.go)
+		return errSurprise
+	}
 	k, err := p.hash(m, c.New)
 	if err != nil {
 		return err

@@ -310,6 +310,9 @@ func (d *resender) resendAll(ctx context.Context) (left bool, err error) {
 // isKept is what resend returns of a row that is kept out of its table.
 const isKept = "it is kept out of the table, since a later one has a value that must be unique (docs/unique.md)"
 
+// isMoved is what resend returns of a row that is not for this node any more. What stands here under its key nobody keeps up to date.
+const isMoved = "it was moved from here to other nodes without a large value (topology.rows), since its table has not REPLICA IDENTITY FULL; write it anew there"
+
 // sayKept reports whether the asking node is to be told that the row is kept, and notes that it is.
 func (d *resender) sayKept(r askedRow) bool {
 	d.mu.Lock()
@@ -324,6 +327,11 @@ func (d *resender) sayKept(r askedRow) bool {
 // back which capture has not read yet (PROOF.md R19): written again, it would stay. A row that is not there needs nothing: the
 // delete stands in the stream. tables are those that were read before, for this turn.
 func (d *resender) resend(ctx context.Context, ask *wire.Ask, tables map[tableName]*table) (waits string, err error) {
+	if p := d.opts.places(ask.Schema, ask.Table); p != nil {
+		if value, ok := p.OfKey(ask.Key); !ok || !p.At(d.opts.Node, value) {
+			return isMoved, nil
+		}
+	}
 	name := tableName{ask.Schema, ask.Table}
 	t := tables[name]
 	if t == nil {

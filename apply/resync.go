@@ -252,9 +252,12 @@ func (r *resync) findDoomed() error {
 }
 
 func (r *resync) findDoomedOf(m *mapping) error {
+	resides, err := r.opts.residesSQL(r.opts.Node, m.local)
+	if err != nil {
+		return err
+	}
 	cols, formats := m.local.keyColumns()
-	rows := r.conn.PgConn().ExecParams(r.ctx, "SELECT "+cols+" FROM "+m.local.rows+" t", nil, nil, nil, formats)
-	var err error
+	rows := r.conn.PgConn().ExecParams(r.ctx, "SELECT "+cols+" FROM "+m.local.rows+" t WHERE "+resides, nil, nil, nil, formats)
 	for err == nil && rows.NextRow() {
 		key := keyValues(rows.Values(), formats)
 		var k wire.KeyHash

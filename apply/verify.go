@@ -42,6 +42,7 @@ const VerifyParts = 64
 type VerifyQuestion struct {
 	// Asker is the node that reads the answer, and ID the question's own, however often it is asked. Who asks itself sets neither.
 	Asker string       `json:"-"`
+	Other bool         `json:"-"` // another node asks, whoever it is
 	ID    string       `json:"id,omitempty"`
 	Kind  VerifyKind   `json:"kind"`
 	Table *VerifyTable `json:"table,omitempty"` // which columns are compared, and the key
@@ -70,6 +71,14 @@ type VerifyTable struct {
 	Key     []string `json:"key"`     // in the order of its index
 	Merged  bool     `json:"merged,omitempty"`
 	Problem string   `json:"problem,omitempty"` // why its rows cannot be compared
+	// Rows are those that are compared of a table of which only some nodes have some (Options.Rows); nil: all that there are.
+	Rows *VerifyRows `json:"rows,omitempty"`
+}
+
+// VerifyRows are rows by their value in the column that says where they are.
+type VerifyRows struct {
+	Values []string `json:"values,omitempty"`
+	Others bool     `json:"others,omitempty"` // those with values, too, that are not named
 }
 
 // String is the table's name with its schema.
@@ -243,6 +252,9 @@ func (v *Verifier) answer(ctx context.Context, q *VerifyQuestion) (*VerifyAnswer
 		return v.describe(ctx)
 	}
 	t, err := v.table(ctx, q.Table)
+	if err == nil {
+		t, err = v.partly(t, q)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -257,6 +269,31 @@ func (v *Verifier) answer(ctx context.Context, q *VerifyQuestion) (*VerifyAnswer
 		return v.write(ctx, t, q)
 	}
 	return nil, fmt.Errorf("question %q is not known here; is this bridge as new as the others?", q.Kind)
+}
+
+// partly returns the table with the condition on those of its rows that are asked for, and that the asker has. Who asks himself has all.
+func (v *Verifier) partly(t *verified, q *VerifyQuestion) (*verified, error) {
+	p := v.a.opts.places(t.schema, t.name)
+	if p == nil {
+		return t, nil
+	}
+	some := *t
+	some.only = []string{"true"}
+	if q.Other {
+		sql, err := placesSQL(p, q.Asker, t.table)
+		if err != nil {
+			return nil, err
+		}
+		some.only = append(some.only, sql)
+	}
+	if rows := q.Table.Rows; rows != nil {
+		sql, err := t.valuesSQL(p, rows)
+		if err != nil {
+			return nil, err
+		}
+		some.only = append(some.only, sql)
+	}
+	return &some, nil
 }
 
 // verifySettings are those under which values are written as text alike on all nodes, besides sessionSettings.
@@ -299,6 +336,7 @@ type verified struct {
 	key     []int    // columns of the key, in the order of the question
 	cells   []int    // columns that are compared, in the order of the question
 	path    string   // search_path that has the operators of the key's types
+	only    []string // conditions on alias t: which of its rows are meant
 }
 
 // describe lists the tables.

@@ -64,6 +64,7 @@ func (v *Verifier) look(ctx context.Context, t *verified, q *VerifyQuestion) (*V
 // lookSQL asks for rows with their versions.
 func (t *verified) lookSQL(row bool) string {
 	var from, names, where, cols []string
+	where = append(where, t.only...)
 	for n, k := range t.key {
 		from, names = append(from, fmt.Sprintf("$%d::text[]", n+1)), append(names, fmt.Sprintf("k%d", n+1))
 		where = append(where, fmt.Sprintf("%s %s v.k%d::%s", t.cols[k].compared(), t.cols[k].equals, n+1, t.keyType(n)))

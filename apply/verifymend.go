@@ -118,7 +118,7 @@ func (v *Verifier) yieldOne(ctx context.Context, t *verified, q *VerifyQuestion,
 
 // isRow is the condition on alias t that it is the row of a key, and the arguments, of which the first one is $n.
 func (t *verified) isRow(key [][]byte, n int) (string, []any) {
-	var parts []string
+	parts := slices.Clone(t.only)
 	var args []any
 	for i, k := range t.key {
 		parts = append(parts, fmt.Sprintf("%s %s $%d::text::%s", t.cols[k].compared(), t.cols[k].equals, n+i, t.keyType(i)))

@@ -59,7 +59,7 @@ func (t *verified) segmentSQL(q *VerifyQuestion) (string, []any) {
 	for _, c := range t.cells {
 		cols = append(cols, "t."+t.cols[c].quoted)
 	}
-	var where []string
+	where := slices.Clone(t.only)
 	var args []any
 	bound := func(op string, values [][]byte) {
 		if values == nil {

@@ -150,9 +150,8 @@ func refuse(err error) []byte { return append([]byte{answerRefuse}, err.Error().
 
 // begin has a delta written; mu is held.
 func (g *deltas) begin(asker string, gift apply.Donation) error {
-	tables := residencyOf(g.cfg)
-	if p := tables.lacking(g.cfg.Node, asker); p != "" {
-		return fmt.Errorf("node %s has tables %s, which are not here (topology.residency): a node that has them must be asked", asker, p)
+	if what, setting := lacks(g.cfg, g.cfg.Node, asker); what != "" {
+		return fmt.Errorf("node %s has %s, which are not here (%s): a node that has them must be asked", asker, what, setting)
 	}
 	file, err := deltaFile(g.life)
 	if err != nil {
@@ -176,7 +175,7 @@ func (g *deltas) begin(asker string, gift apply.Donation) error {
 		why = "that joins"
 	}
 	g.log.Info("gives a delta to a node "+why, "have", gift.Have.String())
-	gift.Without = tables.without(asker)
+	gift.For, gift.Without = asker, residencyOf(g.cfg).without(asker)
 	g.wg.Go(func() {
 		err := g.write(ctx, gift, d)
 		d.mu.Lock()
@@ -461,20 +460,21 @@ func (l *life) fetchFrom(ctx context.Context, u *upstream) (from string, file *o
 		kind = askJoin
 	}
 	question := wire.AppendVector([]byte{kind}, l.applier.Have())
-	tables := residencyOf(l.cfg)
-	lacking := tables.lacking(u.name, l.cfg.Node)
+	lacking, setting := lacks(l.cfg, u.name, l.cfg.Node)
 	if lacking == "" {
 		file, size, err = l.fetchDelta(ctx, u.name, u.nc, question)
 		return u.name, file, size, err
 	}
-	err = fmt.Errorf("it does not have tables %s (topology.residency), and no other node that has what this one has can be reached from here", lacking)
+	err = fmt.Errorf("it does not have %s (%s), and no other node that has what this one has can be reached from here", lacking, setting)
 	for _, o := range l.others() {
-		if tables.lacking(o.Node, l.cfg.Node) != "" {
+		if what, _ := lacks(l.cfg, o.Node, l.cfg.Node); what != "" {
 			continue
 		}
 		nc, late := l.reach(o.Node)
 		if late == nil {
-			file, size, late = l.fetchDelta(ctx, o.Node, nc, question)
+			if late = connected(ctx, nc); late == nil { // it takes a while to an edge
+				file, size, late = l.fetchDelta(ctx, o.Node, nc, question)
+			}
 			nc.Close()
 		}
 		if late == nil {
@@ -487,6 +487,13 @@ func (l *life) fetchFrom(ctx context.Context, u *upstream) (from string, file *o
 
 // takesMerged reports whether this node joins where tables are merged, of which it has nothing yet.
 func (l *life) takesMerged() bool { return l.joins() && len(l.cfg.Conflict.Tables) > 0 }
+
+// connected waits for a connection.
+func connected(ctx context.Context, nc *nats.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, connectPatience)
+	defer cancel()
+	return stream.AwaitConnected(ctx, nc)
+}
 
 // resync takes a delta in. It always ends the life: it was begun for that.
 func (l *life) resync(ctx context.Context) error {

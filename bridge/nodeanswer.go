@@ -163,7 +163,7 @@ func (g *answerer) ask(ctx context.Context, asker string, q *nodeQuestion) (any,
 	case askTables:
 		return g.tables(ctx, asker)
 	case askParts:
-		return g.applier.CopyParts(ctx, q.Page.Schema, q.Page.Name, q.Parts, q.Rows)
+		return g.applier.CopyParts(ctx, asker, q.Page.Schema, q.Page.Name, q.Parts, q.Rows)
 	case askPage:
 		return g.begin(asker, q)
 	case askAbout:
@@ -177,15 +177,14 @@ func (g *answerer) ask(ctx context.Context, asker string, q *nodeQuestion) (any,
 
 // tables are those that may be copied, and the schema changes that they have.
 func (g *answerer) tables(ctx context.Context, asker string) (*nodeTables, error) {
-	reside := residencyOf(g.cfg)
-	if p := reside.lacking(g.cfg.Node, asker); p != "" {
-		return nil, fmt.Errorf("it does not have tables %s, which node %s is to have (topology.residency); join from a node that has them", p, asker)
+	if what, setting := lacks(g.cfg, g.cfg.Node, asker); what != "" {
+		return nil, fmt.Errorf("it does not have %s, which node %s is to have (%s); join from a node that has them", what, asker, setting)
 	}
 	made, err := g.applier.MadeChanges(ctx)
 	if err != nil {
 		return nil, err
 	}
-	tables, err := g.applier.CopyTables(ctx, slotName(g.cfg), reside.without(asker))
+	tables, err := g.applier.CopyTables(ctx, slotName(g.cfg), residencyOf(g.cfg).without(asker))
 	if err != nil {
 		return nil, err
 	}
@@ -267,7 +266,7 @@ func (g *answerer) begin(asker string, q *nodeQuestion) (uint64, error) {
 	g.pages[id] = p
 	g.wg.Go(func() {
 		defer file.Close()
-		end, err := g.applier.CopyPage(ctx, q.Page, since, p)
+		end, err := g.applier.CopyPage(ctx, asker, q.Page, since, p)
 		p.mu.Lock()
 		p.done, p.err, p.end = true, err, end
 		p.mu.Unlock()

@@ -18,10 +18,10 @@ import (
 	"github.com/pgbridge/pgbridge/wire"
 )
 
-// Rows of tables that only some nodes have (topology.residency) are sealed in frames, if pgbridge keys has made keys for it: who hands frames on
-// for others can then not read them.
+// Rows that only some nodes have (topology.residency, topology.rows) are sealed in frames, if pgbridge keys has made keys for it: who hands
+// frames on for others can then not read them.
 
-// sealPattern is for the files of keys in a node's directory, one for each group of nodes that have a table. Each line is a key: the first
+// sealPattern is for the files of keys in a node's directory, one for each group of nodes that have a table, or a row. Each line is a key: the first
 // one seals, all open.
 const sealPattern = "rows-*.key"
 
@@ -30,18 +30,47 @@ func sealFile(group string) string {
 }
 
 // groups are the nodes that have a table, of all tables that a configuration may be for.
-func (r residency) groups() (all [][]string) {
-	add := func(nodes []string) {
-		nodes = strings.Fields(wire.Group(nodes))
-		if len(nodes) > 0 && !slices.ContainsFunc(all, func(g []string) bool { return slices.Equal(g, nodes) }) {
-			all = append(all, nodes)
-		}
-	}
+func (r residency) groups() (all groups) {
 	for _, x := range r {
 		for _, g := range all {
-			add(both(g, x.nodes)) // of a table that both are for
+			all.add(both(g, x.nodes)) // of a table that both are for
 		}
-		add(x.nodes)
+		all.add(x.nodes)
+	}
+	return all
+}
+
+// groups are sets of nodes that have a key together.
+type groups [][]string
+
+func (all *groups) add(nodes []string) {
+	nodes = strings.Fields(wire.Group(nodes))
+	if len(nodes) > 0 && !slices.ContainsFunc(*all, func(g []string) bool { return slices.Equal(g, nodes) }) {
+		*all = append(*all, nodes)
+	}
+}
+
+// groups are the nodes that have a row and the one that has written it, which may have moved it to them.
+func (p placed) groups(everybody []string) (all groups) {
+	for _, name := range p.names() {
+		for _, value := range append(p[name].Values(), wire.OtherValues) {
+			nodes := p[name].Nodes[value]
+			all.add(nodes)
+			for _, author := range everybody {
+				if nodes != nil {
+					all.add(append(slices.Clone(nodes), author))
+				}
+			}
+		}
+	}
+	return all
+}
+
+// sealGroups are all groups that have a key.
+func sealGroups(cfg *config.Config) groups {
+	all := residencyOf(cfg).groups()
+	for _, nodes := range placedOf(cfg).groups(cfg.Graph().Nodes()) {
+		all.add(nodes)
 	}
 	return all
 }
@@ -69,12 +98,13 @@ type seals struct {
 	open    *wire.Opener
 	sealers map[string]*wire.Sealer // by group
 	reside  residency
+	own     string
 }
 
 // readSeals reads the keys in nats.keys_dir.
 func readSeals(cfg *config.Config, own origin.Origin) (*seals, error) {
-	s := &seals{sealers: map[string]*wire.Sealer{}, reside: residencyOf(cfg)}
-	if len(s.reside) == 0 {
+	s := &seals{sealers: map[string]*wire.Sealer{}, reside: residencyOf(cfg), own: cfg.Node}
+	if len(s.reside) == 0 && len(placedOf(cfg)) == 0 {
 		return s, nil
 	}
 	var all [][]byte
@@ -91,7 +121,7 @@ func readSeals(cfg *config.Config, own origin.Origin) (*seals, error) {
 			}
 			all, first[file] = append(all, keys...), keys[0]
 		}
-		for _, nodes := range s.reside.groups() {
+		for _, nodes := range sealGroups(cfg) {
 			group := wire.Group(nodes)
 			file := filepath.Join(dir, sealFile(group))
 			switch {
@@ -122,6 +152,14 @@ func (s *seals) byTable() func(schema, table string) *wire.Sealer {
 	return func(schema, table string) *wire.Sealer { return s.sealers[s.reside.group(schema, table)] }
 }
 
+// byRow tells what a row that this node writes is sealed by, for the nodes that have it; nil, if no row is.
+func (s *seals) byRow() func(nodes []string) *wire.Sealer {
+	if len(s.sealers) == 0 {
+		return nil
+	}
+	return func(nodes []string) *wire.Sealer { return s.sealers[wire.Group(append(slices.Clone(nodes), s.own))] }
+}
+
 func readSealKeys(file string) (all [][]byte, err error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -146,7 +184,7 @@ func readSealKeys(file string) (all [][]byte, err error) {
 
 // makeSealKeys makes the keys of all groups, each in the directories of its nodes. What is there already stays, and is brought to the others.
 func makeSealKeys(cfg *config.Config, dir string, tell func(string)) error {
-	for _, g := range residencyOf(cfg).groups() {
+	for _, g := range sealGroups(cfg) {
 		name := sealFile(wire.Group(g))
 		var text []byte
 		for _, node := range g {

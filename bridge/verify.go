@@ -117,7 +117,8 @@ type verifyRun struct {
 	pace   pace
 	after  origin.Vector // what all that was looked at may have come from
 	found  []*RowDifference
-	only   map[string]bool // tables, as VerifyTable.String has them; nil: all
+	only   map[string]bool   // tables, as VerifyTable.String has them; nil: all
+	rows   *apply.VerifyRows // of them; nil: all
 }
 
 // verifyRemembered is how many differences a comparison remembers at most: it ends there.
@@ -245,6 +246,7 @@ func (c *verifyRun) agreed(have []map[string]*apply.VerifyTable, name string) (*
 			return nil, []string{"at node " + node + ": " + h.Problem}
 		case t == nil:
 			one := *h
+			one.Rows = c.rows
 			t = &one
 			continue
 		case !slices.Equal(slices.Sorted(slices.Values(t.Key)), slices.Sorted(slices.Values(h.Key))):

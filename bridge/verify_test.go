@@ -161,7 +161,7 @@ func TestTablesThatDoNotFitAreSkipped(t *testing.T) {
 	}
 	c := newVerifyRun(ask, []string{"a", "b"}, VerifyOptions{}, func(VerifyProgress) {})
 	tables, err := c.tables(t.Context())
-	if err != nil || len(tables) != 1 || fmt.Sprint(*tables[0].VerifyTable) != "{s both [id v] [id v] true }" {
+	if err != nil || len(tables) != 1 || fmt.Sprint(*tables[0].VerifyTable) != "{s both [id v] [id v] true  <nil>}" {
 		t.Errorf("%v, %v", tables, err)
 	}
 	want := "[{s.bad at node a: it has no key} {s.both column w is not on all nodes and is left out} {s.both column x is not on all nodes and is left out} " +

@@ -71,7 +71,7 @@ func (s *verifySide) answer(ctx context.Context, q *apply.VerifyQuestion) []byte
 	return out
 }
 
-// askFor is ask about the tables that the asker has.
+// askFor is ask about the tables and rows that the asker has.
 func (s *verifySide) askFor(ctx context.Context, q *apply.VerifyQuestion) (*apply.VerifyAnswer, error) {
 	reside := residencyOf(s.cfg)
 	if q.Table != nil {
@@ -79,7 +79,9 @@ func (s *verifySide) askFor(ctx context.Context, q *apply.VerifyQuestion) (*appl
 			return nil, err
 		}
 	}
-	a, err := s.ask(ctx, q)
+	asked := *q
+	asked.Other = true
+	a, err := s.ask(ctx, &asked)
 	if err == nil {
 		a.Tables = slices.DeleteFunc(a.Tables, func(t *apply.VerifyTable) bool { return !reside.at(q.Asker, t.Schema, t.Name) })
 	}

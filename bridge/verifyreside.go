@@ -10,56 +10,110 @@ import (
 
 	"github.com/pgbridge/pgbridge/apply"
 	"github.com/pgbridge/pgbridge/capture"
+	"github.com/pgbridge/pgbridge/wire"
 )
 
-// compare compares each table at those of the nodes, the lead first, that have it: one comparison for all tables that are at the same ones.
-func (r residency) compare(ctx context.Context, ask rowAsker, nodes []string, o VerifyOptions, tell func(VerifyProgress)) (*VerifyReport, error) {
-	if len(r) == 0 {
+// sameNodes are the subject of one comparison: tables, or of some rows of one, at the nodes that have them.
+type sameNodes struct {
+	at     []string // of the nodes that are asked about, in their order
+	tables map[string]bool
+	rows   *apply.VerifyRows // nil: all
+	why    string            // some others have them
+}
+
+// compare compares each table, and of a table of whose rows only some nodes have some the rows that are on the same ones, at those of the
+// nodes, the lead first, that have them. Rows that the lead has not are left out.
+func (r residency) compare(ctx context.Context, p placed, ask rowAsker, nodes []string, o VerifyOptions, tell func(VerifyProgress)) (*VerifyReport, error) {
+	if len(r) == 0 && len(p) == 0 {
 		return newVerifyRun(ask, nodes, o, tell).run(ctx)
 	}
 	a, err := ask(ctx, nodes[0], &apply.VerifyQuestion{Kind: apply.VerifyTables})
 	if err != nil {
 		return nil, fmt.Errorf("node %s: %w", nodes[0], err)
 	}
-	groups := map[string]map[string]bool{} // tables, by the nodes that have them
+	all, fits := map[string]*sameNodes{}, false
 	for _, t := range a.Tables {
 		if o.Table != "" && !capture.Matches(o.Table, t.Schema, t.Name) {
 			continue
 		}
-		at := slices.DeleteFunc(slices.Clone(nodes), func(node string) bool { return !r.at(node, t.Schema, t.Name) })
-		k := strings.Join(at, " ")
-		if groups[k] == nil {
-			groups[k] = map[string]bool{}
-		}
-		groups[k][t.String()] = true
-	}
-	if o.Table != "" && len(groups) == 0 {
-		return nil, noSuchTable(o.Table)
-	}
-	all := newVerifyRun(ask, nodes, o, tell).report
-	for _, k := range slices.Sorted(maps.Keys(groups)) {
-		at := strings.Fields(k)
-		if len(at) < 2 || o.From != "" && !slices.Contains(at, o.From) {
-			for _, name := range slices.Sorted(maps.Keys(groups[k])) {
-				all.Skipped = append(all.Skipped, VerifySkipped{name, "topology.residency has it on other nodes than those that are asked about"})
+		fits = true
+		if places := p.of(t.Schema, t.Name); places != nil {
+			for k, c := range comparedRows(places, nodes) {
+				c.tables = map[string]bool{t.String(): true}
+				all[k+"\x00"+t.String()] = c
 			}
 			continue
 		}
-		c := newVerifyRun(ask, at, o, tell)
-		c.only = groups[k]
-		one, err := c.run(ctx)
+		at := slices.DeleteFunc(slices.Clone(nodes), func(node string) bool { return !r.at(node, t.Schema, t.Name) })
+		k := strings.Join(at, " ")
+		if all[k] == nil {
+			all[k] = &sameNodes{at: at, tables: map[string]bool{}, why: "topology.residency has it on other nodes than those that are asked about"}
+		}
+		all[k].tables[t.String()] = true
+	}
+	if o.Table != "" && !fits {
+		return nil, noSuchTable(o.Table)
+	}
+	report := newVerifyRun(ask, nodes, o, tell).report
+	for _, k := range slices.Sorted(maps.Keys(all)) {
+		one := all[k]
+		if len(one.at) < 2 || o.From != "" && !slices.Contains(one.at, o.From) {
+			for _, name := range slices.Sorted(maps.Keys(one.tables)) {
+				report.Skipped = append(report.Skipped, VerifySkipped{name, one.why})
+			}
+			continue
+		}
+		c := newVerifyRun(ask, one.at, o, tell)
+		c.only, c.rows = one.tables, one.rows
+		got, err := c.run(ctx)
 		if err != nil {
 			return nil, err
 		}
-		all.add(one, o.Limit)
+		report.add(got, o.Limit)
 	}
-	all.Seconds = time.Since(all.At).Seconds()
-	return all, nil
+	report.Seconds = time.Since(report.At).Seconds()
+	return report, nil
 }
 
-// add takes the report of a comparison of other tables in; limit is how many rows are shown.
+// comparedRows are those of a table that the lead has, by the nodes that have them.
+func comparedRows(p *wire.Places, nodes []string) map[string]*sameNodes {
+	all := map[string]*sameNodes{}
+	of := func(value string) *sameNodes {
+		have := p.Of([]byte(value))
+		at := slices.DeleteFunc(slices.Clone(nodes), func(node string) bool { return have != nil && !slices.Contains(have, node) })
+		k := strings.Join(at, " ")
+		switch {
+		case !slices.Contains(at, nodes[0]):
+			return &sameNodes{rows: &apply.VerifyRows{}} // which nobody compares
+		case all[k] == nil:
+			all[k] = &sameNodes{at: at, rows: &apply.VerifyRows{}}
+		}
+		return all[k]
+	}
+	for _, value := range p.Values() {
+		c := of(value)
+		c.rows.Values = append(c.rows.Values, value)
+		c.why = fmt.Sprintf("topology.rows has its rows with %s=%s on other nodes than those that are asked about", p.Column, value)
+	}
+	c := of(wire.OtherValues)
+	if c.rows.Others = true; c.why == "" {
+		c.why = "topology.rows has its rows with other values on other nodes than those that are asked about"
+	}
+	return all
+}
+
+// add takes the report of a comparison of other tables, or rows, in; limit is how many rows are shown.
 func (r *VerifyReport) add(o *VerifyReport, limit int) {
-	r.Tables = append(r.Tables, o.Tables...)
+	for _, t := range o.Tables {
+		i := slices.IndexFunc(r.Tables, func(x VerifiedTable) bool { return x.Table == t.Table })
+		if i < 0 {
+			r.Tables = append(r.Tables, t)
+			continue
+		}
+		x := &r.Tables[i] // other rows of it
+		x.Rows, x.Segments, x.Seconds = x.Rows+t.Rows, x.Segments+t.Segments, x.Seconds+t.Seconds
+		x.Differences, x.Mended = x.Differences+t.Differences, x.Mended+t.Mended
+	}
 	r.Rows += o.Rows
 	r.Differences += o.Differences
 	r.Found = append(r.Found, o.Found[:max(0, min(len(o.Found), limit-len(r.Found)))]...)

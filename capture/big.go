@@ -10,10 +10,13 @@ import (
 // bigMessage is a pgoutput message that arrives in parts. A row goes into its run as it comes; a logical
 // message of that length is nobody's marker and is passed over.
 type bigMessage struct {
-	run *run // nil: passed over
-	rel *relation
-	at  int     // of its head in the chunk
-	row *bigRow // takes the key out, nil if it is not needed
+	run    *run // nil: passed over
+	rel    *relation
+	seal   *wire.Sealer // what it is sealed by, nil if by nothing
+	at     int          // of its head in the chunk
+	row    *bigRow      // takes the key out, nil if it is not needed
+	behind []byte       // what comes behind it
+	held   *heldRow     // while it is not known what it is sealed by
 }
 
 // bigPart takes the next part of a message of size bytes.
@@ -25,6 +28,13 @@ func (t *tagger) bigPart(ctx context.Context, b []byte, size int, first, last bo
 		}
 	}
 	g := t.big
+	if g.held != nil {
+		var err error
+		if b, err = t.release(ctx, b, last); err != nil {
+			return err
+		}
+		first = true
+	}
 	if g.run == nil {
 		return nil
 	}
@@ -32,7 +42,7 @@ func (t *tagger) bigPart(ctx context.Context, b []byte, size int, first, last bo
 	if first {
 		at, part = g.at, wire.SealedChange
 	}
-	t.chunk = g.rel.sealed(append(t.chunk, b...), at, part)
+	t.chunk = g.rel.sealedBy(g.seal, append(t.chunk, b...), at, part)
 	if g.row != nil {
 		if err := g.row.feed(b); err != nil {
 			return err
@@ -42,6 +52,9 @@ func (t *tagger) bigPart(ctx context.Context, b []byte, size int, first, last bo
 				return err
 			}
 		}
+	}
+	if last {
+		t.chunk = append(t.chunk, g.behind...)
 	}
 	return t.flushFull(ctx, g.run)
 }
@@ -65,25 +78,59 @@ func (t *tagger) bigBegin(ctx context.Context, b []byte, size int) ([]byte, erro
 		return nil, protocolError("row %q of %d bytes", kind, size)
 	}
 	id, tuples := binary.BigEndian.Uint32(rest), rest[4:]
-	r, err := t.bigRun(ctx, id)
+	r, err := t.announced(id)
 	if r == nil || err != nil {
 		return nil, err
 	}
+	size -= len(b) - len(tuples)
+	if r.unplaced != nil {
+		return nil, r.unplaced
+	}
+	if r.places != nil && t.opts.SealRow != nil {
+		t.hold(r, kind, xid, id, size)
+		return tuples, nil
+	}
+	return tuples, t.bigStart(ctx, kind, xid, id, size, tuples[0] != 'N')
+}
+
+// announced returns the relation of a row; nil if the row is to be dropped.
+func (t *tagger) announced(id uint32) (*relation, error) {
+	r := t.relations[id]
+	switch s := t.stream; {
+	case s != nil && s.foreign || s == nil && t.txn.foreign:
+		return nil, nil
+	case s != nil && s.relations[id] != nil:
+		r = s.relations[id]
+	case s == nil && t.txn.run != nil && t.txn.run.relations[id] != nil:
+		r = t.txn.run.relations[id]
+	}
+	if r == nil {
+		return nil, protocolError("row of relation %d, which was not announced", id)
+	}
+	return r, nil
+}
+
+// bigStart begins a row, of whose tuples there will be size bytes.
+func (t *tagger) bigStart(ctx context.Context, kind wire.Kind, xid, id uint32, size int, old bool) error {
+	r, err := t.bigRun(ctx, id)
+	if r == nil || err != nil {
+		return err
+	}
 	rel, err := t.runUse(r, xid, id)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if tuples[0] != 'N' {
+	if old {
 		table, err := t.table(ctx, rel)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		t.big.row = &bigRow{}
 		t.big.row.start(table, kind, xid)
 	}
-	t.big.run, t.big.rel, t.big.at = r, rel, len(t.chunk)
-	t.chunk = appendChangeHead(t.chunk, kind, id, size-(len(b)-len(tuples)))
-	return tuples, nil
+	t.big.run, t.big.rel, t.big.seal, t.big.at = r, rel, rel.seal, len(t.chunk)
+	t.chunk = appendChangeHead(t.chunk, kind, id, size)
+	return nil
 }
 
 // bigRun returns the run that the row belongs to; nil if the row is to be dropped.

@@ -206,6 +206,7 @@ func (c *check) tables(ctx context.Context, p *publication, chosen []candidate) 
 	if err != nil {
 		return err
 	}
+	c.unplaced(chosen)
 	var absent []string
 	for _, t := range chosen {
 		if !t.usable() {
@@ -220,6 +221,11 @@ func (c *check) tables(ctx context.Context, p *publication, chosen []candidate) 
 		if t.identity != "f" && slices.ContainsFunc(c.opts.Merged, func(p string) bool { return Matches(p, t.Schema, t.Name) }) {
 			c.add(CodeTableIdentity, "table "+t.String(), "is merged, as conflict.tables says, and lacks the old values of its rows in the WAL",
 				fmt.Sprintf("run ALTER TABLE %s REPLICA IDENTITY FULL, on every node", t))
+		}
+		if places := c.opts.Rows[t.TableName]; places != nil {
+			if err := c.placed(ctx, &t, keys[t.oid], places); err != nil {
+				return err
+			}
 		}
 		refused := false
 		for _, k := range keys[t.oid] {

@@ -46,6 +46,7 @@ const (
 	CodeServerOther        = "server-other"           // another database cluster answers
 	CodeTableIdentity      = "table-identity"         // a table's old values are not in the WAL, and are needed
 	CodeTableKey           = "table-key"              // a table's updates cannot be captured
+	CodeTableRows          = "table-rows"             // a table's rows cannot be on some nodes alone as topology.rows says
 	CodeTableUnlogged      = "table-unlogged"         // a table's changes are not in the WAL
 	CodeTableUnpublished   = "table-unpublished"      // a table came while capture ran, and is not published
 	CodeTableUnusable      = "table-unusable"         // a table came while capture ran, and cannot be published

@@ -43,9 +43,12 @@ type Options struct {
 	AtHome     func(value []byte) bool
 	SpoolDir   string // for deleted keys of large transactions; os.TempDir()
 	// Seal is what rows of a table are sealed by; nil, or returning nil: they stand in frames as they are. Open reads such own frames back.
-	Seal   func(schema, table string) *wire.Sealer
-	Open   *wire.Opener
-	Logger *slog.Logger // slog.Default()
+	Seal func(schema, table string) *wire.Sealer
+	Open *wire.Opener
+	// Rows says, of a table of which only some nodes have some rows, which ones have which; nil of others. SealRow is what a row is sealed by that these nodes have; nil, or returning nil: by nothing. Both nil: there are no such tables.
+	Rows    func(schema, table string) *wire.Places
+	SealRow func(nodes []string) *wire.Sealer
+	Logger  *slog.Logger // slog.Default()
 }
 
 // MinFrameBytes is the least that Options.FrameBytes may be.

@@ -20,6 +20,11 @@ type relation struct {
 	strayed  bool   // that rows were written away from home was logged
 	seal     *wire.Sealer
 	plain    []byte // scratch of sealed
+	// Of a table of which only some nodes have some rows (placed.go):
+	places   *wire.PlacedRows        // nil of others
+	unplaced error                   // why it cannot be said where its rows are
+	seals    map[string]*wire.Sealer // of rows, by value
+	strange  bool                    // that rows of others were written was logged
 }
 
 // Table is a published table with its key. Two nodes' Tables of one name give equal hashes to equal keys of

@@ -78,8 +78,12 @@ func (t *tagger) runRow(ctx context.Context, r *run, xid uint32, kind wire.Kind,
 	if err != nil {
 		return err
 	}
-	at := len(t.chunk)
-	t.chunk = rel.sealed(wire.AppendChange(t.chunk, kind, id, tuples), at, wire.SealedChange)
+	var records int
+	if t.chunk, records, err = t.appendRow(t.chunk, rel, kind, id, tuples); err != nil {
+		return err
+	}
+	r.changes += uint64(records - 1) // runUse has counted one
+	t.counters.Changes += uint64(records - 1)
 	if err := t.lookHome(rel, tuples); err != nil {
 		return err
 	}

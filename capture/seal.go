@@ -4,11 +4,16 @@ import "github.com/pgbridge/pgbridge/wire"
 
 // sealed seals what of b stands from at on, if the relation's rows are.
 func (r *relation) sealed(b []byte, at int, part wire.SealedPart) []byte {
-	if r.seal == nil {
+	return r.sealedBy(r.seal, b, at, part)
+}
+
+// sealedBy seals what of b stands from at on; nil seals nothing.
+func (r *relation) sealedBy(s *wire.Sealer, b []byte, at int, part wire.SealedPart) []byte {
+	if s == nil {
 		return b
 	}
 	r.plain = append(r.plain[:0], b[at:]...)
-	return r.seal.Append(b[:at], part, r.plain)
+	return s.Append(b[:at], part, r.plain)
 }
 
 // sealer is what rows of a table are sealed by; nil: by nothing.
@@ -53,6 +58,10 @@ func (t *tagger) appendNote(dst []byte, prefix string, content []byte) ([]byte, 
 	if err != nil {
 		return dst[:at], false
 	}
-	r := relation{seal: t.opts.sealer(ask.Schema, ask.Table)}
+	seal, ok := t.askSealer(ask)
+	if !ok {
+		return dst[:at], false
+	}
+	r := relation{seal: seal}
 	return r.sealed(dst, at, wire.SealedOther), true
 }

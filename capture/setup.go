@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/pgbridge/pgbridge/wire"
 )
 
 // SetupOptions say what Setup prepares.
@@ -19,6 +21,8 @@ type SetupOptions struct {
 	Publication   string   // the same
 	Tables        []string // patterns as in "public.*", "!public.audit"; all tables if empty
 	Merged        []string // patterns of tables whose rows are merged, for which others need the old values
+	// Rows are of tables of which only some nodes have some rows.
+	Rows map[TableName]*wire.Places
 	// HasRun says that the node has captured before: a slot or a publication that is missing now was dropped,
 	// and a new one would leave out what was committed since. Setup then refuses to create it.
 	HasRun bool

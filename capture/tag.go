@@ -195,6 +195,7 @@ func (t *tagger) relation(b []byte) error {
 	}
 	t.arrivals++
 	r.arrival, r.seal = t.arrivals, t.opts.sealer(r.Schema, r.Name)
+	r.placed(t.opts)
 	if t.stream != nil {
 		t.stream.relations[r.ID], t.stream.last = r, nil
 		return nil
@@ -232,9 +233,11 @@ func (t *tagger) row(ctx context.Context, kind wire.Kind, b []byte) error {
 	if err != nil {
 		return err
 	}
-	at := len(t.draft.body)
-	t.draft.body = r.sealed(wire.AppendChange(t.draft.body, kind, id, tuples), at, wire.SealedChange)
-	t.counters.Changes++
+	var records int
+	if t.draft.body, records, err = t.appendRow(t.draft.body, r, kind, id, tuples); err != nil {
+		return err
+	}
+	t.counters.Changes += uint64(records)
 	if err := t.lookHome(r, tuples); err != nil {
 		return err
 	}

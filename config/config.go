@@ -68,6 +68,9 @@ type Topology struct {
 	// Residency are of the same form: only these nodes have such tables. All that match a table count. On a node that is not named, Tables
 	// excludes the pattern.
 	Residency []string
+	// Rows are "schema.table.column=value:node node": only these nodes have the rows of that table with that value in a column of its key;
+	// with * for the value, those with any value that no other element names. SplitRows takes them apart.
+	Rows []string
 }
 
 // NATS says where this node's stream lives: in the embedded server, or at URL.

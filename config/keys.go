@@ -89,6 +89,9 @@ func nodeKeys() []key {
 		{name: residencyKey,
 			why:   "Tables that only some nodes have, such as crm.*=a b; the others get nothing of them. The same on every node. See docs/residency.md.",
 			field: func(c *Config) any { return &c.Topology.Residency }},
+		{name: rowsKey,
+			why:   "Rows that only some nodes have, by a column of the table's key, such as shop.orders.region=eu:a b. The same on every node. See docs/residency.md.",
+			field: func(c *Config) any { return &c.Topology.Rows }},
 	}
 }
 

@@ -264,7 +264,7 @@ func (c *Config) checkPolicies(ps *problems) {
 func (c *Config) Policies() map[string]string {
 	all := map[string]string{}
 	for _, k := range keys() {
-		if strings.HasPrefix(k.name, "conflict.") || k.name == writersKey || k.name == residencyKey {
+		if strings.HasPrefix(k.name, "conflict.") || k.name == writersKey || k.name == residencyKey || k.name == rowsKey {
 			all[k.name] = encode(k.field(c))
 		}
 	}

@@ -19,10 +19,11 @@ func (c *Config) Edge(node string) bool { return topology.IsEdge(c.Topology.Role
 // Reader reports whether users of the node do not write.
 func (c *Config) Reader(node string) bool { return topology.IsReader(c.Topology.Roles[node]) }
 
-// The settings that name nodes for tables: who writes them, and who has them.
+// The settings that name nodes for tables: who writes them, who has them, and who has which of their rows.
 const (
 	writersKey   = "topology.writers"
 	residencyKey = "topology.residency"
+	rowsKey      = "topology.rows"
 )
 
 // SplitTableNodes takes an element of Topology.Writers or Topology.Residency apart.
@@ -63,16 +64,21 @@ func (c *Config) checkTableNodes(ps *problems, key string, list []string, more f
 			ps.add(key, "%q is given twice; keep one", pattern)
 		}
 		seen[pattern] = true
-		for i, node := range nodes {
-			_, known := c.Topology.Nodes[node]
-			switch {
-			case !known && len(c.Topology.Nodes) > 0:
-				ps.add(key, "%q in %q is not in topology.nodes; the names there are %s", node, s, c.nodeNames())
-			case slices.Contains(nodes[:i], node):
-				ps.add(key, "%q is twice in %q; keep one", node, s)
-			}
-		}
+		c.checkNamedNodes(ps, key, s, nodes)
 		more(s, nodes)
+	}
+}
+
+// checkNamedNodes checks the nodes that an element names.
+func (c *Config) checkNamedNodes(ps *problems, key, s string, nodes []string) {
+	for i, node := range nodes {
+		_, known := c.Topology.Nodes[node]
+		switch {
+		case !known && len(c.Topology.Nodes) > 0:
+			ps.add(key, "%q in %q is not in topology.nodes; the names there are %s", node, s, c.nodeNames())
+		case slices.Contains(nodes[:i], node):
+			ps.add(key, "%q is twice in %q; keep one", node, s)
+		}
 	}
 }
 

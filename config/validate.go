@@ -57,6 +57,7 @@ func (c *Config) problems() problems {
 	c.checkHomes(&ps)
 	c.checkWriters(&ps)
 	c.checkResidency(&ps)
+	c.checkRows(&ps)
 	c.checkHTTP(&ps)
 	c.checkTracing(&ps)
 	return ps

@@ -26,6 +26,7 @@ var reasons = map[string]string{
 	capture.CodeSlotInvalidated:    "changes were lost: this node cannot send what was committed since",
 	capture.CodeTableIdentity:      "concurrent writes are merged by what each of them changed, which takes the old values",
 	capture.CodeTableKey:           "rows are found on other nodes by their key",
+	capture.CodeTableRows:          "by the key alone a row is known to be on this node or on others, and goes from these to those",
 	capture.CodeTableUnlogged:      "what is not in the WAL cannot be replicated",
 	capture.CodeOriginForeign:      "what it writes would be taken for a bridge's, and reach no other node",
 	capture.CodeTables:             "it is not clear which tables are to be replicated",

@@ -357,10 +357,13 @@ func TestRestoresAtRandom(t *testing.T) {
 	config := map[string]string{"conflict.tables": "*.counter: n=delta"}
 	if s%2 == 0 {
 		config["topology.residency"] = "public.hot=a b" // what is written at c stays there
+	} else {
+		config["topology.rows"], _ = randomPlaces(3, r)
 	}
 	c := cluster.New(t, cluster.Options{Nodes: 3, Majors: oldestAndNewest(t), Own: true, Processes: true, Settings: map[string]string{"fsync": "off"}, Config: config,
-		Keys: s%4 < 2, Schema: loadSchema + countedSchema + `CREATE TABLE uniq (id int PRIMARY KEY, u int UNIQUE, w int)`})
+		Keys: s%4 < 2, Schema: loadSchema + placedTable + countedSchema + `CREATE TABLE uniq (id int PRIMARY KEY, u int UNIQUE, w int)`})
 	l := newLoad(t, c, 1, s)
+	l.placed = s%2 != 0
 	increments := 0
 	mixed := func(nodes []*cluster.Node, count int) {
 		for range count {

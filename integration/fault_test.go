@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -111,7 +112,8 @@ type faults struct {
 	r     *rand.Rand
 	kinds map[string]string // the cluster's configuration
 	log   []string
-	large int // numbers the large rows
+	large int      // numbers the large rows
+	whole []string // nodes that can give others what they lack, and must be reached for it; empty: all can
 }
 
 // TestRandomFaults plays schedules of random faults on random topologies, most of them with an edge and a reader: bridges and
@@ -143,10 +145,16 @@ func playFaults(t *testing.T, nodes, schedules, least int) {
 		f.kinds["topology.residency"] = "public.hot=" + strings.Join(have, " ")
 		t.Log(f.kinds["topology.residency"])
 	}
+	placed := s%4 == 1 || s%8 == 3 // only some have some of its rows
+	if placed {
+		f.kinds["topology.rows"], f.whole = randomPlaces(nodes, rand.New(rand.NewSource(s)))
+		t.Log(f.kinds["topology.rows"])
+	}
 	keys := s%4 < 2 // so that it is sealed there
-	f.c = cluster.New(t, cluster.Options{Nodes: nodes, Keys: keys, Schema: loadSchema + fullSchema, Own: true, Clocks: true, Processes: true, Config: f.kinds,
+	f.c = cluster.New(t, cluster.Options{Nodes: nodes, Keys: keys, Schema: loadSchema + placedTable + fullSchema, Own: true, Clocks: true, Processes: true, Config: f.kinds,
 		Settings: map[string]string{"logical_decoding_work_mem": "64kB"}})
 	f.l = newLoad(t, f.c, 1, s)
+	f.l.placed = placed
 	every := min(schedules/2, 5) // schedules on one topology
 	for i := range schedules {
 		x := s + int64(i)
@@ -192,7 +200,11 @@ func (f *faults) rearrange(star bool) {
 		f.kinds["topology.links"] = randomLinks(f.r, len(f.c.Nodes))
 	}
 	f.kinds["topology.kind"] = kind
-	if a, b := f.pair(); f.r.Intn(3) > 0 {
+	a, b := f.pair()
+	for slices.Contains(f.whole, a.Name) {
+		a, b = f.pair()
+	}
+	if f.r.Intn(3) > 0 {
 		f.kinds["topology.roles"] = a.Name + "=edge," + b.Name + "=reader"
 	}
 	f.c.WriteConfig()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -54,6 +55,7 @@ type load struct {
 	lacks   int64           // the sessions wait while a node lacks more than that of another one's numbers; 0: they never do
 	last    []atomic.Int64  // by node: its last number that was committed
 	behind  []atomic.Bool   // by node: it lacks more than that
+	placed  bool            // placedTable is written, too
 	parks   string          // the node that may show children before their parents: a row refers to a parked one (docs/parked.md)
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
@@ -181,6 +183,9 @@ func (l *load) transaction(conn *pgx.Conn, node string, i int, r *rand.Rand) {
 	defer tx.Rollback(ctx)
 	for range 1 + r.Intn(3) {
 		sql, args := randomWrite(node, r, next)
+		if l.placed && r.Intn(4) == 0 {
+			sql, args = randomPlaced(node, r)
+		}
 		if _, err := tx.Exec(ctx, sql, args...); err != nil {
 			return // a deadlock or a unique violation rolls it all back
 		}
@@ -219,4 +224,54 @@ func randomWrite(node string, r *rand.Rand, next *atomic.Int64) (string, []any) 
 	default:
 		return `INSERT INTO hot SELECT i, $1 FROM generate_series(100, 140) i ON CONFLICT (id) DO UPDATE SET v = EXCLUDED.v`, []any{node}
 	}
+}
+
+// placedTable is a table of whose rows only some nodes have some, by topology.rows.
+const placedTable = `
+CREATE TABLE placed (part int, id int, v text, big text, PRIMARY KEY (part, id));
+ALTER TABLE placed REPLICA IDENTITY FULL;
+`
+
+// placedParts is how many values its first column has.
+const placedParts = 4
+
+// randomPlaced writes rows of placedTable, wherever they belong, and takes them from some nodes to others, with large values that this leaves
+// unchanged.
+func randomPlaced(node string, r *rand.Rand) (string, []any) {
+	part, id := r.Intn(placedParts), r.Intn(20)
+	switch r.Intn(10) {
+	case 0, 1, 2:
+		return `INSERT INTO placed VALUES ($1, $2, $3, (SELECT string_agg(md5($3 || g), '') FROM generate_series(1, 100) g)) ON CONFLICT (part, id) DO UPDATE SET v = EXCLUDED.v`,
+			[]any{part, id, fmt.Sprint(node, r.Intn(1000))}
+	case 3, 4:
+		return `UPDATE placed SET v = $1 WHERE id % 10 = $2`, []any{node, r.Intn(10)}
+	case 5:
+		return `DELETE FROM placed WHERE part = $1 AND id = $2`, []any{part, id}
+	case 6:
+		return `INSERT INTO placed SELECT p, i, $1 FROM generate_series(0, 3) p, generate_series(100, 120) i ON CONFLICT (part, id) DO UPDATE SET v = EXCLUDED.v`, []any{node}
+	}
+	return `UPDATE placed SET part = $1 WHERE part = $2 AND id = $3 AND NOT EXISTS (SELECT FROM placed WHERE part = $1 AND id = $3)`, []any{part, r.Intn(placedParts), id}
+}
+
+// randomPlaces are places of placedTable's rows: of each part other ones, and two nodes that have all, so that each node finds one that can give
+// it what it lacks.
+func randomPlaces(nodes int, r *rand.Rand) (places string, whole []string) {
+	var lines []string
+	names := r.Perm(nodes)
+	for part := range placedParts - 1 {
+		line := fmt.Sprintf("public.placed.part=%d:", part)
+		if part == 0 && r.Intn(2) == 0 {
+			line = "public.placed.part=*:"
+		}
+		for i, n := range names {
+			if i < 2 || r.Intn(nodes) == 0 || i == 2+part {
+				line += " " + string(rune('a'+n))
+			}
+		}
+		lines = append(lines, line)
+	}
+	for _, n := range names[:2] {
+		whole = append(whole, string(rune('a'+n)))
+	}
+	return strings.Join(lines, ","), whole
 }

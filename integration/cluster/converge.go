@@ -139,8 +139,10 @@ func (c *Cluster) difference(ctx context.Context) string {
 	c.t.Helper()
 	groups := map[string][]comparedTable{} // by the nodes that have them
 	for _, t := range c.Nodes[0].tables() {
-		at := c.at(t)
-		groups[at] = append(groups[at], t)
+		for _, part := range c.parts(t) {
+			at := c.at(part)
+			groups[at] = append(groups[at], part)
+		}
 	}
 	for at, tables := range groups {
 		if d := c.differenceAt(ctx, at, tables); d != "" {
@@ -150,11 +152,35 @@ func (c *Cluster) difference(ctx context.Context) string {
 	return ""
 }
 
-// at is the names of the nodes that have a table: of all, unless topology.residency says otherwise.
+// parts are a table, or, if topology.rows names values of it, its rows with each of these values, and those with others.
+func (c *Cluster) parts(t comparedTable) (all []comparedTable) {
+	var column string
+	var named []string
+	others := t
+	for _, s := range strings.Split(c.opts.Config["topology.rows"], ",") {
+		r, ok := config.SplitRows(strings.TrimSpace(s))
+		if !ok || r.Name() != t.name {
+			continue
+		}
+		if column = r.Column; r.Value == "*" {
+			others.nodes = r.Nodes
+			continue
+		}
+		value := "'" + strings.ReplaceAll(r.Value, "'", "''") + "'"
+		named = append(named, value)
+		all = append(all, comparedTable{name: t.name, text: t.text, where: fmt.Sprintf(" WHERE t.%s::text = %s", column, value), nodes: r.Nodes})
+	}
+	if named != nil {
+		others.where = fmt.Sprintf(" WHERE t.%s::text NOT IN (%s)", column, strings.Join(named, ", "))
+	}
+	return append(all, others)
+}
+
+// at is the names of the nodes that have rows: all, unless topology.residency or topology.rows say otherwise.
 func (c *Cluster) at(t comparedTable) (names string) {
 	schema, table, _ := strings.Cut(t.name, ".")
 	for _, n := range c.Nodes {
-		there := true
+		there := t.nodes == nil || slices.Contains(t.nodes, n.Name)
 		for _, s := range strings.Split(c.opts.Config["topology.residency"], ",") {
 			pattern, nodes := config.SplitTableNodes(s)
 			there = there && (!capture.Matches(pattern, schema, table) || slices.Contains(nodes, n.Name))
@@ -179,26 +205,33 @@ func (c *Cluster) differenceAt(ctx context.Context, names string, tables []compa
 	}
 	first := nodes[0]
 	for _, t := range tables {
-		want := first.rows(ctx, t.digest(), t.name)
+		want := first.rows(ctx, t.digest(), t.from())
 		for _, n := range nodes[1:] {
-			if got := n.rows(ctx, t.digest(), t.name); strings.Join(got, "") != strings.Join(want, "") {
+			if got := n.rows(ctx, t.digest(), t.from()); strings.Join(got, "") != strings.Join(want, "") {
 				return fmt.Sprintf("table %s, nodes %s and %s:\n%s", t.name, first.Name, n.Name,
-					firstDifferences(first.rows(ctx, t.text, t.name), n.rows(ctx, t.text, t.name)))
+					firstDifferences(first.rows(ctx, t.text, t.from()), n.rows(ctx, t.text, t.from())))
 			}
 		}
 	}
 	return ""
 }
 
-// comparedTable is a table of tablesSQL.
-type comparedTable struct{ name, text string }
+// comparedTable is a table of tablesSQL, or some rows of one.
+type comparedTable struct {
+	name, text string
+	where      string   // which rows; empty: all
+	nodes      []string // that have them; nil: those that have the table
+}
+
+// from is what stands behind FROM, with alias t.
+func (t comparedTable) from() string { return t.name + " t" + t.where }
 
 // tables lists the node's tables, by name.
 func (n *Node) tables() (all []comparedTable) {
 	n.t.Helper()
 	for _, line := range n.Query(tablesSQL) {
 		i := strings.LastIndex(line, "|")
-		all = append(all, comparedTable{line[:i], line[i+1:]})
+		all = append(all, comparedTable{name: line[:i], text: line[i+1:]})
 	}
 	return all
 }
@@ -213,7 +246,7 @@ func (t comparedTable) digest() string {
 func (c *Cluster) alike(ctx context.Context, nodes []*Node, tables []comparedTable) bool {
 	var parts []string
 	for _, t := range tables {
-		parts = append(parts, fmt.Sprintf("SELECT '%s' AS name, %s AS rows FROM %s t", strings.ReplaceAll(t.name, "'", "''"), t.digest(), t.name))
+		parts = append(parts, fmt.Sprintf("SELECT '%s' AS name, %s AS rows FROM %s", strings.ReplaceAll(t.name, "'", "''"), t.digest(), t.from()))
 	}
 	var want string
 	for i, n := range nodes {
@@ -233,14 +266,14 @@ func (c *Cluster) alike(ctx context.Context, nodes []*Node, tables []comparedTab
 }
 
 // rows returns an expression of a table's rows, t, sorted.
-func (n *Node) rows(ctx context.Context, expression, table string) []string {
+func (n *Node) rows(ctx context.Context, expression, from string) []string {
 	n.t.Helper()
 	conn, giveBack, err := pgtest.Borrow(ctx, n.DSN)
 	if err != nil {
 		return []string{n.Name + ": " + err.Error()} // never equal to another node's
 	}
 	defer giveBack()
-	rows, err := conn.Query(ctx, fmt.Sprintf(`SELECT %s FROM %s t`, expression, table))
+	rows, err := conn.Query(ctx, fmt.Sprintf(`SELECT %s FROM %s`, expression, from))
 	if err != nil {
 		return []string{n.Name + ": " + err.Error()}
 	}

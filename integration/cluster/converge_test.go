@@ -34,8 +34,8 @@ func TestDifferenceIsSeen(t *testing.T) {
 		c.Nodes[1].Exec(`UPDATE u SET ` + column + ` = ` + value + ` WHERE id = 2`)
 		require("")
 	}
-	gone := comparedTable{"gone", "t::text"}.digest()
-	a, b := c.Nodes[0].rows(t.Context(), gone, "gone"), c.Nodes[1].rows(t.Context(), gone, "gone")
+	gone := comparedTable{name: "gone", text: "t::text"}.digest()
+	a, b := c.Nodes[0].rows(t.Context(), gone, "gone t"), c.Nodes[1].rows(t.Context(), gone, "gone t")
 	if strings.Join(a, "") == strings.Join(b, "") {
 		t.Errorf("two nodes that cannot answer are equal: %q", a)
 	}
