@@ -33,6 +33,8 @@ type Donation struct {
 	Have        origin.Vector                   // what the other node has seen
 	// Own returns the last own transaction in the snapshot, once capture has read them all.
 	Own func(ctx context.Context) (origin.Entry, error)
+	// Settled, of a delta with whole merged tables, is what HoldJournal said before the snapshot was taken.
+	Settled uint64
 	// Merged: merged tables go whole, with their journal, since the other node, which joins, has nothing of them (HoldJournal).
 	Merged bool
 	// Whole, if set, asks for that and more: the other node's data were set back (wholedelta.go).
@@ -58,6 +60,7 @@ type donor struct {
 	whole       *Whole                          // nil: what the other node lacks is enough
 	keys        []wire.KeyHash                  // that are not written yet, if whole is set
 	asker       string                          // the other node
+	settled     uint64                          // as in Donation
 	not         func(schema, table string) bool // tables that it does not have; nil: it has all
 }
 
@@ -73,7 +76,7 @@ func (a *Applier) Delta(ctx context.Context, d Donation, out io.Writer) error {
 	if wal == nil {
 		return &NoDelta{"the bridge does not run yet"}
 	}
-	x := &donor{out: out, whole: d.Whole, asker: d.For, not: d.Without}
+	x := &donor{out: out, whole: d.Whole, settled: d.Settled, asker: d.For, not: d.Without}
 	if x.whole != nil {
 		d.Have = x.whole.proved(d.Have)
 	}

@@ -562,7 +562,7 @@ func (r *resync) eachRow(f func(*txn, *mapping, *wire.Change) error) error {
 				return err
 			}
 			m.readable(&ch)
-			if len(r.deletes) > 0 {
+			if len(r.deletes) > 0 && m.local.merge == nil { // whose journal says whether a row outlives a later delete
 				k, err := r.planner.hash(m, ch.New)
 				if err != nil {
 					return err

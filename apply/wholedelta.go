@@ -129,7 +129,8 @@ func (x *donor) writeKeys(most int) error {
 	return err
 }
 
-// mergedWhole writes all rows of merged tables, and all of their journal. Nothing may go from that meanwhile (HoldJournal).
+// mergedWhole writes all rows of merged tables, and all of their journal. Nothing may go from that meanwhile (HoldJournal). A row that was
+// made again behind a local delete which capture had yet to read may be about to be taken back by it (R18), and stand in the snapshot.
 func (x *donor) mergedWhole(ctx context.Context, tables []*table) error {
 	for _, t := range tables {
 		m, err := x.selfMapping(t)
@@ -142,7 +143,10 @@ func (x *donor) mergedWhole(ctx context.Context, tables []*table) error {
 		cols, formats := m.allColumns()
 		r := x.reader.PgConn().ExecParams(ctx, "SELECT "+cols+" FROM "+m.local.rows+" t", nil, nil, nil, formats)
 		for err == nil && r.NextRow() {
-			err = x.row(m.remote.ID, x.oldest(), tupleOf(r.Values(), formats))
+			tuple := tupleOf(r.Values(), formats)
+			if err = x.staysMerged(m, tuple); err == nil {
+				err = x.row(m.remote.ID, x.oldest(), tuple)
+			}
 		}
 		if _, late := r.Close(); err == nil {
 			err = late
@@ -155,6 +159,17 @@ func (x *donor) mergedWhole(ctx context.Context, tables []*table) error {
 		return nil
 	}
 	return x.wholeJournal(ctx)
+}
+
+func (x *donor) staysMerged(m *mapping, tuple []wire.Value) error {
+	k, err := x.planner.hash(m, tuple)
+	if err != nil {
+		return err
+	}
+	if d, ok := x.absence.tombstone(m.name(), k); ok && d.Origin == x.own && d.seq > x.settled {
+		return &NoDelta{fmt.Sprintf("a row of table %s that was just deleted there may be about to go; ask again", m.local.quoted)}
+	}
+	return nil
 }
 
 const basesSQL = `SELECT hi, lo, schema, name, cells FROM pgbridge.journal_base`
@@ -188,15 +203,21 @@ func (x *donor) wholeJournal(ctx context.Context) error {
 	return nil
 }
 
-// HoldJournal keeps what is in the journal there until the function that it returns is called.
-func (a *Applier) HoldJournal(ctx context.Context) (release func(), err error) {
-	if a.journal == nil {
-		return func() {}, nil
+// HoldJournal keeps what is in the journal there until the function that it returns is called. settled is an own transaction up to which no
+// delete takes a row of a merged table back any more (Donation.Settled).
+func (a *Applier) HoldJournal(ctx context.Context) (settled uint64, release func(), err error) {
+	wal := a.wal.Load()
+	if a.journal == nil || wal == nil {
+		return 0, func() {}, nil
+	}
+	settled = (*wal).Captured()
+	if a.absence.mayTakeBack((*wal).Passed()) {
+		return 0, nil, &NoDelta{"rows that were deleted there are about to go; ask again"}
 	}
 	select {
 	case a.journal.purging <- struct{}{}:
-		return func() { <-a.journal.purging }, nil
+		return settled, func() { <-a.journal.purging }, nil
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return 0, nil, context.Cause(ctx)
 	}
 }

@@ -223,11 +223,12 @@ func (g *deltas) write(ctx context.Context, gift apply.Donation, d *delta) error
 		gift.Whole.Settled = g.applier.SettledBut(gift.Whole.For)
 	}
 	if gift.Whole != nil || gift.Merged {
-		release, err := g.applier.HoldJournal(ctx)
+		settled, release, err := g.applier.HoldJournal(ctx)
 		if err != nil {
 			return err
 		}
 		defer release()
+		gift.Settled = settled
 	}
 	s, err := capture.ExportSnapshot(ctx, g.cfg.Postgres.DSN)
 	if err != nil {

@@ -35,6 +35,22 @@ func TestJoinWithMergedTables(t *testing.T) {
 	}
 	d.Exec(`TRUNCATE counter`)
 
+	// A row outlives a delete while others are copied.
+	old.WaitConverged()
+	cancelJoin(t, d, bridge.JoinOptions{From: "b", Jobs: 1, PageRows: 1}, 1)
+	a, b := c.Node("a"), c.Node("b")
+	a.Exec(`INSERT INTO kept VALUES (100, 'first')`)
+	old.WaitConverged()
+	a.Links["b"].Cut()
+	b.Links["a"].Cut()
+	a.Exec(`DELETE FROM kept WHERE id = 100`)
+	b.Exec(`UPDATE kept SET v = 'wins' WHERE id = 100`)
+	healAll(&old)
+	old.WaitConverged()
+	if got := a.Value(`SELECT v FROM kept WHERE id = 100`); got != "wins" {
+		t.Fatalf("a row that was updated and deleted is %q", got)
+	}
+
 	var joined atomic.Bool
 	var load sync.WaitGroup
 	load.Go(func() {
