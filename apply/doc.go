@@ -23,5 +23,5 @@
 // and undo.go.
 //
 // Begin with applier.go, then worker.go with batch.go (the optimistic path), guard.go, plan.go, bundle.go, careful.go with decide.go, and
-// absence.go for what is known about rows that are not there.
+// absence.go for what is known about rows that are not there, and resident.go for what of a transaction is for this node.
 package apply

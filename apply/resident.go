@@ -88,11 +88,12 @@ func (s *sifter) row(rec wire.Record, id uint32, tuples []byte) (wire.Record, bo
 			return rec, false, nil
 		}
 	}
-	if !s.placed.At(s.author, before) && !s.placed.At(s.author, after) {
-		return rec, false, nil // what users write of others' rows stays with them
-	}
 	var made []byte // memory of its own: plans keep what they read
-	was, is := s.placed.At(s.node, before), s.placed.At(s.node, after)
+	// What users write of others' rows stays with them. Of such a row, which is theirs alone, they may make one of their node's; and the other
+	// way round what they make of one of their node's is for those who are to have it.
+	own := s.placed.At(s.author, before)
+	was := own && s.placed.At(s.node, before)
+	is := (own || s.placed.At(s.author, after)) && s.placed.At(s.node, after)
 	switch {
 	case was && is:
 		if !bytes.Equal(before, after) {

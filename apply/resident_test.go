@@ -45,10 +45,12 @@ func TestSift(t *testing.T) {
 		{[][]byte{change(wire.KindUpdate, 1, tuple('O', text("eu"), text("long")), tuple('N', text("us"), unchanged))}, "U eu long us ?; D eu long; I us long", ""},
 		{[][]byte{change(wire.KindUpdate, 1, key("eu"), tuple('N', text("us"), unchanged))}, "U eu - us ?; D eu -; I us ?", ""},
 		{[][]byte{change(wire.KindInsert, 3, row("eu", "x")), wire.AppendTruncate(nil, 0, []uint32{1, 3})}, "I eu x, T 1 3; T 1; T 1", ""},
-		// What users write of others' rows stays with them; not what they make of such rows, nor what they make such of.
+		// What users write of others' rows stays with them; not what they make of these for their own node, nor what they make for others of their own.
 		{[][]byte{change(wire.KindInsert, 1, row("eu", "x")), change(wire.KindUpdate, 1, row("eu", "x")), change(wire.KindDelete, 1, key("eu"))}, ";;", "c"},
 		{[][]byte{change(wire.KindUpdate, 1, key("us"), row("eu", "x"))}, "U us - eu x; I eu x; D us -", "c"},
-		{[][]byte{moved}, "U eu - us x; D eu -; I us x", "c"},
+		{[][]byte{moved}, "I us x;; I us x", "c"},
+		{[][]byte{moved, change(wire.KindDelete, 1, key("eu"))}, "I us x;; I us x", "c"},
+		{[][]byte{change(wire.KindUpdate, 1, tuple('O', text("eu"), text("long")), tuple('N', text("us"), unchanged))}, "I us long;; I us long", "c"},
 		{[][]byte{change(wire.KindInsert, 1, row("eu", "x")), change(wire.KindInsert, 2, row("eu", "y"))}, "I eu y; I eu y; I eu y", "d"},
 	} {
 		var got []string

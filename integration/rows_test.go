@@ -302,6 +302,16 @@ func TestSealedRowsOfATable(t *testing.T) {
 	requirePlaced(t, b, "us")
 	requirePlaced(t, x, "eu")
 
+	// What users make of a row that is theirs alone is a new one, and meets none of others.
+	x.Exec(`INSERT INTO shop.orders VALUES ('eu', 9000, 'of c alone')`)
+	a.Exec(`INSERT INTO shop.orders VALUES ('eu', 9000, 'secret of both')`)
+	c.WaitConverged()
+	x.Exec(`UPDATE shop.orders SET region = 'us' WHERE region = 'eu' AND id = 9000`)
+	c.WaitConverged()
+	if got := a.Value(`SELECT string_agg(v, ', ' ORDER BY region) FROM shop.orders WHERE id = 9000`); got != "secret of both, of c alone" {
+		t.Errorf("beside a row of c alone there are %s", got)
+	}
+
 	// What the one in the middle keeps for one that is away can be read there, but for what is sealed.
 	b.Stop()
 	together(a, `INSERT INTO item VALUES (7, 'public of seven')`, `INSERT INTO shop.orders VALUES ('eu', 7, 'secret of seven')`,
