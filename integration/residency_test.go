@@ -143,23 +143,29 @@ func vectorAt(t *testing.T, n *cluster.Node) (v origin.Vector) {
 	return v
 }
 
+// asksAs returns what asks a node questions as another one, or as somebody whom it does not know.
+func asksAs(t *testing.T, n *cluster.Node, asker string) func(subject, question string) string {
+	t.Helper()
+	nc, err := stream.Connect(stream.ConnectOptions{URL: "nats://" + n.Listen, Node: asker, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	return func(subject, question string) string {
+		t.Helper()
+		answer, err := stream.Ask(t.Context(), nc, subject, []byte(question))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(answer)
+	}
+}
+
 // requireKept fails if a node tells another one, or somebody whom it does not know, of rows that are not for them.
 func requireKept(t *testing.T, cluster string, n *cluster.Node, had origin.Vector) {
 	t.Helper()
 	for _, asker := range []string{"c", "", "nobody"} {
-		nc, err := stream.Connect(stream.ConnectOptions{URL: "nats://" + n.Listen, Node: asker, Logger: slog.New(slog.DiscardHandler)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer nc.Close()
-		ask := func(subject, question string) string {
-			t.Helper()
-			answer, err := stream.Ask(t.Context(), nc, subject, []byte(question))
-			if err != nil {
-				t.Fatal(err)
-			}
-			return string(answer)
-		}
+		ask := asksAs(t, n, asker)
 		if got := ask(stream.VerifySubject(cluster, n.Name), `{"kind":"tables"}`); strings.Contains(got, "person") || !strings.Contains(got, "item") {
 			t.Errorf("%q is told of the tables %s", asker, got)
 		}
@@ -176,9 +182,11 @@ func requireKept(t *testing.T, cluster string, n *cluster.Node, had origin.Vecto
 		if got := ask(stream.NodeSubject(cluster, n.Name), page); !strings.Contains(got, "table crm.person is not for node "+asker) {
 			t.Errorf("%q, who joins, is told %s", asker, got)
 		}
-		got := delta(t, ask, stream.DeltaSubject(cluster, n.Name), string(wire.AppendVector([]byte{'b'}, had)))
-		if strings.Contains(got, "while c is away") || strings.Contains(got, "visits") || !strings.Contains(got, strings.Repeat("x", 100)) {
-			t.Errorf("%q is given %.1000q", asker, got)
+		for _, kind := range []byte{'b', 'j'} { // also if it says that it joins
+			got := delta(t, ask, stream.DeltaSubject(cluster, n.Name), string(wire.AppendVector([]byte{kind}, had)))
+			if strings.Contains(got, "while c is away") || strings.Contains(got, "visits") || !strings.Contains(got, strings.Repeat("x", 100)) {
+				t.Errorf("%q is given %.1000q", asker, got)
+			}
 		}
 	}
 }

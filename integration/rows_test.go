@@ -3,7 +3,6 @@ package integration
 import (
 	"encoding/base64"
 	"fmt"
-	"log/slog"
 	"math"
 	"os"
 	"path/filepath"
@@ -206,19 +205,7 @@ func TestRowsAreGivenToWhomTheyAreFor(t *testing.T) {
 func requireKeptRows(t *testing.T, cluster string, n *cluster.Node, had origin.Vector) {
 	t.Helper()
 	for asker, has := range map[string]bool{"c": true, "": false, "nobody": false} {
-		nc, err := stream.Connect(stream.ConnectOptions{URL: "nats://" + n.Listen, Node: asker, Logger: slog.New(slog.DiscardHandler)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer nc.Close()
-		ask := func(subject, question string) string {
-			t.Helper()
-			answer, err := stream.Ask(t.Context(), nc, subject, []byte(question))
-			if err != nil {
-				t.Fatal(err)
-			}
-			return string(answer)
-		}
+		ask := asksAs(t, n, asker)
 		const table = `"table":{"schema":"shop","name":"orders","columns":["id","region","v"],"key":["region","id"]}`
 		all := strconv.FormatUint(math.MaxUint64, 10)
 		list := ask(stream.VerifySubject(cluster, n.Name), `{"kind":"list",`+table+`,"limit":1000,"parts":`+all+`}`)
@@ -231,9 +218,11 @@ func requireKeptRows(t *testing.T, cluster string, n *cluster.Node, had origin.V
 		if strings.Contains(look, "EU while away") || strings.Contains(look, "US while away") != has {
 			t.Errorf("%q, who looks at rows, is told %s", asker, look)
 		}
-		got := delta(t, ask, stream.DeltaSubject(cluster, n.Name), string(wire.AppendVector([]byte{'b'}, had)))
-		if strings.Contains(got, "EU while away") || strings.Contains(got, "US while away") != has || !strings.Contains(got, strings.Repeat("x", 100)) {
-			t.Errorf("%q is given %.1000q", asker, got)
+		for _, kind := range []byte{'b', 'j'} { // also if it says that it joins
+			got := delta(t, ask, stream.DeltaSubject(cluster, n.Name), string(wire.AppendVector([]byte{kind}, had)))
+			if strings.Contains(got, "EU while away") || strings.Contains(got, "US while away") != has || !strings.Contains(got, strings.Repeat("x", 100)) {
+				t.Errorf("%q is given %.1000q", asker, got)
+			}
 		}
 	}
 }
