@@ -33,6 +33,9 @@ const (
 // errVerifySlow ends the work on an answer.
 var errVerifySlow = fmt.Errorf("its answer takes more than %s; compare again when its server has less to do", verifyAnswer)
 
+// errVerifyGivenUp ends it when its node asks another one.
+var errVerifyGivenUp = errors.New("another question has come")
+
 // slowAnswers are those that a node works on for others, one for each, since each asks one question after the other.
 type slowAnswers struct {
 	work func(ctx context.Context, q *apply.VerifyQuestion) []byte
@@ -44,7 +47,7 @@ type slowAnswers struct {
 
 type slowAnswer struct {
 	id     string
-	giveUp context.CancelFunc
+	giveUp func()
 	done   chan struct{} // closed when text is there
 	text   []byte
 }
@@ -66,7 +69,9 @@ func (s *slowAnswers) answer(ctx context.Context, asker string, text []byte) []b
 	return verifyText(&apply.VerifyAnswer{Working: true})
 }
 
-// workOn begins to work on a question, if it is not the one that its node has asked before. Any other one that node has given up.
+// workOn begins to work on a question, if it is not the one that its node has asked before. Any other one that node has given up; or a
+// question that it has given up before has been overtaken, and comes now. So one that is given up counts as being worked on, and is begun again
+// when it is asked again.
 func (s *slowAnswers) workOn(ctx context.Context, q *apply.VerifyQuestion) *slowAnswer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -78,12 +83,16 @@ func (s *slowAnswers) workOn(ctx context.Context, q *apply.VerifyQuestion) *slow
 		a.giveUp()
 	}
 	a = &slowAnswer{id: q.ID, done: make(chan struct{})}
-	ctx, cancel := context.WithTimeoutCause(ctx, verifyAnswer, errVerifySlow)
-	a.giveUp = cancel
+	ctx, giveUp := context.WithCancelCause(ctx)
+	a.giveUp = func() { giveUp(errVerifyGivenUp) }
 	s.last[q.Asker] = a
 	s.all.Go(func() {
+		defer giveUp(nil)
+		ctx, cancel := context.WithTimeoutCause(ctx, verifyAnswer, errVerifySlow)
 		defer cancel()
-		a.text = s.work(ctx, q)
+		if a.text = s.work(ctx, q); context.Cause(ctx) == errVerifyGivenUp {
+			a.text = verifyText(&apply.VerifyAnswer{Working: true})
+		}
 		close(a.done)
 	})
 	return a

@@ -103,8 +103,31 @@ func TestTheNextQuestionEndsTheLastOne(t *testing.T) {
 		ask(short, "a")
 		ask(t.Context(), "a")
 		ask(t.Context(), "a")
-		if !slices.Equal(ended, []string{"a context canceled", "b <nil>", "a <nil>", "a <nil>"}) {
+		if !slices.Equal(ended, []string{"a another question has come", "b <nil>", "a <nil>", "a <nil>"}) {
 			t.Errorf("%q", ended)
 		}
+	})
+}
+
+// TestOvertakenQuestionEndsNothing: a question that its node has given up comes late, behind the next one, and that one is answered all the same.
+func TestOvertakenQuestionEndsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		there := &slowAnswers{last: map[string]*slowAnswer{}, work: func(ctx context.Context, q *apply.VerifyQuestion) []byte {
+			if err := rest(ctx, 2500*time.Millisecond); err != nil {
+				return verifyText(&apply.VerifyAnswer{Error: err.Error()})
+			}
+			return verifyText(&apply.VerifyAnswer{Rows: 7})
+		}}
+		go func() {
+			time.Sleep(1500 * time.Millisecond) // of the bubble's clock
+			there.answer(t.Context(), "a", []byte(`{"id":"given up"}`))
+		}()
+		a, err := askSlowly(t.Context(), apply.VerifyQuestion{}, false, func(ctx context.Context, text []byte) ([]byte, error) {
+			return there.answer(t.Context(), "a", text), ctx.Err()
+		})
+		if err != nil || a.Error != "" || a.Rows != 7 {
+			t.Errorf("%+v, %v", a, err)
+		}
+		there.all.Wait()
 	})
 }
