@@ -38,6 +38,7 @@ var notRun = map[string]string{
 
 	// For other servers than this cluster has.
 	"SELECT FROM pg_replication_slots WHERE slot_name = 'pgb_<cluster>_<node>' AND synced AND NOT temporary": "is for a standby: awaitStandby asks it",
+	"-- at a": "TestMigrateFromNative runs it", "-- at b": "as above", "pgbridge node join --config b.yaml --from a --existing": "as above",
 	"SELECT pg_drop_replication_slot(...)": "is for a base backup that was promoted: TestJoinWithRows",
 }
 
