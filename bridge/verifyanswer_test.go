@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -87,9 +88,13 @@ func TestASlowAnswerIsWaitedForAndALostOneAskedFor(t *testing.T) {
 // TestTheNextQuestionEndsTheLastOne: of one node; each is worked on, alike or not, and those of others go on beside it.
 func TestTheNextQuestionEndsTheLastOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var ended []string
+		var mu sync.Mutex
+		var ended []string // guarded by mu
 		there := &slowAnswers{last: map[string]*slowAnswer{}, work: func(ctx context.Context, q *apply.VerifyQuestion) []byte {
-			ended = append(ended, fmt.Sprint(q.Asker, " ", rest(ctx, 10*time.Second)))
+			end := fmt.Sprint(q.Asker, " ", rest(ctx, 10*time.Second))
+			mu.Lock()
+			defer mu.Unlock()
+			ended = append(ended, end)
 			return verifyText(&apply.VerifyAnswer{})
 		}}
 		ask := func(ctx context.Context, asker string) {
@@ -103,6 +108,8 @@ func TestTheNextQuestionEndsTheLastOne(t *testing.T) {
 		ask(short, "a")
 		ask(t.Context(), "a")
 		ask(t.Context(), "a")
+		mu.Lock()
+		defer mu.Unlock()
 		if !slices.Equal(ended, []string{"a another question has come", "b <nil>", "a <nil>", "a <nil>"}) {
 			t.Errorf("%q", ended)
 		}
