@@ -119,14 +119,16 @@ func TestTheNextQuestionEndsTheLastOne(t *testing.T) {
 // TestOvertakenQuestionEndsNothing: a question that its node has given up comes late, behind the next one, and that one is answered all the same.
 func TestOvertakenQuestionEndsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		begun := make(chan struct{}, 3)
 		there := &slowAnswers{last: map[string]*slowAnswer{}, work: func(ctx context.Context, q *apply.VerifyQuestion) []byte {
+			begun <- struct{}{}
 			if err := rest(ctx, 2500*time.Millisecond); err != nil {
 				return verifyText(&apply.VerifyAnswer{Error: err.Error()})
 			}
 			return verifyText(&apply.VerifyAnswer{Rows: 7})
 		}}
 		go func() {
-			time.Sleep(1500 * time.Millisecond) // of the bubble's clock
+			<-begun
 			there.answer(t.Context(), "a", []byte(`{"id":"given up"}`))
 		}()
 		a, err := askSlowly(t.Context(), apply.VerifyQuestion{}, false, func(ctx context.Context, text []byte) ([]byte, error) {
