@@ -3,9 +3,11 @@ package wire
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -109,37 +111,22 @@ func CheckValue(typ uint32, value string) (why string) {
 	case typeInt8:
 		number(64)
 	case typeUUID:
-		if b := []byte(value); len(b) != 36 || string(appendUUID(nil, uuidBytes(b))) != value {
+		if !uuidText.MatchString(value) {
 			why = fmt.Sprintf("%q is not a UUID in small letters", value)
 		}
 	}
 	return why
 }
 
-func uuidBytes(text []byte) (id [16]byte) {
-	n := 0
-	for _, digits := range bytes.Split(text, []byte("-")) {
-		for len(digits) >= 2 && n < len(id) {
-			x, err := strconv.ParseUint(string(digits[:2]), 16, 8)
-			if err != nil {
-				return [16]byte{}
-			}
-			id[n], digits = byte(x), digits[2:]
-			n++
-		}
-	}
-	return id
-}
+// uuidText is a UUID as the server writes it.
+var uuidText = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
-func appendUUID(dst []byte, id [16]byte) []byte {
-	for i, b := range id {
-		if i == 4 || i == 6 || i == 8 || i == 10 {
-			dst = append(dst, '-')
-		}
-		const digits = "0123456789abcdef"
-		dst = append(dst, digits[b>>4], digits[b&15])
+func appendUUID(dst, id []byte) []byte {
+	dst = hex.AppendEncode(dst, id[:4])
+	for at := 4; at < 10; at += 2 {
+		dst = hex.AppendEncode(append(dst, '-'), id[at:at+2])
 	}
-	return dst
+	return hex.AppendEncode(append(dst, '-'), id[10:])
 }
 
 // PlacedRows finds the places of a relation's rows. Not safe for concurrent use.
@@ -192,7 +179,7 @@ func (p *PlacedRows) AppendValue(dst []byte, tuple []Value) ([]byte, bool) {
 	case p.typ == typeInt8 && n == 8:
 		return strconv.AppendInt(dst, int64(binary.BigEndian.Uint64(v.Data)), 10), true
 	case p.typ == typeUUID && n == 16:
-		return appendUUID(dst, [16]byte(v.Data)), true
+		return appendUUID(dst, v.Data), true
 	}
 	return append(dst, v.Data...), true
 }
