@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"time"
 
 	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/wire"
@@ -62,8 +63,17 @@ func (a *Applier) Feed(ctx context.Context, o origin.Origin, streamSeq uint64, f
 	if w == nil {
 		return fmt.Errorf("frame of origin %s, which is not in topology.nodes", o)
 	}
-	return w.inbox.push(ctx, streamSeq, f)
+	before := w.inbox.again.Load()
+	err := w.inbox.push(ctx, streamSeq, f)
+	if n := w.inbox.again.Load(); n > before && time.Since(w.saidAgain) >= sayAgain {
+		w.saidAgain = time.Now()
+		a.opts.Logger.Info("transactions came again, and are passed over", "origin", o.Node, "of_last_frame", n-before, "since_start", n)
+	}
+	return err
 }
+
+// sayAgain is how often the log says that transactions come again: where reading begins anew there are many such frames.
+const sayAgain = time.Minute
 
 // FeedAhead takes in a frame, or the first part of one, that o's stream has not stored yet; the stream has been fed to
 // Feed up to next-1. Like Feed otherwise.

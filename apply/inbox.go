@@ -120,15 +120,17 @@ type inbox struct {
 	writerEpoch uint64       // of the frame before
 	runWriter   uint64       // the highest met
 	back        uint64       // of the frame before
+	stored      uint64       // highest seq that the stream has brought, not only what came ahead of it
 
 	frames  atomic.Uint64 // that have arrived
+	again   atomic.Uint64 // transactions that the stream has brought once more
 	resends *resender     // told of requests and answers; nil: of the own stream
 
 	here *resident // as the options have it
 }
 
 func newInbox(o origin.Origin, opts *Options, last uint64) *inbox {
-	return &inbox{origin: o, opts: opts, last: last, changed: make(chan struct{}), runs: map[uint64]*run{}, here: opts.resident()}
+	return &inbox{origin: o, opts: opts, last: last, stored: last, changed: make(chan struct{}), runs: map[uint64]*run{}, here: opts.resident()}
 }
 
 // close removes the files of runs that are still open.
@@ -169,7 +171,21 @@ func (b *inbox) push(ctx context.Context, seq uint64, f *wire.Frame) error {
 	}
 	b.frames.Add(1)
 	b.hearLow(f.Low)
+	b.countAgain(txns)
 	return b.add(ctx, txns)
+}
+
+// countAgain counts what the stream has brought before: it was read again from an earlier place, or somebody has sent it again.
+func (b *inbox) countAgain(txns []*txn) {
+	for _, t := range txns {
+		switch {
+		case t.vectorOnly:
+		case t.Seq <= b.stored:
+			b.again.Add(1)
+		default:
+			b.stored = t.Seq
+		}
+	}
 }
 
 // pushAhead takes in the transactions of a frame that the stream has not stored yet, or of its first part, if they go on

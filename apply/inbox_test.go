@@ -177,10 +177,13 @@ func TestAheadOfTheStream(t *testing.T) {
 			got = append(got, fmt.Sprintf("%d from %d", x.Seq, x.resume))
 		}
 	}
-	if want := "[1 from 1 2 from 2 3 from 2 4 from 2 5 from 2]"; fmt.Sprint(got) != want {
-		t.Errorf("the inbox holds %v, want %s", got, want)
+	if want := "[1 from 1 2 from 2 3 from 2 4 from 2 5 from 2]"; fmt.Sprint(got) != want || b.again.Load() != 0 {
+		t.Errorf("the inbox holds %v, want %s; %d have come again", got, want, b.again.Load())
 	}
-	f := &wire.Frame{Header: wire.Header{Origin: nodeA, WriterEpoch: 1, FirstSeq: 6}, Body: first}
+	if err := pushFrame(t, b, 3, nil, body(4, 6)); err != nil || b.again.Load() != 2 {
+		t.Errorf("%d transactions have come again, want 2; %v", b.again.Load(), err)
+	}
+	f := &wire.Frame{Header: wire.Header{Origin: nodeA, WriterEpoch: 1, FirstSeq: 7}, Body: first}
 	if err := b.pushAhead(t.Context(), 3, f); !errors.Is(err, wire.ErrCorrupt) {
 		t.Errorf("part of a run ahead of the stream: %v", err)
 	}

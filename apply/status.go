@@ -21,6 +21,7 @@ type OriginStatus struct {
 	Bundled   uint64 // of them, together with others in one local transaction
 	Conflicts uint64 // recorded since the start
 	Parked    uint64 // put aside: they cannot be applied here
+	Again     uint64 // that the stream brought once more since the start, and that were passed over
 }
 
 // Status returns how far every origin has come.
@@ -30,7 +31,7 @@ func (a *Applier) Status() []OriginStatus {
 	for _, w := range a.workers {
 		e := applied.Get(w.origin)
 		s := OriginStatus{Origin: w.origin, Seq: e.Seq, Stamp: e.Stamp,
-			Applied: w.applied.Load(), Careful: w.careful.Load(), Bundled: w.bundles.Load(), Conflicts: w.conflicts.Load(), Parked: a.parked.of(w.origin)}
+			Applied: w.applied.Load(), Careful: w.careful.Load(), Bundled: w.bundles.Load(), Conflicts: w.conflicts.Load(), Parked: a.parked.of(w.origin), Again: w.inbox.again.Load()}
 		var oldest origin.Stamp
 		if s.Received, s.Queued, oldest = w.inbox.received(); s.Queued > 0 {
 			s.Lag = a.opts.Now().Sub(oldest.Time())

@@ -49,6 +49,8 @@ type worker struct {
 	owed     *owed
 	policy   conflict.Policy
 	inbox    *inbox
+	// saidAgain is when the log said last that transactions come again; of the goroutine that feeds.
+	saidAgain time.Time
 
 	ctx      context.Context // run's; the planner's catalog look-ups end with it
 	conn     *pgx.Conn

@@ -46,6 +46,7 @@ var (
 	metricLag         = describe("origin_lag_seconds", "Age of the oldest transaction that has arrived and is not applied; 0: there is none.", "origin")
 	metricParked      = describe("origin_parked_transactions", "Transactions of another node that cannot be applied here.", "origin")
 	metricLosses      = describe("origin_conflicts_total", "Conflicts that were recorded when the origin's transactions were applied.", "origin")
+	metricAgain       = describe("origin_again_transactions_total", "Transactions that came once more and were passed over, since the start.", "origin")
 	metricRefused     = describe("origin_frames_refused_total", "How often frames were met that the origin has not signed (stream.signatures).", "origin")
 	metricAway        = describe("rows_written_away_total", "Local rows that were written though their home is another node.")
 	metricKinds       = describe("conflicts_total", "Conflicts that were recorded, by kind.", "kind")
@@ -62,7 +63,7 @@ var (
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{metricInfo, metricRunning, metricStreaming, metricSeq, metricDurable, metricWAL, metricInFlight, metricStream, metricStreamLimit,
-		metricConnected, metricApplied, metricQueued, metricLag, metricParked, metricLosses, metricRefused, metricKinds, metricAway, metricQuarantined, metricOwed, metricLetGo, metricClock,
+		metricConnected, metricApplied, metricQueued, metricLag, metricParked, metricLosses, metricRefused, metricAgain, metricKinds, metricAway, metricQuarantined, metricOwed, metricLetGo, metricClock,
 		metricClockWithin, metricRefusals, metricSignIns, metricAlarm} {
 		ch <- d
 	}
@@ -110,6 +111,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(metricParked, float64(l.Parked), l.Origin)
 		count(metricLosses, l.Conflicts, l.Origin)
 		count(metricRefused, l.Refused, l.Origin)
+		count(metricAgain, l.Again, l.Origin)
 	}
 	count(metricAway, r.WrittenAway)
 	for kind, n := range r.Conflicts {

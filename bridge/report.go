@@ -152,6 +152,7 @@ type LinkReport struct {
 	Conflicts    uint64    `json:"conflicts"`
 	Parked       uint64    `json:"parked"`            // transactions put aside: they cannot be applied here
 	Refused      uint64    `json:"refused,omitempty"` // how often frames were met that their author has not signed
+	Again        uint64    `json:"again,omitempty"`   // transactions that came once more since the start, and were passed over
 	// Disagrees: the node decides conflicts by other policies and is not read until they are the same.
 	Disagrees bool `json:"disagrees,omitempty"`
 }

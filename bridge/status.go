@@ -295,7 +295,7 @@ func (l *life) reportPublisher(ctx context.Context, r *Report) {
 
 func (l *life) reportLink(o apply.OriginStatus) LinkReport {
 	r := LinkReport{Link: o.Origin.Node, Origin: o.Origin.String(), State: "connected", Waiting: o.Waiting,
-		AppliedSeq: o.Seq, ReceivedSeq: o.Received, LagSeconds: o.Lag.Seconds(), Conflicts: o.Conflicts, Parked: o.Parked,
+		AppliedSeq: o.Seq, ReceivedSeq: o.Received, LagSeconds: o.Lag.Seconds(), Conflicts: o.Conflicts, Parked: o.Parked, Again: o.Again,
 		Queued: o.Queued, QueuedBytes: o.Bytes}
 	if o.Seq > 0 {
 		r.AppliedStamp = o.Stamp.Time()

@@ -158,6 +158,66 @@ func refused(r *cluster.Report, node string) uint64 {
 	return 0
 }
 
+// TestReplayedFrame: a frame that its author has written and signed is sent to its stream once more. It changes nothing, and status counts it.
+func TestReplayedFrame(t *testing.T) {
+	t.Parallel()
+	c := cluster.New(t, cluster.Options{Keys: true, Schema: `CREATE TABLE t (id int PRIMARY KEY, v text)`})
+	a, b := c.Node("a"), c.Node("b")
+	a.Exec(`INSERT INTO t VALUES (1, 'old')`)
+	b.Await(`SELECT v FROM t`, "old")
+	a.Exec(`UPDATE t SET v = 'new'`)
+	b.Await(`SELECT v FROM t`, "new")
+	nc := a.Connect()
+	s, err := stream.NewReader(nc, stream.ReaderOptions{Cluster: c.Name, Sender: "a", Origin: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, last, _, err := s.Info(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := js.Stream(t.Context(), stream.StreamName(c.Name, "a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent := uint64(0)
+	for seq := first; seq <= last; seq++ {
+		m, err := own.GetMsg(t.Context(), seq)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := s.Get(t.Context(), seq)
+		if err != nil || f.FirstSeq == 0 || f.LastSeq < f.FirstSeq {
+			continue
+		}
+		if _, err := js.PublishMsg(t.Context(), &nats.Msg{Subject: m.Subject, Data: m.Data}); err != nil {
+			t.Fatal(err)
+		}
+		sent += f.LastSeq - f.FirstSeq + 1
+	}
+	if sent == 0 {
+		t.Fatal("no frame with a transaction was found")
+	}
+	b.AwaitStatus(func(r *cluster.Report) bool { return again(r, "a") == sent })
+	if got := b.Value(`SELECT v FROM t`); got != "new" {
+		t.Errorf("node b has %s", got)
+	}
+}
+
+// again is how many transactions of a node have come once more.
+func again(r *cluster.Report, node string) uint64 {
+	for _, l := range r.Links {
+		if strings.HasPrefix(l.Origin, node) {
+			return l.Again
+		}
+	}
+	return 0
+}
+
 // TestSigningBegins: nodes that replicate begin to sign, one after the other, and then to require it; one that lacks a key does not start.
 func TestSigningBegins(t *testing.T) {
 	t.Parallel()
