@@ -51,11 +51,16 @@ type absence struct {
 	localSeq     uint64
 	localDeletes int
 	names        []origin.Origin                // of the origins that registered anything
-	registered   map[wire.KeyHash]registered    // the last registration of each key
+	registered   map[wire.KeyHash]registered    // the last registration of each key, but for those of fresh
 	others       map[wire.KeyHash]origin.Vector // and those of other origins before it
-	order        map[origin.Origin][]entry      // of both, roughly by seq, for forgetting
-	settled      origin.Vector                  // by which registrations were forgotten last
-	wide         map[tableName]origin.Vector    // of each origin the last one
+	order        map[origin.Origin][]*entry     // of all, roughly by seq, for forgetting
+	// fresh are entries that nobody has asked about: most are forgotten before somebody does, and come into no index.
+	fresh     []*entry
+	freshKeys int // of fresh
+	spare     []entry
+	spareKeys []wire.KeyHash
+	settled   origin.Vector               // by which registrations were forgotten last
+	wide      map[tableName]origin.Vector // of each origin the last one
 	// begun is the last transaction of an origin that registered anything and was not rolled back. A
 	// registration beyond it stands for nothing that is, or may come to be, in the database.
 	begun map[origin.Origin]uint64
@@ -80,8 +85,9 @@ type registered struct {
 
 // entry is what one transaction has registered.
 type entry struct {
-	seq  uint64
-	keys []wire.KeyHash
+	registered
+	keys    []wire.KeyHash // nil once forgotten
+	indexed bool
 }
 
 // bulk holds the tombstones of one large transaction: sorted, without a map's overhead.
@@ -108,7 +114,7 @@ func newAbsence() *absence {
 	return &absence{
 		tombs: map[wire.KeyHash]tombstone{}, truncated: map[tableName]tombstone{},
 		registered: map[wire.KeyHash]registered{}, others: map[wire.KeyHash]origin.Vector{},
-		order: map[origin.Origin][]entry{}, wide: map[tableName]origin.Vector{},
+		order: map[origin.Origin][]*entry{}, wide: map[tableName]origin.Vector{},
 		begun: map[origin.Origin]uint64{}, takes: newTakes(), wake: make(chan struct{}, 1), watch: func(tableName) bool { return false },
 		merged: func(tableName) bool { return false },
 	}
@@ -203,7 +209,7 @@ func (a *absence) create(r registration, v origin.Version, up origin.Vector, row
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.begins(r)
-	if len(a.registered)+len(rows) > registryLimit {
+	if len(a.registered)+a.freshKeys+len(rows) > registryLimit {
 		for i := range rows {
 			a.widen(rows[i].table, r)
 		}
@@ -230,23 +236,48 @@ func (a *absence) register(r registration, rows []created) {
 	if len(rows) == 0 {
 		return
 	}
-	n := registered{r.seq, a.number(r.origin)}
-	keys := make([]wire.KeyHash, 0, len(rows))
+	e := &cut(&a.spare, 1)[0]
+	*e = entry{registered: registered{r.seq, a.number(r.origin)}, keys: cut(&a.spareKeys, len(rows))}
 	for i := range rows {
-		k := rows[i].key
-		old, ok := a.registered[k]
-		if old == n {
-			continue
-		}
-		if ok && old.origin != n.origin {
-			v := a.others[k]
-			v.Advance(origin.Entry{Origin: a.names[old.origin], Seq: old.seq})
-			a.others[k] = v
-		}
-		a.registered[k] = n
-		keys = append(keys, k)
+		e.keys[i] = rows[i].key
 	}
-	a.order[r.origin] = append(a.order[r.origin], entry{r.seq, keys})
+	a.order[r.origin] = append(a.order[r.origin], e)
+	a.fresh = append(a.fresh, e)
+	a.freshKeys += len(rows)
+}
+
+// cutFrom is how many small things are made at once.
+const cutFrom = 256
+
+// cut returns n of what is spare, of which more is made if need be.
+func cut[T any](spare *[]T, n int) []T {
+	if n > cutFrom/4 {
+		return make([]T, n)
+	}
+	if len(*spare) < n {
+		*spare = make([]T, cutFrom)
+	}
+	taken := (*spare)[:n:n]
+	*spare = (*spare)[n:]
+	return taken
+}
+
+// index takes the fresh entries into the index.
+func (a *absence) index() {
+	for _, e := range a.fresh {
+		for _, k := range e.keys {
+			old, ok := a.registered[k]
+			if ok && old.origin != e.origin {
+				v := a.others[k]
+				v.Advance(origin.Entry{Origin: a.names[old.origin], Seq: old.seq})
+				a.others[k] = v
+			}
+			a.registered[k] = e.registered
+		}
+		e.indexed = true
+	}
+	clear(a.fresh)
+	a.fresh, a.freshKeys = a.fresh[:0], 0
 }
 
 // number returns the place of an origin in names.
@@ -270,6 +301,7 @@ func (a *absence) widen(n tableName, r registration) {
 
 // concerned returns the registrations that stand for a key, of each origin the last.
 func (a *absence) concerned(n tableName, k wire.KeyHash) origin.Vector {
+	a.index()
 	v := a.wide[n].Clone()
 	v.Merge(a.others[k])
 	if r, ok := a.registered[k]; ok {
@@ -296,14 +328,12 @@ func (a *absence) settle(low origin.Vector) {
 	for o, list := range a.order {
 		seq := low.Seq(o)
 		for len(list) > 0 && list[0].seq <= seq {
-			for _, k := range list[0].keys {
-				a.unregister(k, o, list[0].seq)
-			}
-			list[0].keys = nil
+			a.forget(list[0], o)
 			list = list[1:]
 		}
 		a.order[o] = list
 	}
+	a.fresh = slices.DeleteFunc(a.fresh, func(e *entry) bool { return e.keys == nil })
 	for n, v := range a.wide {
 		if v = uncovered(v, low); len(v) == 0 {
 			delete(a.wide, n)
@@ -313,9 +343,21 @@ func (a *absence) settle(low origin.Vector) {
 	}
 }
 
+// forget takes an entry of o out of the index.
+func (a *absence) forget(e *entry, o origin.Origin) {
+	if e.indexed {
+		for _, k := range e.keys {
+			a.unregister(k, o, e.registered)
+		}
+	} else {
+		a.freshKeys -= len(e.keys)
+	}
+	e.keys = nil
+}
+
 // unregister forgets a registration of o.
-func (a *absence) unregister(k wire.KeyHash, o origin.Origin, seq uint64) {
-	if a.registered[k] == (registered{seq, a.number(o)}) {
+func (a *absence) unregister(k wire.KeyHash, o origin.Origin, r registered) {
+	if a.registered[k] == r {
 		delete(a.registered, k)
 	}
 	if len(a.others) == 0 {
@@ -325,7 +367,7 @@ func (a *absence) unregister(k wire.KeyHash, o origin.Origin, seq uint64) {
 	if !ok {
 		return
 	}
-	v = slices.DeleteFunc(v, func(e origin.Entry) bool { return e.Origin == o && e.Seq <= seq })
+	v = slices.DeleteFunc(v, func(e origin.Entry) bool { return e.Origin == o && e.Seq <= r.seq })
 	if len(v) == 0 {
 		delete(a.others, k)
 	} else {

@@ -175,6 +175,9 @@ func TestUnsettledBy(t *testing.T) {
 func TestRegistrationsAreForgotten(t *testing.T) {
 	a := newAbsence()
 	for i := range uint64(1000) {
+		if i == 500 && len(a.concerned(tableX, hashOf(0))) != 2 { // what came before is in the index, the rest is not
+			t.Errorf("registered are %v and %v", a.registered, a.others)
+		}
 		a.createMany(tableX, registration{nodeA, i + 1})
 		a.create(registration{nodeA, i + 1}, origin.Version{}, nil, created{tableX, hashOf(i % 10)})
 		a.create(registration{nodeC, i + 1}, origin.Version{}, nil, created{tableX, hashOf(i % 10)})
@@ -182,9 +185,12 @@ func TestRegistrationsAreForgotten(t *testing.T) {
 	if n := len(a.wide[tableX]); n != 1 {
 		t.Errorf("%d entries for the table", n)
 	}
+	if len(a.fresh) != 1000 || a.freshKeys != 1000 {
+		t.Errorf("%d registrations of %d keys are not in the index", len(a.fresh), a.freshKeys)
+	}
 	a.settle(seqs(1000, 1000))
-	if len(a.registered)+len(a.others)+len(a.wide)+len(a.order[nodeA])+len(a.order[nodeC]) != 0 {
-		t.Errorf("left: %v %v %v", a.registered, a.others, a.wide)
+	if len(a.registered)+len(a.others)+len(a.wide)+len(a.order[nodeA])+len(a.order[nodeC])+len(a.fresh)+a.freshKeys != 0 {
+		t.Errorf("left: %v %v %v, %d of %d keys not in the index", a.registered, a.others, a.wide, len(a.fresh), a.freshKeys)
 	}
 }
 

@@ -603,7 +603,7 @@ func TestSettledBehindAParkedTransaction(t *testing.T) {
 	awaitTrue(t, func() bool {
 		p.a.absence.mu.Lock()
 		defer p.a.absence.mu.Unlock()
-		return len(p.a.absence.registered) == 0
+		return len(p.a.absence.registered)+p.a.absence.freshKeys == 0
 	})
 }
 
