@@ -176,7 +176,6 @@ type loggedRow struct {
 // loggedWrite is one write in a loggedRow.
 type loggedWrite struct {
 	conflict.Logged
-	low   origin.Vector
 	image []conflict.Cell
 	t     *txn // that stands for its transaction
 }
@@ -249,7 +248,7 @@ func (r *resync) loggedRow(m *mapping, l *wire.Logged) error {
 	if err != nil {
 		return err
 	}
-	w.Up, w.low = seen[0], seen[1]
+	w.Up, w.Low = seen[0], seen[1]
 	if w.Kind, err = writeOf(l.Kind); err != nil {
 		return err
 	}
@@ -294,7 +293,7 @@ func (c *carefulRun) mergeLogged(s *step) {
 			step.tuple = s.ch.New
 		}
 		r.steps = append(r.steps, step)
-		r.add(w.Logged, w.low, w.image)
+		r.add(w.Logged, w.image)
 	}
 }
 
@@ -310,7 +309,7 @@ func (r *resync) pushUnseen(ctx context.Context) error {
 			bases = append(bases, journalBase{key: k, local: m.local})
 			for i := range row.writes {
 				w := &row.writes[i]
-				writes = append(writes, journaled{key: k, origin: r.journalID(w.Origin), write: &w.Logged, low: w.low, image: w.image, local: m.local})
+				writes = append(writes, journaled{key: k, origin: r.journalID(w.Origin), write: &w.Logged, image: w.image, local: m.local})
 			}
 		}
 	}

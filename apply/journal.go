@@ -339,7 +339,7 @@ func (j *journal) txn(ctx context.Context, t *txn) error {
 			}
 			if rec.Kind == wire.KindTruncate {
 				part++
-				j.writes = append(j.writes, journaled{key: wholeTable(m.local), write: t.logged(rec.Kind, part, nil), low: t.low, local: m.local})
+				j.writes = append(j.writes, journaled{key: wholeTable(m.local), write: t.logged(rec.Kind, part, nil), local: m.local})
 				continue
 			}
 			m.readable(ch)
@@ -349,7 +349,7 @@ func (j *journal) txn(ctx context.Context, t *txn) error {
 			}
 			for _, r := range rows {
 				part++
-				j.writes = append(j.writes, journaled{key: r.key, write: t.logged(r.kind, part, r.ops), low: t.low, image: m.local.keeps(r.new), local: m.local})
+				j.writes = append(j.writes, journaled{key: r.key, write: t.logged(r.kind, part, r.ops), image: m.local.keeps(r.new), local: m.local})
 				j.bases = append(j.bases, journalBase{key: r.key, local: m.local, cells: r.old})
 			}
 		}

@@ -120,7 +120,7 @@ func foldable(l *lineage, stable func(origin.Origin) uint64) map[origin.Origin]u
 				continue
 			}
 			for o, seq := range cut {
-				if had := l.lows[i].Seq(o); o != w.Origin && had < seq {
+				if had := w.Low.Seq(o); o != w.Origin && had < seq {
 					cut[o], again = had, true
 				}
 			}
@@ -135,7 +135,7 @@ func (l *lineage) folding(stable func(origin.Origin) uint64) (*lineage, map[orig
 	old := &lineage{base: l.base, truncates: l.truncates}
 	for i := range l.writes {
 		if l.writes[i].Seq <= cut[l.writes[i].Origin] {
-			old.add(l.writes[i], l.lows[i], l.images[i])
+			old.add(l.writes[i], l.images[i])
 		}
 	}
 	if len(old.writes) == 0 || slices.ContainsFunc(l.truncates, func(w conflict.Logged) bool { return w.Seq > cut[w.Origin] }) {

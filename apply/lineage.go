@@ -21,7 +21,6 @@ type lineage struct {
 	based  bool // the journal has base
 	base   []conflict.Cell
 	writes []conflict.Logged
-	lows   []origin.Vector   // of each write, what its author certainly had seen
 	images [][]conflict.Cell // of each write the row as its author left it, if the table has CHECK constraints
 	// truncates are those of the table. They take every row with them that is older, seen or not: whoever truncates means
 	// the table, and the rows' old values are not told.
@@ -31,8 +30,8 @@ type lineage struct {
 	whole bool
 }
 
-func (l *lineage) add(w conflict.Logged, low origin.Vector, image []conflict.Cell) {
-	l.writes, l.lows, l.images = append(l.writes, w), append(l.lows, low), append(l.images, image)
+func (l *lineage) add(w conflict.Logged, image []conflict.Cell) {
+	l.writes, l.images = append(l.writes, w), append(l.images, image)
 }
 
 // later orders writes as the rules do.
@@ -93,7 +92,7 @@ func (m *mapping) rowWrites(c *wire.Change, hash func(*mapping, []wire.Value) (w
 // logged is a write of t as the rules have it: its place in t tells those of one row apart.
 func (t *txn) logged(kind wire.Kind, part conflict.Part, ops []conflict.Op) *conflict.Logged {
 	what, _ := writeOf(kind) // only kinds that there are
-	return &conflict.Logged{Origin: t.origin, Seq: t.Seq, Part: part, Stamp: t.Stamp, Up: t.up, Kind: what, Ops: ops}
+	return &conflict.Logged{Origin: t.origin, Seq: t.Seq, Part: part, Stamp: t.Stamp, Up: t.up, Low: t.low, Kind: what, Ops: ops}
 }
 
 // journaled is one write on its way into the journal.
@@ -101,7 +100,6 @@ type journaled struct {
 	key    wire.KeyHash
 	origin int32 // as in pgbridge.position; 0: this node
 	write  *conflict.Logged
-	low    origin.Vector
 	image  []conflict.Cell // as in lineage
 	local  *table
 }
@@ -138,7 +136,7 @@ func journalParams(writes []journaled) []param {
 		int4(4, uint32(w.write.Part))
 		int8(5, uint64(w.write.Stamp))
 		cols[6].add([]byte{byte(kindOf(w.write.Kind))}, false)
-		cols[7].add(wire.AppendVector(wire.AppendVector(nil, w.write.Up), w.low), false)
+		cols[7].add(wire.AppendVector(wire.AppendVector(nil, w.write.Up), w.write.Low), false)
 		cols[8].add(w.local.merge.encodeOps(w.write.Ops), false)
 		cols[9].add(w.local.encodeCells(w.image), w.image == nil)
 	}
@@ -303,7 +301,7 @@ func (j *journal) lineages(ctx context.Context, conn *pgconn.PgConn, t *table, k
 		return nil, err
 	}
 	for _, r := range rows {
-		w, low, err := j.logged(t, r)
+		w, err := j.logged(t, r)
 		if err != nil {
 			return nil, err
 		}
@@ -318,7 +316,7 @@ func (j *journal) lineages(ctx context.Context, conn *pgconn.PgConn, t *table, k
 				out[n].truncates = append(out[n].truncates, w)
 				continue
 			}
-			out[n].add(w, low, image)
+			out[n].add(w, image)
 		} else {
 			whole = append(whole, w)
 		}
@@ -345,24 +343,24 @@ func (j *journal) lineages(ctx context.Context, conn *pgconn.PgConn, t *table, k
 }
 
 // logged reads one row of lineageSQL.
-func (j *journal) logged(t *table, r [][]byte) (conflict.Logged, origin.Vector, error) {
+func (j *journal) logged(t *table, r [][]byte) (conflict.Logged, error) {
 	w := conflict.Logged{
 		Seq: binary.BigEndian.Uint64(r[2]), Part: conflict.Part(binary.BigEndian.Uint32(r[3])), Stamp: origin.Stamp(binary.BigEndian.Uint64(r[4])),
 	}
 	var ok bool
 	if w.Origin, ok = j.origins[int32(binary.BigEndian.Uint32(r[1]))]; !ok {
-		return w, nil, fmt.Errorf("the journal names origin %d, which is not in pgbridge.position", int32(binary.BigEndian.Uint32(r[1])))
+		return w, fmt.Errorf("the journal names origin %d, which is not in pgbridge.position", int32(binary.BigEndian.Uint32(r[1])))
 	}
 	seen, err := wire.ParseVectors(r[6], 2)
 	if err != nil {
-		return w, nil, fmt.Errorf("read journal of %s: %w", t.quoted, err)
+		return w, fmt.Errorf("read journal of %s: %w", t.quoted, err)
 	}
-	w.Up = seen[0]
+	w.Up, w.Low = seen[0], seen[1]
 	if w.Kind, err = writeOf(wire.Kind(r[5][0])); err != nil {
-		return w, nil, err
+		return w, err
 	}
 	w.Ops, err = t.merge.decodeOps(r[7])
-	return w, seen[1], err
+	return w, err
 }
 
 // journalKinds are the kinds of changes, by what the rules call them.

@@ -66,7 +66,7 @@ func randomLineage(r *rand.Rand) *lineage {
 		}
 		lows[o] = low
 		seqs[o]++
-		l.add(conflict.Logged{Origin: o, Seq: seqs[o], Stamp: origin.Stamp(10 * n), Up: low, Kind: conflict.Update}, low, nil)
+		l.add(conflict.Logged{Origin: o, Seq: seqs[o], Stamp: origin.Stamp(10 * n), Up: low, Low: low, Kind: conflict.Update}, nil)
 	}
 	return l
 }
@@ -77,7 +77,7 @@ func (l *lineage) saw(i, k int) bool {
 	if w.Origin == v.Origin {
 		return v.Seq < w.Seq
 	}
-	return l.lows[i].Covers(v.Origin, v.Seq)
+	return w.Low.Covers(v.Origin, v.Seq)
 }
 
 // TestFoldable: what is folded every node has seen, and so had the authors of all that stays; and it is as much as can be.
@@ -152,7 +152,7 @@ func TestTruncateTakesOlderWrites(t *testing.T) {
 	}
 	l := &lineage{base: []conflict.Cell{{}}, truncates: []conflict.Logged{write(10, conflict.Truncate), write(30, conflict.Truncate)}}
 	for _, w := range []conflict.Logged{write(50, conflict.Update), write(40, conflict.Insert), write(35, conflict.Update), write(20, conflict.Insert)} {
-		l.add(w, nil, nil)
+		l.add(w, nil)
 	}
 	if row, places := l.standing(); row != nil || !slices.Equal(places, []int{1, 0}) {
 		t.Errorf("row %v and writes %v stand, want none, and the insert with the update behind it", row, places)

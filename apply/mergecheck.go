@@ -181,7 +181,7 @@ func (l *lineage) stretches(places []int) [][]int {
 		had[n] = slices.Clone(had[n+1])
 		for o := range origins {
 			if o != of[n] {
-				had[n][o] = min(had[n][o], l.lows[places[n]].Seq(origins[o]))
+				had[n][o] = min(had[n][o], l.writes[places[n]].Low.Seq(origins[o]))
 			}
 		}
 	}

@@ -23,7 +23,7 @@ import (
 func (c *carefulRun) truncateMerged(ctx context.Context, m *mapping) error {
 	t := m.local
 	c.part++
-	c.push("journal", c.journalStatement, journalParams([]journaled{{key: wholeTable(t), origin: int32(c.id), low: c.t.low, local: t,
+	c.push("journal", c.journalStatement, journalParams([]journaled{{key: wholeTable(t), origin: int32(c.id), local: t,
 		write: c.t.logged(wire.KindTruncate, c.part, nil)}}))
 	if err := c.flush(ctx); err != nil {
 		return err

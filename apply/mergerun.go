@@ -229,7 +229,7 @@ func (c *carefulRun) merge(s *step) error {
 			step.tuple, r.tuple = s.ch.New, s.ch.New
 		}
 		r.steps = append(r.steps, step)
-		r.add(*s.t.logged(w.kind, c.part, w.ops), s.t.low, s.m.local.keeps(w.new))
+		r.add(*s.t.logged(w.kind, c.part, w.ops), s.m.local.keeps(w.new))
 	}
 	return nil
 }
@@ -264,7 +264,7 @@ func (c *carefulRun) writeMerged(ctx context.Context, conn *pgconn.PgConn) error
 			bases = append(bases, journalBase{key: r.key, local: r.m.local, cells: r.base})
 		}
 		for _, s := range r.steps {
-			writes = append(writes, journaled{key: r.key, origin: c.journalID(r.writes[s.at].Origin), write: &r.writes[s.at], low: r.lows[s.at], image: r.images[s.at], local: r.m.local})
+			writes = append(writes, journaled{key: r.key, origin: c.journalID(r.writes[s.at].Origin), write: &r.writes[s.at], image: r.images[s.at], local: r.m.local})
 		}
 	}
 	if len(bases) > 0 {

@@ -269,7 +269,7 @@ func (s *simWorker) journalize() {
 		}
 		for _, st := range r.steps {
 			w := r.writes[st.at]
-			writes = append(writes, journaled{key: r.key, origin: int32(c.id), write: &w, low: r.lows[st.at], local: r.m.local})
+			writes = append(writes, journaled{key: r.key, origin: int32(c.id), write: &w, local: r.m.local})
 		}
 	}
 	if len(writes) > 0 {
@@ -373,7 +373,7 @@ func (s *simWorker) truncate(m *mapping) error {
 	merged := m.local.merge != nil
 	if merged {
 		c.part++
-		w := journaled{key: wholeTable(m.local), origin: int32(c.id), low: c.t.low, local: m.local,
+		w := journaled{key: wholeTable(m.local), origin: int32(c.id), local: m.local,
 			write: c.t.logged(wire.KindTruncate, c.part, nil)}
 		s.drafts = append(s.drafts, func(b *simBooks) { b.put(nil, []journaled{w}) })
 	} else {

@@ -70,7 +70,7 @@ func (b *simBooks) put(bases []journalBase, writes []journaled) {
 			continue
 		}
 		if l := row(w.key); !slices.ContainsFunc(l.writes, func(v conflict.Logged) bool { return same(&v) }) {
-			l.add(*w.write, w.low, w.image)
+			l.add(*w.write, w.image)
 		}
 	}
 }
@@ -79,7 +79,7 @@ func (b *simBooks) put(bases []journalBase, writes []journaled) {
 func (b *simBooks) lineage(t *table, k wire.KeyHash) lineage {
 	var l lineage
 	if stored := b.lineages[k]; stored != nil {
-		l = lineage{based: stored.based, base: stored.base, writes: slices.Clone(stored.writes), lows: slices.Clone(stored.lows), images: slices.Clone(stored.images),
+		l = lineage{based: stored.based, base: stored.base, writes: slices.Clone(stored.writes), images: slices.Clone(stored.images),
 			truncates: slices.Clone(stored.truncates)}
 	}
 	for i := range l.writes {
@@ -360,7 +360,7 @@ func (n *simNode) keep() bool {
 func (n *simNode) faulty(writes []journaled) []journaled {
 	for i := range writes {
 		if n.w.broken.foldByUp {
-			writes[i].low = writes[i].write.Up
+			writes[i].write.Low = writes[i].write.Up
 		}
 	}
 	return writes
@@ -527,7 +527,7 @@ func (n *simNode) fold(k wire.KeyHash, stable map[origin.Origin]uint64) {
 		next := lineage{based: true, base: out.Row}
 		for i, w := range b.lineages[k].writes {
 			if w.Seq > cut[w.Origin] {
-				next.add(w, b.lineages[k].lows[i], b.lineages[k].images[i])
+				next.add(w, b.lineages[k].images[i])
 			}
 		}
 		b.lineages[k] = &next

@@ -207,7 +207,7 @@ func (w *simWorld) published(t *simTxn) {
 	}
 	logged := func(p *simWrites, kind conflict.Write, before, after []conflict.Cell) {
 		part++
-		l := conflict.Logged{Origin: t.Origin, Seq: t.Seq, Part: part, Stamp: t.Stamp, Up: t.up, Kind: kind}
+		l := conflict.Logged{Origin: t.Origin, Seq: t.Seq, Part: part, Stamp: t.Stamp, Up: t.up, Low: t.low, Kind: kind}
 		if after != nil {
 			ops, err := w.tables[1].mapping.local.merge.rules.Diff(before, after)
 			if err != nil {

@@ -235,26 +235,68 @@ const guesses = 512
 
 // guess looks for what the author of p has really seen. Up over-approximates: a remote write may have been
 // announced to his node and not have been in the row yet. It tries sets of lanes' prefixes, as counts by
-// origin, until one fits: first all that p covers, then with as few as possible of the other origins' newest
-// transactions left out. A set must be closed: a remote write is in a row only after all that it covers. Own
+// origin, until one fits: first all that p covers, then the same with what Low has of some origins alone, since what a node applies
+// together comes into its rows at once; then with as few as possible of the other origins' newest
+// transactions left out, down to Low and then beyond. A set must be closed: a remote write is in a row only after all that it covers. Own
 // writes are always seen, and prove nothing of what they cover. If no set fits, all that p covers is the answer.
 //
 // Fewest first makes the search blind to folding: if all that is left in the log has really seen what was
 // folded, each set that contains the folded writes comes before each that does not.
 func (h *history) guess(p int32, lanes [][]int32, counts []int32, fits func(counts []int32) bool) bool {
-	own := int(h.org[p])
+	all, low := make([]int32, len(lanes)), make([]int32, len(lanes))
 	for o, lane := range lanes {
-		counts[o] = h.within(lane, h.seen(int(p))[o])
+		all[o] = h.within(lane, h.seen(int(p))[o])
+		low[o] = all[o]
+		if o != int(h.org[p]) {
+			seq := h.at(int(p)).Low.Seq(h.origins[o])
+			low[o] = min(all[o], int32(sort.Search(len(lane), func(i int) bool { return h.at(int(lane[i])).Seq > seq })))
+		}
 	}
-	if fits(counts) {
+	copy(counts, all)
+	if fits(counts) || h.guessCorner(p, lanes, low, all, counts, fits) || h.guessBetween(p, lanes, low, all, counts, fits) {
 		return true
 	}
+	if slices.ContainsFunc(low, func(n int32) bool { return n > 0 }) && h.guessBetween(p, lanes, make([]int32, len(lanes)), all, counts, fits) {
+		return true
+	}
+	copy(counts, all)
+	return false
+}
+
+// cornerOrigins bounds of how many origins guessCorner chooses.
+const cornerOrigins = 6
+
+// guessCorner tries sets in which of each other origin there is either all, or what is low.
+func (h *history) guessCorner(p int32, lanes [][]int32, low, all, counts []int32, fits func(counts []int32) bool) bool {
+	var open []int // where that makes a difference
+	for o := range lanes {
+		if low[o] < all[o] && len(open) < cornerOrigins {
+			open = append(open, o)
+		}
+	}
+	for set := 1; set < 1<<len(open); set++ {
+		copy(counts, all)
+		for i, o := range open {
+			if set>>i&1 == 1 {
+				counts[o] = low[o]
+			}
+		}
+		if h.closed(lanes, counts, int(h.org[p])) && fits(counts) {
+			return true
+		}
+	}
+	return false
+}
+
+// guessBetween tries the sets between low and all, with the fewest transactions left out first.
+func (h *history) guessBetween(p int32, lanes [][]int32, low, all, counts []int32, fits func(counts []int32) bool) bool {
+	own := int(h.org[p])
 	steps := make([][]int32, len(lanes)) // by origin: the counts with so many transactions left out
 	total := 0
 	for o, lane := range lanes {
-		n := counts[o]
+		n := all[o]
 		steps[o] = append(steps[o], n)
-		for o != own && n > 0 && len(steps[o]) <= guesses {
+		for o != own && n > low[o] && len(steps[o]) <= guesses {
 			seq := h.at(int(lane[n-1])).Seq
 			for n > 0 && h.at(int(lane[n-1])).Seq == seq {
 				n--
@@ -292,9 +334,6 @@ func (h *history) guess(p int32, lanes [][]int32, counts []int32, fits func(coun
 		if descend(0, left) {
 			return true
 		}
-	}
-	for o := range counts {
-		counts[o] = steps[o][0]
 	}
 	return false
 }

@@ -93,7 +93,9 @@ type Logged struct {
 	Stamp  origin.Stamp
 	// Up is what the author may have seen of other origins: a transaction that was announced to him counts,
 	// though it may not have been in the row yet.
-	Up   origin.Vector
+	Up origin.Vector
+	// Low is what he surely had seen, as far as is known.
+	Low  origin.Vector
 	Kind Write
 	// Ops are by unit; nil or empty where the write did not change the unit. A delete has none.
 	Ops []Op

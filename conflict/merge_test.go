@@ -265,6 +265,47 @@ func TestManyDeclaredAreNotSeen(t *testing.T) {
 	}
 }
 
+// TestDeclaredByTwoAreNotSeen: of two nodes more was announced on c, which was cut off, than all their writes could be left out one by one. c
+// applies what comes together at once, so that its row has all that was announced of one, and of the other what it had before.
+func TestDeclaredByTwoAreNotSeen(t *testing.T) {
+	rules := &Rules{Width: 1, Units: []Unit{{Columns: []int{0}, Rule: TextMerge, Type: TextType}}}
+	const many = 100
+	nodes := []origin.Origin{{Node: "a", Epoch: 1}, {Node: "b", Epoch: 1}}
+	for _, had := range [][2]int{{many, many}, {many, 20}, {10, many}, {10, 20}, {many - 1, many - 2}} {
+		var writes []Logged
+		diff := func(w Logged, before, after string) {
+			var err error
+			if w.Ops, err = rules.Diff([]Cell{asText(before)}, []Cell{asText(after)}); err != nil {
+				t.Fatal(err)
+			}
+			writes = append(writes, w)
+		}
+		typed := func(node, n int) string { // what is in front of the text, and behind it
+			text := ""
+			for i := range n {
+				text += string(rune(0x4e00 + 0x1000*node + i))
+			}
+			return text
+		}
+		for i := range many {
+			w := Logged{Origin: nodes[0], Seq: uint64(i + 1), Stamp: origin.Stamp(2 * i), Kind: Update}
+			diff(w, typed(0, i)+"world", typed(0, i+1)+"world")
+			w.Origin, w.Stamp = nodes[1], w.Stamp+1
+			diff(w, "world"+typed(1, i), "world"+typed(1, i+1))
+		}
+		c := Logged{Origin: origin.Origin{Node: "c", Epoch: 1}, Seq: 1, Stamp: 10 * many, Kind: Update}
+		for i, o := range nodes {
+			c.Up.Advance(origin.Entry{Origin: o, Seq: many, Stamp: 2 * many})
+			c.Low.Advance(origin.Entry{Origin: o, Seq: 10 * uint64(1+i), Stamp: 2 * many})
+		}
+		diff(c, typed(0, had[0])+"world"+typed(1, had[1]), typed(0, had[0])+"wor|ld"+typed(1, had[1]))
+		m, err := rules.Merge([]Cell{asText("world")}, writes)
+		if want := typed(0, many) + "wor|ld" + typed(1, many); err != nil || string(m.Row[0].Data) != want {
+			t.Errorf("c had %v: got %s, want %s, %v", had, m.Row[0].Data, want, err)
+		}
+	}
+}
+
 func TestValidate(t *testing.T) {
 	for want, r := range map[string]Rules{
 		"":                      {Width: 3, Units: []Unit{{Columns: []int{2, 0}, Rule: Latest, Type: Opaque}, {Columns: []int{1}, Rule: Delta, Type: Int4}}},
