@@ -90,6 +90,8 @@ type Options struct {
 	// Rows says, of a table of which only some nodes have some rows, which ones have which; nil of others. nil: there are none. The same on
 	// all nodes.
 	Rows func(schema, table string) *wire.Places
+	// Columns says which nodes have the values of columns that not all have. The same on all nodes.
+	Columns ColumnPlaces
 	// Open opens what is sealed in frames for those who have a table; nil: nothing is.
 	Open *wire.Opener
 	// ForeignKeys says what becomes of orphans; for a foreign key the first counts that is for it. The same on all nodes.
@@ -226,7 +228,7 @@ func Open(ctx context.Context, opts Options) (_ *Applier, err error) {
 	if err != nil {
 		return nil, err
 	}
-	a.catalog = &catalog{conn: conn, types: map[uint32]*pgType{}, merges: a.opts.Merge, priority: a.opts.Priority, foreign: a.opts.ForeignKeys}
+	a.catalog = &catalog{conn: conn, types: map[uint32]*pgType{}, merges: a.opts.Merge, priority: a.opts.Priority, foreign: a.opts.ForeignKeys, node: a.opts.Node, columns: &a.opts.Columns}
 	if err := a.openSchema(ctx); err != nil {
 		return nil, err
 	}

@@ -101,7 +101,7 @@ func (w *worker) beforeParked(t *txn) error {
 func (c *carefulRun) ownCatalog() func() {
 	shared, digests := c.catalog, c.digests
 	c.made = 0
-	c.catalog = &catalog{conn: c.conn, types: map[uint32]*pgType{}, merges: shared.merges, priority: shared.priority, foreign: shared.foreign}
+	c.catalog = &catalog{conn: c.conn, types: map[uint32]*pgType{}, merges: shared.merges, priority: shared.priority, foreign: shared.foreign, node: shared.node, columns: shared.columns}
 	c.digests = rowkey.NewDigests(c.catalog.ask)
 	c.forgetMappings()
 	return func() {

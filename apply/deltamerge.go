@@ -71,6 +71,19 @@ func (x *donor) eachLogged(ctx context.Context, f func(*wire.Logged, tableName) 
 		if x.without(n.schema, n.name) {
 			return nil
 		}
+		held, err := x.withheldOf(ctx, n)
+		if err != nil {
+			return err
+		}
+		if n.name == "" && len(l.Ops) > 0 && x.opts.Columns.Of != nil {
+			return &NoDelta{"the journal does not say which table a write is of, and columns of some are not for all nodes (topology.columns); ask again later"}
+		}
+		if l.Ops, err = held.ops(l.Ops); err != nil {
+			return err
+		}
+		if l.Image, err = held.cells(l.Image); err != nil {
+			return err
+		}
 		return f(&l, n)
 	})
 	if err != nil {
@@ -104,10 +117,12 @@ func (x *donor) merged(ctx context.Context, tables []*table) error {
 		if err != nil {
 			return err
 		}
+		held := t.withheldFrom(x.asker)
 		for k, writes := range keys {
 			for _, w := range writes {
 				w.Relation = m.remote.ID
 				if tuple := rows[k]; tuple != nil {
+					held.hide(m.remote, tuple)
 					w.Row = wire.AppendTuple(nil, tuple)
 				}
 				if err := x.write(wire.AppendLogged(x.buf[:0], w)); err != nil {

@@ -58,7 +58,7 @@ func (t *txn) sifter() *sifter {
 	if t.here == nil {
 		return nil
 	}
-	return &sifter{resident: t.here, author: t.origin.Node}
+	return &sifter{resident: t.here, author: t.origin}
 }
 
 func (t *txn) entry() origin.Entry {

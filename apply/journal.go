@@ -81,7 +81,7 @@ func (a *Applier) openJournal(ctx context.Context, ids *remotes, locks *keyLocks
 	j := &journal{
 		conn: conn, own: a.own, origins: map[int32]origin.Origin{0: a.own}, catalog: a.catalog, heard: a.heard, absence: a.absence, progress: a.progress, locks: locks,
 		wiped: map[wiped]origin.Vector{}, opts: &a.opts,
-		log: a.opts.Logger, policy: fingerprint(a.opts.Merge, a.opts.Priority), changed: make(chan struct{}), frames: make(chan *wire.Frame, journalFrames), purging: make(chan struct{}, 1),
+		log: a.opts.Logger, policy: fingerprint(a.opts.Merge, a.opts.Priority, a.opts.Columns.Setting), changed: make(chan struct{}), frames: make(chan *wire.Frame, journalFrames), purging: make(chan struct{}, 1),
 		mappings: ownMappings{}, done: origin.Entry{Origin: a.own},
 	}
 	for i, id := range ids.ids {

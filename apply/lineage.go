@@ -211,60 +211,78 @@ func (m *merge) encodeOps(ops []conflict.Op) []byte {
 // decodeOps reads what encodeOps wrote. What it says of units that are not there any more is dropped.
 func (m *merge) decodeOps(b []byte) ([]conflict.Op, error) {
 	ops := make([]conflict.Op, len(m.units))
-	for len(b) > 0 {
-		name, rest, ok := cutBytes(b)
-		op, rest, ok2 := cutBytes(rest)
-		if !ok || !ok2 {
-			return nil, fmt.Errorf("%w: ops of a write in the journal", wire.ErrCorrupt)
-		}
-		if u := slices.Index(m.units, string(name)); u >= 0 {
+	err := eachOp(b, func(unit, op []byte) {
+		if u := slices.Index(m.units, string(unit)); u >= 0 {
 			ops[u] = bytes.Clone(op)
 		}
+	})
+	return ops, err
+}
+
+// eachOp calls f for what encodeOps wrote.
+func eachOp(b []byte, f func(unit, op []byte)) error {
+	for len(b) > 0 {
+		unit, rest, ok := cutBytes(b)
+		op, rest, ok2 := cutBytes(rest)
+		if !ok || !ok2 {
+			return fmt.Errorf("%w: ops of a write in the journal", wire.ErrCorrupt)
+		}
+		f(unit, op)
 		b = rest
 	}
-	return ops, nil
+	return nil
 }
 
 // encodeCells writes a row with the names of its columns.
 func (t *table) encodeCells(row []conflict.Cell) []byte {
 	var b []byte
 	for i, c := range row {
-		b = appendBytes(b, []byte(t.cols[t.merge.cols[i]].name))
-		if c.Null {
-			b = append(b, 0)
-			continue
-		}
-		b = appendBytes(append(b, 1), c.Data)
+		b = appendCell(b, []byte(t.cols[t.merge.cols[i]].name), c)
 	}
 	return b
 }
 
+func appendCell(b, column []byte, c conflict.Cell) []byte {
+	if b = appendBytes(b, column); c.Null {
+		return append(b, 0)
+	}
+	return appendBytes(append(b, 1), c.Data)
+}
+
 // decodeCells reads what encodeCells wrote; a column that has come since is NULL.
 func (t *table) decodeCells(b []byte) ([]conflict.Cell, error) {
-	corrupt := fmt.Errorf("%w: row of %s in the journal", wire.ErrCorrupt, t.quoted)
 	row := make([]conflict.Cell, len(t.merge.cols))
 	for i := range row {
 		row[i].Null = true
 	}
-	for len(b) > 0 {
-		name, rest, ok := cutBytes(b)
-		if !ok || len(rest) == 0 {
-			return nil, corrupt
+	if err := eachCell(b, func(column []byte, c conflict.Cell) {
+		at := slices.IndexFunc(t.merge.cols, func(li int) bool { return t.cols[li].name == string(column) })
+		if at >= 0 && !c.Null {
+			row[at] = conflict.Cell{Data: bytes.Clone(c.Data)}
 		}
-		there := rest[0] == 1
-		b = rest[1:]
-		var data []byte
-		if there {
-			if data, b, ok = cutBytes(b); !ok {
-				return nil, corrupt
-			}
-		}
-		at := slices.IndexFunc(t.merge.cols, func(li int) bool { return t.cols[li].name == string(name) })
-		if at >= 0 && there {
-			row[at] = conflict.Cell{Data: bytes.Clone(data)}
-		}
+	}); err != nil {
+		return nil, fmt.Errorf("%w of %s", err, t.quoted)
 	}
 	return row, nil
+}
+
+// eachCell calls f for what encodeCells wrote.
+func eachCell(b []byte, f func(column []byte, c conflict.Cell)) error {
+	corrupt := fmt.Errorf("%w: row in the journal", wire.ErrCorrupt)
+	for len(b) > 0 {
+		column, rest, ok := cutBytes(b)
+		if !ok || len(rest) == 0 {
+			return corrupt
+		}
+		c := conflict.Cell{Null: rest[0] != 1}
+		if b = rest[1:]; !c.Null {
+			if c.Data, b, ok = cutBytes(b); !ok {
+				return corrupt
+			}
+		}
+		f(column, c)
+	}
+	return nil
 }
 
 func appendBytes(b, v []byte) []byte { return append(binary.AppendUvarint(b, uint64(len(v))), v...) }

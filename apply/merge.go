@@ -45,12 +45,15 @@ type MergeColumns struct {
 }
 
 // fingerprint tells policies apart: the journal belongs to those under which it was written.
-func fingerprint(policies []MergePolicy, priority []string) string {
+func fingerprint(policies []MergePolicy, priority []string, columns string) string {
 	h := sha256.New()
 	for _, p := range policies {
 		fmt.Fprintf(h, "%q %d %q %d %v %q\n", p.Pattern, p.Rows, p.Function, p.Deletes, p.Columns, p.Home.Setting)
 	}
 	fmt.Fprintf(h, "%q", priority)
+	if columns != "" { // journals are older than that setting
+		fmt.Fprintf(h, "\n%q", columns)
+	}
 	return hex.EncodeToString(h.Sum(nil)[:8])
 }
 
@@ -61,6 +64,9 @@ type merge struct {
 	units []string // what the journal calls the rules' units
 	calls []string // by unit, the function that it calls; "" for none
 	check string   // condition over a row's columns that its CHECK constraints demand; "" for none
+	// Of columns of which only some nodes have the values (columns.go), as the rules count them:
+	placed []placedUnit
+	absent []int // columns that are NULL here, whatever users have written
 }
 
 // newMerge fits the policy to a table; nil if no policy is for it. A Blocked error says what does not fit.
@@ -254,9 +260,11 @@ func (t *table) selectCells() (cols string, formats []int16) {
 func (t *table) cellsOf(row [][]byte) []conflict.Cell {
 	cells := make([]conflict.Cell, len(row))
 	for i, v := range row {
-		if cells[i] = (conflict.Cell{Null: v == nil, Data: v}); v == nil {
+		if v == nil || slices.Contains(t.merge.absent, i) {
+			cells[i].Null = true
 			continue
 		}
+		cells[i].Data = v
 		if empty := oneWayTypes[t.cols[t.merge.cols[i]].param()]; empty != "" && string(v) == empty {
 			cells[i].Data = []byte{}
 		}

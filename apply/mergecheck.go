@@ -119,10 +119,17 @@ func (l *lineage) fallBack(ctx context.Context, conn *pgconn.PgConn, t *table, p
 	}
 	for n, i := range slices.Backward(places) {
 		if image := l.images[i]; image != nil {
-			part.Row = image
-			for u := range part.Winner {
+			row := slices.Clone(image)
+			for u, unit := range t.merge.rules.Units {
+				if t.merge.isPlaced(unit.Columns[0]) { // no constraint is over it, and n's author may lack it
+					for _, at := range unit.Columns {
+						row[at] = part.Row[at]
+					}
+					continue
+				}
 				part.Winner[u] = n
 			}
+			part.Row = row
 			return nil
 		}
 	}

@@ -231,6 +231,11 @@ func loadTable(ctx context.Context, cat *catalog, schema, name string) (*table, 
 	if t.merge, err = newMerge(t, cat.merges, cat.priority); err != nil {
 		return nil, err
 	}
+	if t.merge != nil && cat.columns != nil {
+		if err := t.merge.place(t, cat.columns.of(t.schema, t.name), cat.node); err != nil {
+			return nil, err
+		}
+	}
 	if t.merge != nil {
 		return t, t.loadMerge(ctx, cat.conn)
 	}
@@ -436,6 +441,9 @@ func (m *mapping) param(i int, v wire.Value) (param, error) {
 		}
 		b, err := t.localize(v.Data)
 		return binaryParam(b), err
+	case wire.Sealed:
+		return param{}, blocked("column %q of table %s came with values for some nodes alone, and topology.columns does not name it here; let it do so until all of them have been applied",
+			m.remote.Columns[i].Name, m.local.quoted)
 	}
 	return param{}, fmt.Errorf("%w: value of format %q where one is needed", wire.ErrCorrupt, v.Format)
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/pgbridge/pgbridge/origin"
 	"github.com/pgbridge/pgbridge/wire"
 )
 
@@ -14,13 +15,15 @@ type resident struct {
 	node      string
 	elsewhere func(schema, table string) bool         // tables that are not here; nil: there are none
 	rows      func(schema, table string) *wire.Places // of tables whose rows only some nodes have, else nil; nil: there are none
+	columns   *ColumnPlaces
+	opener    *wire.Opener // opens single values
 }
 
 func (o *Options) resident() *resident {
-	if o.Elsewhere == nil && o.Rows == nil {
+	if o.Elsewhere == nil && o.Rows == nil && o.Columns.Of == nil {
 		return nil
 	}
-	return &resident{node: o.Node, elsewhere: o.Elsewhere, rows: o.Rows}
+	return &resident{node: o.Node, elsewhere: o.Elsewhere, rows: o.Rows, columns: &o.Columns, opener: o.Open}
 }
 
 // places are those of a table's rows; nil: its rows are where it is.
@@ -40,11 +43,13 @@ func (r *resident) lacks(rel *wire.Relation) bool {
 // each other.
 type sifter struct {
 	*resident
-	author string         // who has written the changes
+	author origin.Origin  // who has written the changes
 	last   *wire.Relation // whose row came last
 	away   bool           // it is not here
 	placed *wire.PlacedRows
 	moved  []byte // the old tuple of the update before, if that took a row from some nodes to others
+
+	placedColumns *placedSift
 }
 
 // sift returns a change as it is for this node; false if nothing of it is.
@@ -58,7 +63,7 @@ func (s *sifter) sift(rec wire.Record, relations map[uint32]*wire.Relation) (wir
 		return rec, true, err
 	}
 	if r != s.last {
-		s.away, s.placed = s.lacks(r), nil
+		s.away, s.placed, s.placedColumns = s.lacks(r), nil, s.columnsOf(r, s.author.Node)
 		if s.rows != nil && !s.away {
 			if p := s.rows(r.Schema, r.Name); p != nil {
 				if s.placed, err = p.In(r); err != nil {
@@ -68,8 +73,14 @@ func (s *sifter) sift(rec wire.Record, relations map[uint32]*wire.Relation) (wir
 		}
 		s.last, s.moved = r, s.moved[:0]
 	}
-	if s.away || s.placed == nil {
-		return rec, !s.away, nil
+	switch {
+	case s.away:
+		return rec, false, nil
+	case s.placedColumns != nil:
+		rec, err = s.values(rec, id, tuples)
+		return rec, true, err
+	case s.placed == nil:
+		return rec, true, nil
 	}
 	return s.row(rec, id, tuples)
 }
@@ -91,9 +102,9 @@ func (s *sifter) row(rec wire.Record, id uint32, tuples []byte) (wire.Record, bo
 	var made []byte // memory of its own: plans keep what they read
 	// What users write of others' rows stays with them. Of such a row, which is theirs alone, they may make one of their node's; and the other
 	// way round what they make of one of their node's is for those who are to have it.
-	own := s.placed.At(s.author, before)
+	own := s.placed.At(s.author.Node, before)
 	was := own && s.placed.At(s.node, before)
-	is := (own || s.placed.At(s.author, after)) && s.placed.At(s.node, after)
+	is := (own || s.placed.At(s.author.Node, after)) && s.placed.At(s.node, after)
 	switch {
 	case was && is:
 		if !bytes.Equal(before, after) {

@@ -184,7 +184,7 @@ func OpenShadow(ctx context.Context, opts Options) (_ *Shadow, err error) {
 		return nil, err
 	}
 	s.own = origin.Origin{Node: s.node.Name, Epoch: s.node.Epoch}
-	s.catalog = &catalog{conn: s.conn, types: map[uint32]*pgType{}, merges: s.opts.Merge, priority: s.opts.Priority}
+	s.catalog = &catalog{conn: s.conn, types: map[uint32]*pgType{}, merges: s.opts.Merge, priority: s.opts.Priority, node: s.opts.Node, columns: &s.opts.Columns}
 	s.digests = rowkey.NewDigests(s.catalog.ask)
 	return s, nil
 }

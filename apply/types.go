@@ -64,6 +64,8 @@ type catalog struct {
 	// How tables are merged, and whose writes come first where that matters; never changed.
 	merges   []MergePolicy
 	priority []string
+	node     string             // this one
+	columns  *ColumnPlaces      // nil: of none
 	foreign  []ForeignKeyPolicy // what becomes of orphans; never changed
 }
 

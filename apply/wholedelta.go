@@ -140,11 +140,13 @@ func (x *donor) mergedWhole(ctx context.Context, tables []*table) error {
 		if err := x.write(wire.AppendRelation(x.buf[:0], m.remote)); err != nil {
 			return err
 		}
+		held := t.withheldFrom(x.asker)
 		cols, formats := m.allColumns()
 		r := x.reader.PgConn().ExecParams(ctx, "SELECT "+cols+" FROM "+m.local.rows+" t", nil, nil, nil, formats)
 		for err == nil && r.NextRow() {
 			tuple := tupleOf(r.Values(), formats)
 			if err = x.staysMerged(m, tuple); err == nil {
+				held.hide(m.remote, tuple)
 				err = x.row(m.remote.ID, x.oldest(), tuple)
 			}
 		}
@@ -194,6 +196,13 @@ func (x *donor) wholeJournal(ctx context.Context) error {
 		b.Key = wire.KeyHash{Hi: uint64(hi), Lo: uint64(lo)}
 		if x.without(b.Schema, b.Table) {
 			return nil
+		}
+		held, err := x.withheldOf(ctx, tableName{b.Schema, b.Table})
+		if err == nil {
+			b.Cells, err = held.cells(b.Cells)
+		}
+		if err != nil {
+			return err
 		}
 		return x.write(wire.AppendBase(x.buf[:0], &b))
 	})

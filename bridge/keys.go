@@ -146,7 +146,7 @@ func MakeKeys(cfg *config.Config, dir string, tell func(text string)) error {
 		fmt.Fprintf(&signers, "%s %s\n", node, signer)
 	}
 	if err := makeSealKeys(cfg, dir, tell); err != nil {
-		return fmt.Errorf("make keys for rows that only some nodes have: %w", err)
+		return fmt.Errorf("make keys for what only some nodes have: %w", err)
 	}
 	for _, node := range nodes {
 		k := nodeKeys{dir: filepath.Join(dir, node)}

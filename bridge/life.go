@@ -246,7 +246,7 @@ func (l *life) openApplier(ctx context.Context) error {
 		SpoolDir: filepath.Join(l.cfg.DataDir, "spool"), Policy: l.cfg.Conflict.Default,
 		BatchTransactions: l.cfg.Apply.BatchTransactions, BatchBytes: int(l.cfg.Apply.BatchBytes), Rate: int64(l.cfg.Apply.Rate), YieldAt: l.cfg.Apply.YieldAt,
 		MaxClockSkew: l.cfg.Apply.MaxClockSkew, ConflictRetention: bound(l.cfg.Apply.ConflictRetention),
-		Writers: writersOf(l.cfg), Elsewhere: residencyOf(l.cfg).without(l.cfg.Node), Rows: placedOf(l.cfg).byTable(), Merge: mergePolicies(l.cfg), Priority: l.cfg.Conflict.Priority, ForeignKeys: foreignKeyPolicies(l.cfg),
+		Writers: writersOf(l.cfg), Elsewhere: residencyOf(l.cfg).without(l.cfg.Node), Rows: placedOf(l.cfg).byTable(), Columns: columnPlaces(l.cfg), Merge: mergePolicies(l.cfg), Priority: l.cfg.Conflict.Priority, ForeignKeys: foreignKeyPolicies(l.cfg),
 		ConflictRows: bound(l.cfg.Apply.ConflictRows), SpoolLimit: bound(int64(l.cfg.Apply.SpoolLimit)),
 		Logger: l.log, NoHold: l.opts.NoHold, Running: l.everRan,
 	})
@@ -335,7 +335,7 @@ func (l *life) openCapture(ctx context.Context) error {
 	}
 	column, at := homes(l.cfg)
 	l.capture, err = capture.New(capture.Options{
-		Seal: l.seals.byTable(), Open: l.seals.open, Rows: placedOf(l.cfg).byTable(), SealRow: l.seals.byRow(),
+		Seal: l.seals.byTable(), Open: l.seals.open, Rows: placedOf(l.cfg).byTable(), Columns: columnsOf(l.cfg).byTable(), SealRow: l.seals.byRow(),
 		HomeColumn: column, AtHome: func(value []byte) bool { return at(l.cfg.Node, value) },
 		DSN: l.cfg.Postgres.DSN, Cluster: l.cfg.Cluster, Node: l.cfg.Node, Origin: o, WriterEpoch: node.WriterEpoch,
 		SystemID: info.SystemID, Timeline: info.Timeline, Slot: slotName(l.cfg), Publication: slotName(l.cfg),

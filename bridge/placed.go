@@ -65,5 +65,8 @@ func lacks(cfg *config.Config, node, other string) (what, setting string) {
 	if pattern := residencyOf(cfg).lacking(node, other); pattern != "" {
 		return "tables " + pattern, "topology.residency"
 	}
-	return placedOf(cfg).lacks(node, other), "topology.rows"
+	if rows := placedOf(cfg).lacks(node, other); rows != "" {
+		return rows, "topology.rows"
+	}
+	return columnsOf(cfg).lacks(node, other), "topology.columns"
 }

@@ -18,10 +18,10 @@ import (
 	"github.com/pgbridge/pgbridge/wire"
 )
 
-// Rows that only some nodes have (topology.residency, topology.rows) are sealed in frames, if pgbridge keys has made keys for it: who hands
+// Rows and values that only some nodes have (topology.residency, topology.rows, topology.columns) are sealed in frames, if pgbridge keys has made keys for it: who hands
 // frames on for others can then not read them.
 
-// sealPattern is for the files of keys in a node's directory, one for each group of nodes that have a table, or a row. Each line is a key: the first
+// sealPattern is for the files of keys in a node's directory, one for each group of nodes that have a table, a row, or a column. Each line is a key: the first
 // one seals, all open.
 const sealPattern = "rows-*.key"
 
@@ -54,22 +54,26 @@ func (all *groups) add(nodes []string) {
 func (p placed) groups(everybody []string) (all groups) {
 	for _, name := range p.names() {
 		for _, value := range append(p[name].Values(), wire.OtherValues) {
-			nodes := p[name].Nodes[value]
-			all.add(nodes)
-			for _, author := range everybody {
-				if nodes != nil {
-					all.add(append(slices.Clone(nodes), author))
-				}
+			if nodes := p[name].Nodes[value]; nodes != nil {
+				all.addAuthored(nodes, everybody)
 			}
 		}
 	}
 	return all
 }
 
+// addAuthored adds nodes, and these with each node that may write what they have.
+func (all *groups) addAuthored(nodes, everybody []string) {
+	all.add(nodes)
+	for _, author := range everybody {
+		all.add(append(slices.Clone(nodes), author))
+	}
+}
+
 // sealGroups are all groups that have a key.
 func sealGroups(cfg *config.Config) groups {
 	all := residencyOf(cfg).groups()
-	for _, nodes := range placedOf(cfg).groups(cfg.Graph().Nodes()) {
+	for _, nodes := range slices.Concat(placedOf(cfg).groups(cfg.Graph().Nodes()), columnsOf(cfg).groups(cfg.Graph().Nodes())) {
 		all.add(nodes)
 	}
 	return all
@@ -104,7 +108,7 @@ type seals struct {
 // readSeals reads the keys in nats.keys_dir.
 func readSeals(cfg *config.Config, own origin.Origin) (*seals, error) {
 	s := &seals{sealers: map[string]*wire.Sealer{}, reside: residencyOf(cfg), own: cfg.Node}
-	if len(s.reside) == 0 && len(placedOf(cfg)) == 0 {
+	if len(s.reside) == 0 && len(placedOf(cfg)) == 0 && len(columnsOf(cfg)) == 0 {
 		return s, nil
 	}
 	var all [][]byte
@@ -152,7 +156,7 @@ func (s *seals) byTable() func(schema, table string) *wire.Sealer {
 	return func(schema, table string) *wire.Sealer { return s.sealers[s.reside.group(schema, table)] }
 }
 
-// byRow tells what a row that this node writes is sealed by, for the nodes that have it; nil, if no row is.
+// byRow tells what a row, or a value, that this node writes is sealed by, for the nodes that have it; nil, if no row is.
 func (s *seals) byRow() func(nodes []string) *wire.Sealer {
 	if len(s.sealers) == 0 {
 		return nil

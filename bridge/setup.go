@@ -51,7 +51,7 @@ func hasRun(ctx context.Context, p *capture.Primary) (ran bool, err error) {
 
 func checkOptions(cfg *config.Config, p *capture.Primary) capture.CheckOptions {
 	o := capture.CheckOptions{DSN: cfg.Postgres.DSN, Primary: p, Cluster: cfg.Cluster, Node: cfg.Node,
-		Slot: slotName(cfg), Publication: slotName(cfg), Tables: cfg.Tables, Failover: cfg.Postgres.Failover, Reader: cfg.Reader(cfg.Node), Rows: placedOf(cfg)}
+		Slot: slotName(cfg), Publication: slotName(cfg), Tables: cfg.Tables, Failover: cfg.Postgres.Failover, Reader: cfg.Reader(cfg.Node), Rows: placedOf(cfg), Columns: columnsOf(cfg)}
 	if writers := writersOf(cfg); writers.Bar(cfg.Node) {
 		o.MayWrite = func(schema, table string) bool { return writers.MayWrite(cfg.Node, schema, table) }
 	}

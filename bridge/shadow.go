@@ -126,7 +126,7 @@ func unlessOver(ctx context.Context, err error) error {
 func (s *shadow) options() apply.Options {
 	return apply.Options{DSN: s.cfg.Postgres.DSN, Cluster: s.cfg.Cluster, Node: s.cfg.Node, SpoolDir: filepath.Join(s.cfg.DataDir, "spool"),
 		Policy: s.cfg.Conflict.Default, Merge: mergePolicies(s.cfg), Priority: s.cfg.Conflict.Priority,
-		Elsewhere: residencyOf(s.cfg).without(s.cfg.Node), Rows: placedOf(s.cfg).byTable(), Open: s.seals.open, SpoolLimit: bound(int64(s.cfg.Apply.SpoolLimit)), Logger: s.log}
+		Elsewhere: residencyOf(s.cfg).without(s.cfg.Node), Rows: placedOf(s.cfg).byTable(), Columns: columnPlaces(s.cfg), Open: s.seals.open, SpoolLimit: bound(int64(s.cfg.Apply.SpoolLimit)), Logger: s.log}
 }
 
 func (s *shadow) openPublisher(ctx context.Context, nc *nats.Conn) (*wire.Frame, error) {
@@ -156,7 +156,7 @@ func (s *shadow) openCapture(ctx context.Context, fence *wire.Frame) (err error)
 		DSN: s.cfg.Postgres.DSN, Cluster: s.cfg.Cluster, Node: s.cfg.Node, Origin: s.found.Origin(), WriterEpoch: shadowEpoch,
 		SystemID: fence.SystemID, Timeline: fence.Timeline, Slot: slotName(s.cfg), Publication: slotName(s.cfg),
 		FrameBytes: int(s.cfg.Capture.FrameBytes), Linger: s.cfg.Capture.Linger, StatusInterval: s.cfg.Capture.StatusInterval,
-		SpoolDir: filepath.Join(s.cfg.DataDir, "spool"), Logger: s.log, Seal: s.seals.byTable(), Open: s.seals.open, Rows: placedOf(s.cfg).byTable(), SealRow: s.seals.byRow(),
+		SpoolDir: filepath.Join(s.cfg.DataDir, "spool"), Logger: s.log, Seal: s.seals.byTable(), Open: s.seals.open, Rows: placedOf(s.cfg).byTable(), Columns: columnsOf(s.cfg).byTable(), SealRow: s.seals.byRow(),
 	}, &shadowOutbox{s.pub, s.found.Source(s.found.Origin())}, unheard{}, fence)
 	return err
 }

@@ -17,6 +17,7 @@ type bigMessage struct {
 	row    *bigRow      // takes the key out, nil if it is not needed
 	behind []byte       // what comes behind it
 	held   *heldRow     // while it is not known what it is sealed by
+	whole  *wholeRow    // of which single values are sealed
 }
 
 // bigPart takes the next part of a message of size bytes.
@@ -28,6 +29,9 @@ func (t *tagger) bigPart(ctx context.Context, b []byte, size int, first, last bo
 		}
 	}
 	g := t.big
+	if g.whole != nil {
+		return t.holdWhole(ctx, b, last)
+	}
 	if g.held != nil {
 		var err error
 		if b, err = t.release(ctx, b, last); err != nil {
@@ -85,6 +89,10 @@ func (t *tagger) bigBegin(ctx context.Context, b []byte, size int) ([]byte, erro
 	size -= len(b) - len(tuples)
 	if r.unplaced != nil {
 		return nil, r.unplaced
+	}
+	if r.sealsValues() {
+		t.big.whole = &wholeRow{kind: kind, xid: xid, id: id, tuples: make([]byte, 0, size)}
+		return tuples, nil
 	}
 	if r.places != nil && t.opts.SealRow != nil {
 		t.hold(r, kind, xid, id, size)

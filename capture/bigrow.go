@@ -100,7 +100,7 @@ func (b *bigRow) field() error {
 		switch f {
 		case wire.Null, wire.Unchanged:
 			b.nextColumn()
-		case wire.Text, wire.Binary:
+		case wire.Text, wire.Binary, wire.Sealed:
 			b.expect(stepLength)
 		default:
 			return protocolError("value format %q in a row of %s", byte(f), b.table.Name)

@@ -207,6 +207,7 @@ func (c *check) tables(ctx context.Context, p *publication, chosen []candidate) 
 		return err
 	}
 	c.unplaced(chosen)
+	c.unplacedColumns(chosen)
 	var absent []string
 	for _, t := range chosen {
 		if !t.usable() {
@@ -224,6 +225,11 @@ func (c *check) tables(ctx context.Context, p *publication, chosen []candidate) 
 		}
 		if places := c.opts.Rows[t.TableName]; places != nil {
 			if err := c.placed(ctx, &t, keys[t.oid], places); err != nil {
+				return err
+			}
+		}
+		for i := range c.opts.Columns[t.TableName] {
+			if err := c.placedColumn(ctx, &t, keys[t.oid], &c.opts.Columns[t.TableName][i]); err != nil {
 				return err
 			}
 		}

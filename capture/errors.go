@@ -44,6 +44,7 @@ const (
 	CodeSlotAhead          = "slot-ahead"             // it is confirmed beyond the stream's tail
 	CodeServerBehind       = "server-behind"          // the stream's tail is beyond the server's WAL
 	CodeServerOther        = "server-other"           // another database cluster answers
+	CodeTableColumns       = "table-columns"          // the values of a table's columns cannot be on some nodes alone as topology.columns says
 	CodeTableIdentity      = "table-identity"         // a table's old values are not in the WAL, and are needed
 	CodeTableKey           = "table-key"              // a table's updates cannot be captured
 	CodeTableRows          = "table-rows"             // a table's rows cannot be on some nodes alone as topology.rows says

@@ -48,6 +48,8 @@ type Options struct {
 	// Rows says, of a table of which only some nodes have some rows, which ones have which; nil of others. SealRow is what a row is sealed by that these nodes have; nil, or returning nil: by nothing. Both nil: there are no such tables.
 	Rows    func(schema, table string) *wire.Places
 	SealRow func(nodes []string) *wire.Sealer
+	// Columns are those of a table of which only some nodes have the values; SealRow is what these are sealed by, too. nil: there are none.
+	Columns func(schema, table string) []wire.ColumnNodes
 	Logger  *slog.Logger // slog.Default()
 }
 

@@ -32,8 +32,16 @@ func (t *tagger) watch(r *relation, before, after []byte) {
 // is for those that are to have it; behind it a delete is for those that had it. records is how many these are.
 func (t *tagger) appendRow(dst []byte, r *relation, kind wire.Kind, id uint32, tuples []byte) (_ []byte, records int, err error) {
 	at := len(dst)
+	if r.unplaced != nil {
+		return dst, 0, r.unplaced
+	}
+	if r.columns != nil {
+		if tuples, err = t.sealValues(r, tuples); err != nil {
+			return dst, 0, protocolError("row of %s.%s: %v", r.Schema, r.Name, err)
+		}
+	}
 	if r.places == nil {
-		return r.sealed(wire.AppendChange(dst, kind, id, tuples), at, wire.SealedChange), 1, r.unplaced
+		return r.sealed(wire.AppendChange(dst, kind, id, tuples), at, wire.SealedChange), 1, nil
 	}
 	before, after, err := r.places.Values(tuples)
 	if err != nil {

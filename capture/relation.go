@@ -25,6 +25,7 @@ type relation struct {
 	unplaced error                   // why it cannot be said where its rows are
 	seals    map[string]*wire.Sealer // of rows, by value
 	strange  bool                    // that rows of others were written was logged
+	columns  []placedColumn          // of which only some nodes have the values (columns.go)
 }
 
 // Table is a published table with its key. Two nodes' Tables of one name give equal hashes to equal keys of

@@ -23,6 +23,8 @@ type SetupOptions struct {
 	Merged        []string // patterns of tables whose rows are merged, for which others need the old values
 	// Rows are of tables of which only some nodes have some rows.
 	Rows map[TableName]*wire.Places
+	// Columns are those, of some tables, of which only some nodes have the values.
+	Columns map[TableName][]wire.ColumnNodes
 	// HasRun says that the node has captured before: a slot or a publication that is missing now was dropped,
 	// and a new one would leave out what was committed since. Setup then refuses to create it.
 	HasRun bool

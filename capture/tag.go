@@ -55,6 +55,7 @@ type tagger struct {
 	badMarker bool // one was logged
 	counters  Counters
 	homeRow   []wire.Value // scratch of lookHome
+	values    []byte       // scratch of sealValues
 }
 
 // txn is the transaction between a Begin and its Commit message.
@@ -196,6 +197,11 @@ func (t *tagger) relation(b []byte) error {
 	t.arrivals++
 	r.arrival, r.seal = t.arrivals, t.opts.sealer(r.Schema, r.Name)
 	r.placed(t.opts)
+	old := t.relations[r.ID]
+	if t.stream != nil && t.stream.relations[r.ID] != nil {
+		old = t.stream.relations[r.ID]
+	}
+	r.columnsOf(t.opts, old)
 	if t.stream != nil {
 		t.stream.relations[r.ID], t.stream.last = r, nil
 		return nil

@@ -71,6 +71,9 @@ type Topology struct {
 	// Rows are "schema.table.column=value:node node": only these nodes have the rows of that table with that value in a column of its key;
 	// with * for the value, those with any value that no other element names. SplitRows takes them apart.
 	Rows []string
+	// Columns are "schema.table.column=node node": only these nodes have the values of that column, and on others it is NULL in all rows.
+	// SplitColumn takes them apart.
+	Columns []string
 }
 
 // NATS says where this node's stream lives: in the embedded server, or at URL.

@@ -92,6 +92,9 @@ func nodeKeys() []key {
 		{name: rowsKey,
 			why:   "Rows that only some nodes have, by a column of the table's key, such as shop.orders.region=eu:a b. The same on every node. See docs/residency.md.",
 			field: func(c *Config) any { return &c.Topology.Rows }},
+		{name: columnsKey,
+			why:   "Columns whose values only some nodes have, such as shop.customers.email=a b; on others they are NULL. The same on every node. See docs/residency.md.",
+			field: func(c *Config) any { return &c.Topology.Columns }},
 	}
 }
 

@@ -88,7 +88,7 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 	values := map[string]string{
 		"cluster": "shop", "node": "b", "mode": "shadow", "data_dir": "/data", "tables": "app.*, !app.log", "shutdown_timeout": "7s",
 		"postgres.dsn": "host=/tmp dbname=app", "postgres.auto_setup": "false", "postgres.failover": "true",
-		"topology.kind": "graph", "topology.links": "a-b", "topology.failover_after": "3s", "topology.nodes": "a=nats://10.0.0.1:4222,b=nats://10.0.0.2:4222", "topology.roles": "a=reader", "topology.writers": "app.price=b, hr.*=b", "topology.residency": "app.case=a b, crm.*=a b", "topology.rows": "app.bill.region=eu: a b, app.bill.region=*:b a",
+		"topology.kind": "graph", "topology.links": "a-b", "topology.failover_after": "3s", "topology.nodes": "a=nats://10.0.0.1:4222,b=nats://10.0.0.2:4222", "topology.roles": "a=reader", "topology.writers": "app.price=b, hr.*=b", "topology.residency": "app.case=a b, crm.*=a b", "topology.rows": "app.bill.region=eu: a b, app.bill.region=*:b a", "topology.columns": "app.doc.body=a b",
 		"nats.embedded.listen": "0.0.0.0:4222", "nats.embedded.allow_plaintext": "true", "nats.embedded.sync": "interval",
 		"nats.embedded.max_store": "1GiB", "nats.embedded.max_payload": "2MiB", "nats.token_file": token,
 		"nats.links":       "a.url=nats://10.9.0.1:4222, a.user=me, a.password_file=" + token,
@@ -118,7 +118,7 @@ func TestEveryKeyFromEnvironment(t *testing.T) {
 		Cluster: "shop", Node: "b", Mode: "shadow", DataDir: "/data", Tables: []string{"app.*", "!app.log"}, ShutdownTimeout: 7 * time.Second,
 		Postgres: Postgres{DSN: "host=/tmp dbname=app", Failover: true},
 		Topology: Topology{Kind: "graph", Links: []string{"a-b"}, FailoverAfter: 3 * time.Second, Nodes: map[string]string{"a": "nats://10.0.0.1:4222", "b": "nats://10.0.0.2:4222"},
-			Roles: map[string]string{"a": "reader"}, Writers: []string{"app.price=b", "hr.*=b"}, Residency: []string{"app.case=a b", "crm.*=a b"}, Rows: []string{"app.bill.region=eu: a b", "app.bill.region=*:b a"}},
+			Roles: map[string]string{"a": "reader"}, Writers: []string{"app.price=b", "hr.*=b"}, Residency: []string{"app.case=a b", "crm.*=a b"}, Rows: []string{"app.bill.region=eu: a b", "app.bill.region=*:b a"}, Columns: []string{"app.doc.body=a b"}},
 		NATS: NATS{Embedded: Embedded{Listen: "0.0.0.0:4222", Sync: "interval", MaxStore: GiB, MaxPayload: 2 * MiB, AllowPlaintext: true},
 			Token: "s3cret", TokenFile: token,
 			Links: map[string]Access{"a": {URL: "nats://10.9.0.1:4222", User: "me", Password: "s3cret", PasswordFile: token}}},

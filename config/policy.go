@@ -264,7 +264,7 @@ func (c *Config) checkPolicies(ps *problems) {
 func (c *Config) Policies() map[string]string {
 	all := map[string]string{}
 	for _, k := range keys() {
-		if strings.HasPrefix(k.name, "conflict.") || k.name == writersKey || k.name == residencyKey || k.name == rowsKey {
+		if strings.HasPrefix(k.name, "conflict.") || slices.Contains([]string{writersKey, residencyKey, rowsKey, columnsKey}, k.name) {
 			all[k.name] = encode(k.field(c))
 		}
 	}

@@ -132,7 +132,7 @@ func TestWrongPoliciesAreRefused(t *testing.T) {
 // TestPoliciesThatNodesShare: whatever decides otherwise on a node that has it otherwise.
 func TestPoliciesThatNodesShare(t *testing.T) {
 	all := (&Config{}).Policies()
-	for _, key := range []string{"conflict.default", "conflict.tables", writersKey, residencyKey, rowsKey} {
+	for _, key := range []string{"conflict.default", "conflict.tables", writersKey, residencyKey, rowsKey, columnsKey} {
 		if _, there := all[key]; !there {
 			t.Errorf("%s need not be the same on all nodes", key)
 		}

@@ -19,11 +19,12 @@ func (c *Config) Edge(node string) bool { return topology.IsEdge(c.Topology.Role
 // Reader reports whether users of the node do not write.
 func (c *Config) Reader(node string) bool { return topology.IsReader(c.Topology.Roles[node]) }
 
-// The settings that name nodes for tables: who writes them, who has them, and who has which of their rows.
+// The settings that name nodes for tables: who writes them, who has them, and who has which of their rows and columns.
 const (
 	writersKey   = "topology.writers"
 	residencyKey = "topology.residency"
 	rowsKey      = "topology.rows"
+	columnsKey   = "topology.columns"
 )
 
 // SplitTableNodes takes an element of Topology.Writers or Topology.Residency apart.

@@ -58,6 +58,7 @@ func (c *Config) problems() problems {
 	c.checkWriters(&ps)
 	c.checkResidency(&ps)
 	c.checkRows(&ps)
+	c.checkColumns(&ps)
 	c.checkHTTP(&ps)
 	c.checkTracing(&ps)
 	return ps

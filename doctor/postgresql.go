@@ -24,6 +24,7 @@ var reasons = map[string]string{
 	capture.CodeSlotMissing:        "without a slot the server forgets changes before they are read",
 	capture.CodeSlotKind:           "changes cannot be read from it",
 	capture.CodeSlotInvalidated:    "changes were lost: this node cannot send what was committed since",
+	capture.CodeTableColumns:       "nodes that have the values of a column must come to the same rows as those that have NULL there",
 	capture.CodeTableIdentity:      "concurrent writes are merged by what each of them changed, which takes the old values",
 	capture.CodeTableKey:           "rows are found on other nodes by their key",
 	capture.CodeTableRows:          "by the key alone a row is known to be on this node or on others, and goes from these to those",

@@ -101,6 +101,7 @@
 // frame with a higher one voids every open run. A run that is aborted whole ends in X.
 //
 // A tuple is pgoutput's TupleData: columns:int16, and for each 'n' (NULL), 'u' (unchanged TOAST value),
-// 't' or 'b' with length:int32 and that many bytes (text or binary), all big endian. Sources:
-// PostgreSQL, "Logical Replication Message Formats"; src/backend/replication/logical/proto.c.
+// 't' or 'b' with length:int32 and that many bytes (text or binary), all big endian. Beside these there is 's', of the same
+// form, in frames of version 2: a value that is sealed as the pieces of an E are, from its part on, which is 4 for a text and 5
+// for a binary one. It is NULL to who is not in its group. Sources: PostgreSQL, "Logical Replication Message Formats"; src/backend/replication/logical/proto.c.
 package wire

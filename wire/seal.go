@@ -18,7 +18,8 @@ import (
 
 // Rows of tables that only some nodes have stand in frames as they are, or sealed for these nodes: then whoever hands the frame on cannot
 // read them. A sealed record (KindSealed) holds a piece of a list of records; the pieces of one origin that follow each other go on in each
-// other, so that a row of any size is sealed as it comes.
+// other, so that a row of any size is sealed as it comes. Of columns of which only some nodes have the values, the single values are sealed:
+// everybody must see that there is a row, and which one.
 
 const (
 	// SealKeyBytes is the length of a key.
@@ -40,6 +41,10 @@ const (
 	SealedChange                     // a change, or its beginning
 	SealedRest                       // more of the change before
 	SealedOther                      // what is no part of a transaction
+
+	// Values of tuples are sealed each by itself, and are no records.
+	sealedText
+	sealedBinary
 )
 
 // ErrSealed means that rows are sealed for this node, and that no key opens them that it has.
@@ -99,14 +104,36 @@ func (s *Sealer) Append(dst []byte, part SealedPart, plain []byte) []byte {
 }
 
 func (s *Sealer) piece(dst []byte, part SealedPart, plain []byte) []byte {
+	size := s.next(part) + len(plain)
+	dst = binary.AppendUvarint(append(dst, byte(KindSealed)), uint64(size))
+	return s.seal(dst, plain)
+}
+
+// next makes ready for a piece, and returns how much longer it becomes.
+func (s *Sealer) next(part SealedPart) int {
 	s.n++
 	binary.BigEndian.PutUint64(s.nonce[SealPrefixBytes:], s.n)
 	s.head = append(s.head[:0], byte(part))
 	s.head = binary.BigEndian.AppendUint64(appendString(s.head, s.group), s.id)
-	size := len(s.head) + len(s.nonce) + len(plain) + s.aead.Overhead()
-	dst = binary.AppendUvarint(append(dst, byte(KindSealed)), uint64(size))
+	return len(s.head) + len(s.nonce) + s.aead.Overhead()
+}
+
+func (s *Sealer) seal(dst, plain []byte) []byte {
 	dst = append(append(dst, s.head...), s.nonce[:]...)
 	return s.aead.Seal(dst, s.nonce[:], plain, appendOrigin(s.head, s.author))
+}
+
+// Value seals a value of a tuple. NULL, and what an update left unchanged, stay as they are.
+func (s *Sealer) Value(v Value) Value {
+	part := sealedText
+	switch v.Format {
+	case Text:
+	case Binary:
+		part = sealedBinary
+	default:
+		return v
+	}
+	return Value{Sealed, s.seal(make([]byte, 0, s.next(part)+len(v.Data)), v.Data)}
 }
 
 // SealedPartOf returns what a sealed record is.
@@ -140,37 +167,83 @@ func NewOpener(node string, keys [][]byte) (*Opener, error) {
 
 // Open appends to dst what a sealed record of an author holds; nothing if it is not for this node. Errors wrap ErrCorrupt or ErrSealed.
 func (o *Opener) Open(dst []byte, author origin.Origin, payload []byte) ([]byte, error) {
+	x, err := readSealed(payload)
+	if err == nil && x.part > SealedOther {
+		err = fmt.Errorf("%w: unknown part of a sealed record", ErrCorrupt)
+	}
+	if err == nil && len(x.text) > maxSealedPiece {
+		err = fmt.Errorf("%w: a sealed piece of %d bytes", ErrCorrupt, len(x.text))
+	}
+	if err != nil {
+		return dst, err
+	}
+	out, _, err := o.open(dst, author, &x)
+	return out, err
+}
+
+// Value opens a value that an author has sealed; NULL if it is not for this node. Other values are returned as they are. Errors wrap ErrCorrupt
+// or ErrSealed.
+func (o *Opener) Value(author origin.Origin, v Value) (Value, error) {
+	if v.Format != Sealed {
+		return v, nil
+	}
+	x, err := readSealed(v.Data)
+	opened := Value{Format: Text}
+	switch {
+	case err != nil:
+		return v, err
+	case x.part == sealedBinary:
+		opened.Format = Binary
+	case x.part != sealedText:
+		return v, fmt.Errorf("%w: unknown part of a sealed value", ErrCorrupt)
+	}
+	var ours bool
+	if opened.Data, ours, err = o.open([]byte{}, author, &x); err != nil {
+		return v, err
+	}
+	if !ours {
+		return Value{Format: Null}, nil
+	}
+	return opened, nil
+}
+
+// sealedPiece is what a Sealer has made, taken apart.
+type sealedPiece struct {
+	part              SealedPart
+	group             string
+	id                uint64
+	head, nonce, text []byte
+}
+
+func readSealed(b []byte) (x sealedPiece, err error) {
+	p := parser{b: b}
+	x.part = SealedPart(p.byte())
+	x.group = p.string()
+	x.id = p.fixed64()
+	x.head = b[:len(b)-len(p.b)]
+	x.nonce = p.bytes(chacha20poly1305.NonceSizeX)
+	x.text = p.b
+	return x, p.err
+}
+
+// open appends what a piece holds to dst; nothing if it is not ours.
+func (o *Opener) open(dst []byte, author origin.Origin, x *sealedPiece) (_ []byte, ours bool, err error) {
 	if o == nil {
-		return dst, fmt.Errorf("%w, and nothing opens any here", ErrSealed)
+		return dst, false, fmt.Errorf("%w, and nothing opens any here", ErrSealed)
 	}
-	p := parser{b: payload}
-	part := SealedPart(p.byte())
-	group := p.string()
-	id := p.fixed64()
-	head := payload[:len(payload)-len(p.b)]
-	nonce := p.bytes(chacha20poly1305.NonceSizeX)
-	if part > SealedOther {
-		p.fail("unknown part of a sealed record")
+	if !slices.Contains(strings.Fields(x.group), o.node) {
+		return dst, false, nil
 	}
-	if p.err != nil {
-		return dst, p.err
-	}
-	if len(p.b) > maxSealedPiece {
-		return dst, fmt.Errorf("%w: a sealed piece of %d bytes", ErrCorrupt, len(p.b))
-	}
-	if !slices.Contains(strings.Fields(group), o.node) {
-		return dst, nil
-	}
-	aead := o.keys[id]
+	aead := o.keys[x.id]
 	if aead == nil {
-		return dst, fmt.Errorf("%w for the nodes %s with a key that is not here", ErrSealed, group)
+		return dst, false, fmt.Errorf("%w for the nodes %s with a key that is not here", ErrSealed, x.group)
 	}
 	// Open makes room for what it adds, and no more: the next one would have all moved again.
-	out, err := aead.Open(slices.Grow(dst, len(p.b)), nonce, p.b, appendOrigin(slices.Clone(head), author))
+	out, err := aead.Open(slices.Grow(dst, len(x.text)), x.nonce, x.text, appendOrigin(slices.Clone(x.head), author))
 	if err != nil {
-		return dst, fmt.Errorf("%w: a sealed record is not as its author has written it", ErrCorrupt)
+		return dst, false, fmt.Errorf("%w: what is sealed is not as its author has written it", ErrCorrupt)
 	}
-	return out, nil
+	return out, true, nil
 }
 
 // Frame returns the body of a frame, as Body does. One that says that nothing in it is sealed is not looked through.

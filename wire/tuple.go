@@ -15,6 +15,7 @@ const (
 	Unchanged Format = 'u'
 	Text      Format = 't'
 	Binary    Format = 'b'
+	Sealed    Format = 's' // a Text or Binary that only some nodes can read (Sealer.Value); the server sends none
 )
 
 // Value is one column of a tuple. Data is nil for Null and Unchanged, and shares memory with the tuple
@@ -41,7 +42,7 @@ func ParseTuple(dst []Value, b []byte) (values []Value, rest []byte, err error) 
 		case Null, Unchanged:
 			dst = append(dst, Value{Format: f})
 			b = b[1:]
-		case Text, Binary:
+		case Text, Binary, Sealed:
 			if len(b) < 5 {
 				return dst, nil, fmt.Errorf("%w: value is cut off", ErrCorrupt)
 			}
@@ -63,11 +64,30 @@ func AppendTuple(dst []byte, values []Value) []byte {
 	dst = binary.BigEndian.AppendUint16(dst, uint16(len(values)))
 	for _, v := range values {
 		dst = append(dst, byte(v.Format))
-		if v.Format == Text || v.Format == Binary {
+		if v.Format != Null && v.Format != Unchanged {
 			dst = append(binary.BigEndian.AppendUint32(dst, uint32(len(v.Data))), v.Data...)
 		}
 	}
 	return dst
+}
+
+// AppendValues appends the tuples of a change, as they stand behind its relation, with what f makes of each value; at is its column's place.
+func AppendValues(dst, tuples []byte, f func(at int, v Value) (Value, error)) ([]byte, error) {
+	var values []Value
+	for len(tuples) > 0 {
+		dst = append(dst, tuples[0])
+		var err error
+		if values, tuples, err = ParseTuple(values[:0], tuples[1:]); err != nil {
+			return dst, err
+		}
+		for i := range values {
+			if values[i], err = f(i, values[i]); err != nil {
+				return dst, err
+			}
+		}
+		dst = AppendTuple(dst, values)
+	}
+	return dst, nil
 }
 
 // Change is one row change, decoded as far as its columns. For an insert only New is set, for a delete

@@ -140,8 +140,10 @@ func (c *Cluster) difference(ctx context.Context) string {
 	groups := map[string][]comparedTable{} // by the nodes that have them
 	for _, t := range c.Nodes[0].tables() {
 		for _, part := range c.parts(t) {
-			at := c.at(part)
-			groups[at] = append(groups[at], part)
+			for _, part := range c.columns(part) {
+				at := c.at(part)
+				groups[at] = append(groups[at], part)
+			}
 		}
 	}
 	for at, tables := range groups {
@@ -176,7 +178,33 @@ func (c *Cluster) parts(t comparedTable) (all []comparedTable) {
 	return append(all, others)
 }
 
-// at is the names of the nodes that have rows: all, unless topology.residency or topology.rows say otherwise.
+// columns are a part without the columns of which topology.columns says that only some nodes have the values, and for each of these with it.
+func (c *Cluster) columns(t comparedTable) []comparedTable {
+	placed := map[string][]string{}
+	for _, s := range strings.Split(c.opts.Config["topology.columns"], ",") {
+		if p, ok := config.SplitColumn(strings.TrimSpace(s)); ok && p.Name() == t.name {
+			placed[p.Column] = p.Nodes
+		}
+	}
+	but := func(column string, nodes []string) comparedTable {
+		one := t
+		one.text, one.nodes = "("+strings.TrimSuffix(t.text, "::text"), nodes
+		for name := range placed {
+			if name != column {
+				one.text += " - '" + name + "'"
+			}
+		}
+		one.text += ")::text"
+		return one
+	}
+	all := []comparedTable{but("", t.nodes)}
+	for column, nodes := range placed {
+		all = append(all, but(column, nodes))
+	}
+	return all
+}
+
+// at is the names of the nodes that have rows: all, unless topology.residency, topology.rows or topology.columns say otherwise.
 func (c *Cluster) at(t comparedTable) (names string) {
 	schema, table, _ := strings.Cut(t.name, ".")
 	for _, n := range c.Nodes {
