@@ -2,6 +2,8 @@ package integration
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -38,8 +40,7 @@ func requireNoColumns(t *testing.T, n *cluster.Node) {
 	}
 }
 
-// requireCustomers fails unless nodes have these rows, of the columns that they have: id, name and visits, then, if they are to be there, email, street
-// and town.
+// requireCustomers fails unless a node has these rows, of which the columns are told that are not NULL.
 func requireCustomers(t *testing.T, n *cluster.Node, columns, want string) {
 	t.Helper()
 	if got := n.Value(`SELECT COALESCE(string_agg(concat_ws(' ', ` + columns + `), ', ' ORDER BY id), '') FROM shop.customers`); got != want {
@@ -166,4 +167,70 @@ func TestColumnsWithConstraints(t *testing.T) {
 		requireCustomers(t, n, ofSome, "1 later 7 secret of a secret secret, 2 later 7 secret of a secret secret")
 	}
 	requireCustomers(t, x, ofSome, "1 later 7, 2 later 7")
+}
+
+// TestSealedColumns: the values go through a node that is not to have them, and nobody can read them there, in large transactions and rows neither; and
+// all nodes decide alike what they cannot all read.
+func TestSealedColumns(t *testing.T) {
+	t.Parallel()
+	config := map[string]string{"topology.columns": placedColumns, "topology.kind": "star", "topology.center": "c", "stream.compression": "none", "capture.frame_bytes": "64KiB",
+		"conflict.tables": `shop.customers: email=text_merge, (street, town)=last_writer_wins, visits=delta`}
+	c := cluster.New(t, cluster.Options{Nodes: 3, Keys: true, Schema: columnSchema, Config: config, Own: true, Settings: map[string]string{"logical_decoding_work_mem": "64kB"}})
+	a, b, x := c.Node("a"), c.Node("b"), c.Node("c")
+	if _, err := os.Stat(filepath.Join(x.Keys(), "rows-a+b.key")); err == nil {
+		t.Fatal("node c has the key")
+	}
+	const wide = `'secret of ' || repeat('large ', 600000)`
+	together(a, `INSERT INTO shop.customers VALUES (1, 'public of one', 'secret of one', NULL, 'secret', 1)`, `INSERT INTO item VALUES (1, 'public of one')`)
+	together(b, `INSERT INTO item SELECT i, 'public of many ' || i FROM generate_series(100, 3000) i`,
+		`INSERT INTO shop.customers SELECT i, 'public among them', 'secret among them' FROM generate_series(5000, 6000) i`)
+	a.Exec(`INSERT INTO shop.customers SELECT i, 'public', 'secret of many ' || i, repeat('secret ', 500), NULL, 1 FROM generate_series(10, 200) i`)
+	a.Exec(`INSERT INTO shop.customers VALUES (2, 'large', 'secret', `+wide+`, 'secret', 1)`)
+	c.WaitConverged()
+	a.Exec(`UPDATE shop.customers SET name = 'still large', visits = 5 WHERE id = 2`) // leaves the large one where it is
+	x.Exec(`UPDATE shop.customers SET visits = visits + 1 WHERE id < 200`)
+	c.WaitConverged()
+	b.Exec(`UPDATE shop.customers SET street = street || ' secret, still', email = 'secret of two' WHERE id = 2`)
+	c.WaitConverged()
+	a.Exec(`DELETE FROM shop.customers WHERE id > 10`)
+	c.WaitConverged()
+	for _, n := range []*cluster.Node{a, b} {
+		n.Await(`SELECT name || visits || email FROM shop.customers WHERE street = `+wide+` || ' secret, still'`, "still large6secret of two")
+	}
+	requireNoColumns(t, x)
+
+	// What users of c write is theirs to read, and nobody's.
+	x.Exec(`UPDATE shop.customers SET email = 'of c alone', name = 'public of c' WHERE id = 1`)
+	x.Exec(`INSERT INTO shop.customers VALUES (3, 'public of c', 'of c alone')`)
+	c.WaitConverged()
+	for _, n := range []*cluster.Node{a, b} {
+		requireCustomers(t, n, ofAll+", email, town", `1 public of c 2 secret of one secret, 2 still large 6 secret of two secret, 3 public of c, 10 public 2 secret of many 10`)
+		if stored(t, n, "of c alone") {
+			t.Errorf("what users of c have written stands in the files of node %s", n.Name)
+		}
+	}
+	requireCustomers(t, x, ofSome, `1 public of c 2 of c alone, 2 still large 6, 3 public of c of c alone, 10 public 2`)
+
+	// What the one in the middle keeps for one that is away, and what is written beside each other meanwhile.
+	b.Stop()
+	together(a, `INSERT INTO item VALUES (7, 'public of seven')`, `UPDATE shop.customers SET email = 'very secret of one' WHERE id = 1`)
+	x.AwaitStatus(func(*cluster.Report) bool { return stored(t, x, "public of seven") })
+	x.Exec(`UPDATE shop.customers SET visits = visits + 10 WHERE id = 1`)
+	b.Exec(`UPDATE shop.customers SET email = 'secret of one, only', visits = visits + 100 WHERE id = 1`)
+	b.Start()
+	c.WaitConverged()
+	for _, n := range []*cluster.Node{a, b} { // which read their own frames back
+		n.Stop()
+		n.Start()
+	}
+	b.Exec(`DELETE FROM shop.customers WHERE id IN (2, 3, 10)`)
+	c.WaitConverged()
+	for _, n := range []*cluster.Node{a, b} {
+		requireCustomers(t, n, ofSome, `1 public of c 112 very secret of one, only secret`)
+	}
+	for _, n := range c.Nodes {
+		if stored(t, n, "secret") {
+			t.Errorf("what is sealed stands in the files of node %s", n.Name)
+		}
+	}
 }
