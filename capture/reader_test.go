@@ -243,7 +243,15 @@ func row(t testing.TB, relations map[uint32]*wire.Relation, rec wire.Record) str
 		}
 		for j, v := range tuple {
 			col := rel.Columns[j]
-			line += " " + col.Name + "=" + show(col.TypeOID, v)
+			line += " " + col.Name + "="
+			if v.Format == wire.Sealed {
+				var err error
+				if v, err = testOpener(t).Value(origin.Origin{Node: "a", Epoch: 1}, v); err != nil {
+					t.Fatal(err)
+				}
+				line += "sealed "
+			}
+			line += show(col.TypeOID, v)
 			if col.TypeName != "" {
 				line += ":" + col.TypeSchema + "." + col.TypeName
 			}
