@@ -249,11 +249,14 @@ func (v *Verifier) answer(ctx context.Context, q *VerifyQuestion) (*VerifyAnswer
 	}
 	v.run.ctx = v.whole(ctx)
 	if q.Kind == VerifyTables {
-		return v.describe(ctx)
+		return v.describe(ctx, q)
 	}
 	t, err := v.table(ctx, q.Table)
 	if err == nil {
 		t, err = v.partly(t, q)
+	}
+	if err == nil {
+		err = t.withhold(q)
 	}
 	if err != nil {
 		return nil, err
@@ -296,6 +299,19 @@ func (v *Verifier) partly(t *verified, q *VerifyQuestion) (*verified, error) {
 	return &some, nil
 }
 
+// withhold refuses to tell another node of columns whose values it may not have.
+func (t *verified) withhold(q *VerifyQuestion) error {
+	if t.hidden = nil; q.Other {
+		t.hidden = t.withheldFrom(q.Asker)
+	}
+	for _, name := range t.columns {
+		if t.hidden != nil && slices.Contains(t.hidden.columns, name) {
+			return fmt.Errorf("column %s of table %s is not for node %s (topology.columns)", pgx.Identifier{name}.Sanitize(), t.quoted, q.Asker)
+		}
+	}
+	return nil
+}
+
 // verifySettings are those under which values are written as text alike on all nodes, besides sessionSettings.
 var verifySettings = map[string]string{"lc_monetary": "C", "lock_timeout": keeperLockTimeout}
 
@@ -332,15 +348,16 @@ func (v *Verifier) whole(ctx context.Context) context.Context { return context.W
 type verified struct {
 	*table
 	m       *mapping
-	columns []string // as the question has them
-	key     []int    // columns of the key, in the order of the question
-	cells   []int    // columns that are compared, in the order of the question
-	path    string   // search_path that has the operators of the key's types
-	only    []string // conditions on alias t: which of its rows are meant
+	columns []string  // as the question has them
+	key     []int     // columns of the key, in the order of the question
+	cells   []int     // columns that are compared, in the order of the question
+	path    string    // search_path that has the operators of the key's types
+	only    []string  // conditions on alias t: which of its rows are meant
+	hidden  *withheld // what who asks may not have; nil: nothing
 }
 
 // describe lists the tables.
-func (v *Verifier) describe(ctx context.Context) (*VerifyAnswer, error) {
+func (v *Verifier) describe(ctx context.Context, q *VerifyQuestion) (*VerifyAnswer, error) {
 	clear(v.tables)
 	var err error
 	if v.run, err = v.a.sideRun(ctx, v.conn); err != nil { // what it knows of tables may have changed
@@ -368,8 +385,12 @@ func (v *Verifier) describe(ctx context.Context) (*VerifyAnswer, error) {
 		if err != nil {
 			return nil, err
 		}
+		var hidden *withheld
+		if q.Other {
+			hidden = t.withheldFrom(q.Asker)
+		}
 		for i := range t.cols {
-			if !t.cols[i].generated {
+			if !t.cols[i].generated && (hidden == nil || !slices.Contains(hidden.columns, t.cols[i].name)) {
 				d.Columns = append(d.Columns, t.cols[i].name)
 			}
 		}

@@ -90,7 +90,7 @@ func (v *Verifier) lookAt(ctx context.Context, t *verified, q *VerifyQuestion, h
 		lows[i] = int64(k.Lo)
 	}
 	args := append([]any{asTexts}, t.keyArrays(q.Keys)...)
-	rows, err := v.conn.Query(ctx, t.lookSQL(q.Cells), append(args, lows)...)
+	rows, err := v.conn.Query(ctx, t.lookSQL(q.Cells && t.hidden == nil), append(args, lows)...)
 	if err != nil {
 		return fmt.Errorf("look at rows of %s: %w", t.quoted, explain(err))
 	}

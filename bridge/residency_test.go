@@ -71,7 +71,7 @@ func TestTablesAreComparedWhereTheyAre(t *testing.T) {
 		{"app.*", "c", "aabc", "app.y: at node a: no"},
 	} {
 		asked = nil
-		r, err := reside("crm.*=a b", "log.*=a d").compare(t.Context(), nil, ask, []string{"a", "b", "c"}, VerifyOptions{Table: x.table, From: x.from}, func(VerifyProgress) {})
+		r, err := reside("crm.*=a b", "log.*=a d").compare(t.Context(), nil, nil, ask, []string{"a", "b", "c"}, VerifyOptions{Table: x.table, From: x.from}, func(VerifyProgress) {})
 		if err != nil {
 			t.Errorf("%s: %v", x.table, err)
 			continue
@@ -85,7 +85,7 @@ func TestTablesAreComparedWhereTheyAre(t *testing.T) {
 			t.Errorf("%q from %q: asked are %s, want %s; left out is\n%q, want\n%s", x.table, x.from, got, x.asked, skipped, x.skipped)
 		}
 	}
-	if _, err := reside("crm.*=a b").compare(t.Context(), nil, ask, []string{"a", "b"}, VerifyOptions{Table: "no.such"}, nil); err == nil || !strings.Contains(err.Error(), "no replicated table fits") {
+	if _, err := reside("crm.*=a b").compare(t.Context(), nil, nil, ask, []string{"a", "b"}, VerifyOptions{Table: "no.such"}, nil); err == nil || !strings.Contains(err.Error(), "no replicated table fits") {
 		t.Errorf("a table that is not there: %v", err)
 	}
 }

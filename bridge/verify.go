@@ -117,8 +117,10 @@ type verifyRun struct {
 	pace   pace
 	after  origin.Vector // what all that was looked at may have come from
 	found  []*RowDifference
-	only   map[string]bool   // tables, as VerifyTable.String has them; nil: all
-	rows   *apply.VerifyRows // of them; nil: all
+	only   map[string]bool          // tables, as VerifyTable.String has them; nil: all
+	rows   *apply.VerifyRows        // of them; nil: all
+	cells  func(column string) bool // of columns beside the key; nil: all
+	told   map[string]bool          // rows that differ and that another comparison has told of, by rowName; nil: there is none
 }
 
 // verifyRemembered is how many differences a comparison remembers at most: it ends there.
@@ -209,6 +211,7 @@ func (c *verifyRun) tables(ctx context.Context) ([]*tableAsked, error) {
 		have[i] = map[string]*apply.VerifyTable{}
 		for _, t := range a.Tables {
 			if (c.o.Table == "" || capture.Matches(c.o.Table, t.Schema, t.Name)) && (c.only == nil || c.only[t.String()]) {
+				t.Columns = slices.DeleteFunc(slices.Clone(t.Columns), func(col string) bool { return c.cells != nil && !c.cells(col) && !slices.Contains(t.Key, col) })
 				have[i][t.String()], all[t.String()] = t, t
 			}
 		}

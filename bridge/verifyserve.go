@@ -118,7 +118,7 @@ func (b *bridge) compare(ctx context.Context, o VerifyOptions, person bool, tell
 	defer done()
 	a := s.askers()
 	defer a.close()
-	r, err := residencyOf(b.cfg).compare(ctx, placedOf(b.cfg), a.askNode, nodes, o, tell)
+	r, err := residencyOf(b.cfg).compare(ctx, placedOf(b.cfg), columnsOf(b.cfg), a.askNode, nodes, o, tell)
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}

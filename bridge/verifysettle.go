@@ -295,8 +295,14 @@ func (c *verifyRun) differs(k *candidate) error {
 			return nil
 		}
 	}
+	if c.told[rowName(t, k.key)] {
+		return nil
+	}
 	if len(c.found) >= verifyRemembered {
 		return errVerifyFull
+	}
+	if c.told != nil {
+		c.told[rowName(t, k.key)] = true
 	}
 	t.at.Differences++
 	c.found = append(c.found, &RowDifference{Table: t.String(), Key: keyText(t, k.key), Columns: []string{}, Nodes: []RowOfNode{}, key: k.key, table: t})

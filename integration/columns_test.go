@@ -185,7 +185,7 @@ func TestSealedColumns(t *testing.T) {
 	together(b, `INSERT INTO item SELECT i, 'public of many ' || i FROM generate_series(100, 3000) i`,
 		`INSERT INTO shop.customers SELECT i, 'public among them', 'secret among them' FROM generate_series(5000, 6000) i`)
 	a.Exec(`INSERT INTO shop.customers SELECT i, 'public', 'secret of many ' || i, repeat('secret ', 500), NULL, 1 FROM generate_series(10, 200) i`)
-	a.Exec(`INSERT INTO shop.customers VALUES (2, 'large', 'secret', `+wide+`, 'secret', 1)`)
+	a.Exec(`INSERT INTO shop.customers VALUES (2, 'large', 'secret', ` + wide + `, 'secret', 1)`)
 	c.WaitConverged()
 	a.Exec(`UPDATE shop.customers SET name = 'still large', visits = 5 WHERE id = 2`) // leaves the large one where it is
 	x.Exec(`UPDATE shop.customers SET visits = visits + 1 WHERE id < 200`)
