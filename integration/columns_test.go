@@ -428,7 +428,9 @@ func TestColumnsThatAreRefused(t *testing.T) {
 		t.Errorf("a bridge starts: %v", err)
 	}
 	x, err := bridge.Doctor(t.Context(), a.Load())
-	if err != nil || !slices.ContainsFunc(x.Findings, func(f doctor.Finding) bool { return f.Code == capture.CodeTableColumns && strings.Contains(f.Text, `"email"`) }) {
+	if err != nil || !slices.ContainsFunc(x.Findings, func(f doctor.Finding) bool {
+		return f.Code == capture.CodeTableColumns && strings.Contains(f.Text, `"email"`)
+	}) {
 		t.Errorf("doctor finds %+v, %v", x, err)
 	}
 }

@@ -354,16 +354,17 @@ func TestRestoresAtRandom(t *testing.T) {
 	if pgtest.Soak() {
 		rounds = 20
 	}
-	config := map[string]string{"conflict.tables": "*.counter: n=delta"}
+	config, whole := map[string]string{"conflict.tables": "*.counter: n=delta; " + columnedRules}, []string{"a", "b"}
 	if s%2 == 0 {
 		config["topology.residency"] = "public.hot=a b" // what is written at c stays there
 	} else {
-		config["topology.rows"], _ = randomPlaces(3, r)
+		config["topology.rows"], whole = randomPlaces(3, r)
 	}
+	config["topology.columns"] = columnsAt(whole)
 	c := cluster.New(t, cluster.Options{Nodes: 3, Majors: oldestAndNewest(t), Own: true, Processes: true, Settings: map[string]string{"fsync": "off"}, Config: config,
-		Keys: s%4 < 2, Schema: loadSchema + placedTable + countedSchema + `CREATE TABLE uniq (id int PRIMARY KEY, u int UNIQUE, w int)`})
+		Keys: s%4 < 2, Schema: loadSchema + placedTable + columnedTable + countedSchema + `CREATE TABLE uniq (id int PRIMARY KEY, u int UNIQUE, w int)`})
 	l := newLoad(t, c, 1, s)
-	l.placed = s%2 != 0
+	l.placed, l.columns = s%2 != 0, whole
 	increments := 0
 	mixed := func(nodes []*cluster.Node, count int) {
 		for range count {
@@ -429,6 +430,7 @@ func TestRestoresAtRandom(t *testing.T) {
 		mixed(c.Nodes, 10)
 		l.stop()
 		c.WaitConverged()
+		requireColumned(t, c, whole)
 		has := entries(victim, c.Nodes[0])
 		lost := 0
 		for e := range had {

@@ -136,9 +136,9 @@ func playFaults(t *testing.T, nodes, schedules, least int) {
 	t.Logf("%d nodes, %d schedules from seed %d", nodes, schedules, s)
 	f := &faults{t: t, kinds: letGoConfig()}
 	f.kinds["stream.absent_bytes"] = "256KiB"
-	if s%2 == 0 { // only some have a table that is written everywhere
+	var have []string // that have what others have not
+	if s%2 == 0 {     // only some have a table that is written everywhere
 		r := rand.New(rand.NewSource(s))
-		var have []string
 		for _, i := range r.Perm(nodes)[:2+r.Intn(nodes-2)] {
 			have = append(have, string(rune('a'+i)))
 		}
@@ -150,11 +150,23 @@ func playFaults(t *testing.T, nodes, schedules, least int) {
 		f.kinds["topology.rows"], f.whole = randomPlaces(nodes, rand.New(rand.NewSource(s)))
 		t.Log(f.kinds["topology.rows"])
 	}
+	var columns []string // of one that is merged only some have some columns' values
+	switch {
+	case s%4 == 0:
+		columns = have
+	case s%8 == 7:
+		_, columns = randomPlaces(nodes, rand.New(rand.NewSource(s)))
+		f.whole = columns
+	}
+	if columns != nil {
+		f.kinds["topology.columns"], f.kinds["conflict.tables"] = columnsAt(columns), columnedRules
+		t.Log(f.kinds["topology.columns"])
+	}
 	keys := s%4 < 2 // so that it is sealed there
-	f.c = cluster.New(t, cluster.Options{Nodes: nodes, Keys: keys, Schema: loadSchema + placedTable + fullSchema, Own: true, Clocks: true, Processes: true, Config: f.kinds,
+	f.c = cluster.New(t, cluster.Options{Nodes: nodes, Keys: keys, Schema: loadSchema + placedTable + columnedTable + fullSchema, Own: true, Clocks: true, Processes: true, Config: f.kinds,
 		Settings: map[string]string{"logical_decoding_work_mem": "64kB"}})
 	f.l = newLoad(t, f.c, 1, s)
-	f.l.placed = placed
+	f.l.placed, f.l.columns = placed, columns
 	every := min(schedules/2, 5) // schedules on one topology
 	for i := range schedules {
 		x := s + int64(i)
@@ -254,6 +266,9 @@ func (f *faults) play(faults int) {
 	f.t.Logf("waiting behind: %s", strings.Join(f.log, "; "))
 	f.c.WaitConverged()
 	requireCounts(f.t, f.c, f.l)
+	if f.l.columns != nil {
+		requireColumned(f.t, f.c, f.l.columns)
+	}
 	for _, leave := range leave {
 		leave()
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -56,6 +57,7 @@ type load struct {
 	last    []atomic.Int64  // by node: its last number that was committed
 	behind  []atomic.Bool   // by node: it lacks more than that
 	placed  bool            // placedTable is written, too
+	columns []string        // nodes that have the values of columnedTable, which is written, too; nil: it is not
 	parks   string          // the node that may show children before their parents: a row refers to a parked one (docs/parked.md)
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
@@ -186,6 +188,9 @@ func (l *load) transaction(conn *pgx.Conn, node string, i int, r *rand.Rand) {
 		if l.placed && r.Intn(4) == 0 {
 			sql, args = randomPlaced(node, r)
 		}
+		if l.columns != nil && r.Intn(4) == 0 {
+			sql, args = randomColumned(node, slices.Contains(l.columns, node), r)
+		}
 		if _, err := tx.Exec(ctx, sql, args...); err != nil {
 			return // a deadlock or a unique violation rolls it all back
 		}
@@ -251,6 +256,60 @@ func randomPlaced(node string, r *rand.Rand) (string, []any) {
 		return `INSERT INTO placed SELECT p, i, $1 FROM generate_series(0, 3) p, generate_series(100, 120) i ON CONFLICT (part, id) DO UPDATE SET v = EXCLUDED.v`, []any{node}
 	}
 	return `UPDATE placed SET part = $1 WHERE part = $2 AND id = $3 AND NOT EXISTS (SELECT FROM placed WHERE part = $1 AND id = $3)`, []any{part, r.Intn(placedParts), id}
+}
+
+// columnedTable is a merged table of whose columns some have values that only some nodes have, by topology.columns, under columnedRules.
+const columnedTable = `
+CREATE TABLE columned (id int PRIMARY KEY, name text, n int CHECK (n <= 20), secret text, big text, note text);
+ALTER TABLE columned REPLICA IDENTITY FULL;
+`
+
+const columnedRules = "*.columned: name=last_writer_wins, n=delta, (secret, big)=last_writer_wins, note=text_merge, .deletes=update_wins"
+
+func columnsAt(nodes []string) string {
+	at := strings.Join(nodes, " ")
+	return "public.columned.secret=" + at + ",public.columned.big=" + at + ",public.columned.note=" + at
+}
+
+// randomColumned writes rows of columnedTable, with large values that many writes leave unchanged; at nodes that are not to have the values, such as begin
+// with stray.
+func randomColumned(node string, has bool, r *rand.Rand) (string, []any) {
+	id, value := r.Intn(20), fmt.Sprint(node, r.Intn(1000))
+	if !has {
+		value = "stray " + value
+	}
+	const large = `(SELECT string_agg(md5($2 || g), '') FROM generate_series(1, 100) g)`
+	switch r.Intn(10) {
+	case 0, 1:
+		return `INSERT INTO columned VALUES ($1, $2, 1, $2, CASE WHEN $2 LIKE 'stray%' THEN $2 ELSE ` + large + ` END, NULL) ON CONFLICT (id) DO UPDATE SET n = LEAST(columned.n + 1, 20)`, []any{id, value}
+	case 2, 3:
+		return `UPDATE columned SET secret = $2 WHERE id % 10 = $1`, []any{id % 10, value}
+	case 4:
+		return `UPDATE columned SET big = CASE WHEN $2 LIKE 'stray%' THEN $2 ELSE ` + large + ` END WHERE id = $1`, []any{id, value}
+	case 5:
+		return `UPDATE columned SET note = CASE WHEN $2 LIKE 'stray%' THEN $2 ELSE left(concat(note, ' ', $2), 60) END, n = LEAST(n + 1, 20) WHERE id = $1`, []any{id, value}
+	case 6:
+		return `DELETE FROM columned WHERE id = $1 AND $2 <> ''`, []any{id, value}
+	case 7:
+		return `UPDATE columned SET id = $1 WHERE id = (SELECT min(id) FROM columned WHERE name < $2) AND NOT EXISTS (SELECT FROM columned WHERE id = $1)`, []any{id, value}
+	case 8:
+		return `INSERT INTO columned (id, name) SELECT i, $2 FROM generate_series(100 + $1, 120) i ON CONFLICT (id) DO UPDATE SET name = EXCLUDED.name`, []any{id, value}
+	}
+	return `UPDATE columned SET name = $2, n = LEAST(n + 1, 20) WHERE id % 5 = $1`, []any{id % 5, value}
+}
+
+// requireColumned fails if values of columnedTable are where they are not to be.
+func requireColumned(t *testing.T, c *cluster.Cluster, nodes []string) {
+	t.Helper()
+	for _, n := range c.Nodes {
+		stray := "secret LIKE 'stray%' OR big LIKE 'stray%' OR note LIKE '%stray%'"
+		if !slices.Contains(nodes, n.Name) {
+			stray = "secret NOT LIKE 'stray%' OR big NOT LIKE 'stray%' OR note NOT LIKE 'stray%'"
+		}
+		if got := n.Query(`SELECT id || ' ' || concat_ws(', ', secret, left(big, 20), note) FROM columned WHERE ` + stray); len(got) > 0 {
+			t.Errorf("node %s has values of others: %q", n.Name, got)
+		}
+	}
 }
 
 // randomPlaces are places of placedTable's rows: of each part other ones, and two nodes that have all, so that each node finds one that can give

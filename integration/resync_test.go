@@ -170,8 +170,8 @@ func TestResyncsAtRandom(t *testing.T) {
 	if pgtest.Soak() {
 		rounds = 30
 	}
-	c := cluster.New(t, cluster.Options{Nodes: 3, Majors: pgtest.Versions(t), Config: map[string]string{"conflict.tables": "*.counter: n=delta", "topology.residency": "public.part=a b",
-		"topology.rows": "public.placed.part=0:a b,public.placed.part=1:c a b"}, Keys: s%2 == 0, Schema: loadSchema + placedTable + countedSchema + `CREATE TABLE uniq (id int PRIMARY KEY, u int UNIQUE, w int); CREATE TABLE part (id int PRIMARY KEY, v int)`})
+	c := cluster.New(t, cluster.Options{Nodes: 3, Majors: pgtest.Versions(t), Config: map[string]string{"conflict.tables": "*.counter: n=delta; " + columnedRules, "topology.residency": "public.part=a b",
+		"topology.rows": "public.placed.part=0:a b,public.placed.part=1:c a b", "topology.columns": columnsAt([]string{"a", "b"})}, Keys: s%2 == 0, Schema: loadSchema + placedTable + columnedTable + countedSchema + `CREATE TABLE uniq (id int PRIMARY KEY, u int UNIQUE, w int); CREATE TABLE part (id int PRIMARY KEY, v int)`})
 	var increments [3]int
 	for _, n := range c.Nodes {
 		if got, want := n.Value(`SELECT count(*) FROM pg_publication_tables WHERE tablename = 'part'`) == "1", n.Name != "c"; got != want {
@@ -179,7 +179,7 @@ func TestResyncsAtRandom(t *testing.T) {
 		}
 	}
 	l := newLoad(t, c, 1, s)
-	l.placed = true
+	l.placed, l.columns = true, []string{"a", "b"}
 	given, columns := 0, 0
 	for range rounds {
 		for _, n := range c.Nodes { // what purge takes must be known everywhere if its node starts anew
@@ -218,6 +218,7 @@ func TestResyncsAtRandom(t *testing.T) {
 		heal()
 		l.stop()
 		c.WaitConverged()
+		requireColumned(t, c, l.columns)
 		after := resyncs(t, victim) - before
 		if let && after == 0 || !let && after > 0 {
 			t.Errorf("frames were let go of: %v, and node %s was given what it lacked %d times", let, victim.Name, after)
