@@ -117,6 +117,23 @@ func TestSiftOfColumns(t *testing.T) {
 	if !isBlocked(err) || !strings.Contains(err.Error(), "values of table s.t cannot be read here (topology.columns); run pgbridge keys") {
 		t.Errorf("a node without the key: %v", err)
 	}
+	// So does who meets one and is not told of the column.
+	m := &mapping{remote: relations[1], local: &table{quoted: "t"}}
+	if _, err := m.param(1, text("sealed:x")); !isBlocked(err) || !strings.Contains(err.Error(), `column "email" of table t came with values for some nodes alone`) {
+		t.Errorf("a node without the setting: %v", err)
+	}
+}
+
+// TestJournalBelongsToItsColumns: what is in it counts for other nodes' values no more when other nodes have them; but it outlives a version that
+// knows of no such columns.
+func TestJournalBelongsToItsColumns(t *testing.T) {
+	p := []MergePolicy{{Pattern: "*.t"}}
+	if fingerprint(p, nil, "") == fingerprint(p, nil, "s.t.email=a b") || fingerprint(p, nil, "s.t.email=a c") == fingerprint(p, nil, "s.t.email=a b") {
+		t.Error("other columns, and the journal goes on")
+	}
+	if got := fingerprint(p, []string{"a"}, ""); got != "8445b9f0cc983671" {
+		t.Errorf("without any, the journal begins anew: %s", got)
+	}
 }
 
 // TestWhatIsWithheldOfAJournal: the writes of a unit, and the values of its columns, and nothing else.
