@@ -142,6 +142,7 @@ func (r *VerifyReport) sameRows(of *VerifyReport) {
 	}
 	r.Explained = slices.DeleteFunc(r.Explained, func(x RowReason) bool { return slices.Contains(of.Explained, x) })
 	r.Unsettled = slices.DeleteFunc(r.Unsettled, func(x RowReason) bool { return slices.Contains(of.Unsettled, x) })
+	r.Skipped = slices.DeleteFunc(r.Skipped, func(x VerifySkipped) bool { return slices.Contains(of.Skipped, x) })
 }
 
 // add takes the report of a comparison of other tables, rows or columns in; limit is how many rows are shown.
