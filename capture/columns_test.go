@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 
@@ -95,6 +96,16 @@ func TestValuesOfColumnsAreSealed(t *testing.T) {
 				if bytes.Contains(f.Body, []byte("secret")) {
 					t.Errorf("a frame can be read: %q", f.Body)
 				}
+			}
+			again := newWorkbench(t, MinFrameBytes) // which reads them back
+			again.restore.keys = map[uint32][]keyColumn{}
+			for _, f := range w.pub.all() {
+				if err := again.Restore(f); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got, want := again.deletes.told(), w.deletes.told(); !slices.Equal(got, want) || len(want) == 0 {
+				t.Errorf("restored is told\n%q\nwant\n%q", got, want)
 			}
 			if held := cap(w.tagger.chunk) + cap(w.tagger.values); large > wholeLimit && held > wholeLimit {
 				t.Errorf("%d bytes are kept", held)
