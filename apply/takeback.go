@@ -77,14 +77,20 @@ func (b *takebacks) takeAll(ctx context.Context, due []take) (err error) {
 	if err := b.prepare(ctx, due, statements); err != nil {
 		return err
 	}
-	turn, err := b.kept.excluding(ctx, due)
-	if err != nil {
-		return err
-	}
-	defer turn()
-	failed, err := b.execute(ctx, due, statements)
+	failed, err := b.settleAll(ctx, due, statements) // before the turn: whoever has that besides keys has taken the keys first
 	if err != nil && len(failed) == 0 {
 		return err
+	}
+	turn, lateErr := b.kept.excluding(ctx, due)
+	if lateErr != nil {
+		return lateErr
+	}
+	defer turn()
+	switch more, lateErr := b.execute(ctx, due, statements); {
+	case lateErr != nil && len(more) == 0:
+		return lateErr
+	case lateErr != nil:
+		failed, err = append(failed, more...), lateErr
 	}
 	for _, t := range due {
 		if t.key != nil || slices.ContainsFunc(failed, func(f take) bool { return f.key == nil && f.table == t.table && f.commit == t.commit }) {
@@ -182,10 +188,8 @@ func (b *takebacks) rekeyed(tab *table) {
 		"older versions of the deleted rows may have come back", tab.quoted))
 }
 
-// execute sends all deletes in one go, each as a transaction of its own: one for all would keep rows locked
-// that users may want in another order. A delete takes the row if its writer is a remote origin whose version
-// is below the local delete's. Never a row of a local session: that is later. It returns what failed.
-func (b *takebacks) execute(ctx context.Context, due []take, statements map[deletion]deleteStatement) (failed []take, err error) {
+// settleAll works out anew what is left of merged tables' rows. It returns what failed.
+func (b *takebacks) settleAll(ctx context.Context, due []take, statements map[deletion]deleteStatement) (failed []take, err error) {
 	for _, t := range due {
 		tab := statements[deletion{t.table, len(t.key)}].tab
 		if tab == nil || tab.merge == nil {
@@ -198,6 +202,13 @@ func (b *takebacks) execute(ctx context.Context, due []take, statements map[dele
 			failed, err = append(failed, t), lateErr
 		}
 	}
+	return failed, err
+}
+
+// execute sends all deletes in one go, each as a transaction of its own: one for all would keep rows locked
+// that users may want in another order. A delete takes the row if its writer is a remote origin whose version
+// is below the local delete's. Never a row of a local session: that is later. It returns what failed.
+func (b *takebacks) execute(ctx context.Context, due []take, statements map[deletion]deleteStatement) (failed []take, err error) {
 	p := b.conn.PgConn().StartPipeline(ctx)
 	var sent []take
 	for _, t := range due {

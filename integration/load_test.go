@@ -264,7 +264,7 @@ CREATE TABLE columned (id int PRIMARY KEY, name text, n int CHECK (n <= 20), sec
 ALTER TABLE columned REPLICA IDENTITY FULL;
 `
 
-const columnedRules = "*.columned: name=last_writer_wins, n=delta, (secret, big)=last_writer_wins, note=text_merge, .deletes=update_wins"
+const columnedRules = "*.columned: name=last_writer_wins, n=delta, (secret, big)=last_writer_wins, note=max, .deletes=update_wins"
 
 func columnsAt(nodes []string) string {
 	at := strings.Join(nodes, " ")
