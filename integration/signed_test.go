@@ -136,7 +136,7 @@ func TestForgedFrames(t *testing.T) {
 			b.AwaitStatus(func(r *cluster.Report) bool {
 				for _, al := range r.Alarms {
 					if al.Code == "frames-forged" {
-						return strings.Contains(al.Text, "of node a is refused, and comes from node c: frame") && strings.Contains(al.Text, wire.ErrSignature.Error()) && refused(r, "a") > 0
+						return strings.Contains(al.Text, "of node a is refused, and comes from node c: frame") && strings.Contains(al.Text, wire.ErrSignature.Error()) && linkOf(r, "a").Refused > 0
 					}
 				}
 				return false
@@ -146,16 +146,6 @@ func TestForgedFrames(t *testing.T) {
 			}
 		})
 	}
-}
-
-// refused is how often frames of a node were refused.
-func refused(r *cluster.Report, node string) uint64 {
-	for _, l := range r.Links {
-		if strings.HasPrefix(l.Origin, node) {
-			return l.Refused
-		}
-	}
-	return 0
 }
 
 // TestReplayedFrame: a frame that its author has written and signed is sent to its stream once more. It changes nothing, and status counts it.
@@ -202,20 +192,10 @@ func TestReplayedFrame(t *testing.T) {
 	if sent == 0 {
 		t.Fatal("no frame with a transaction was found")
 	}
-	b.AwaitStatus(func(r *cluster.Report) bool { return again(r, "a") == sent })
+	b.AwaitStatus(func(r *cluster.Report) bool { return linkOf(r, "a").Again == sent })
 	if got := b.Value(`SELECT v FROM t`); got != "new" {
 		t.Errorf("node b has %s", got)
 	}
-}
-
-// again is how many transactions of a node have come once more.
-func again(r *cluster.Report, node string) uint64 {
-	for _, l := range r.Links {
-		if strings.HasPrefix(l.Origin, node) {
-			return l.Again
-		}
-	}
-	return 0
 }
 
 // TestSigningBegins: nodes that replicate begin to sign, one after the other, and then to require it; one that lacks a key does not start.
